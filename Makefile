@@ -1,0 +1,37 @@
+# `make` alone lists the targets. They use .venv, made at the first call; to use the Python you
+# already have (Colab, conda), name it: make demo PYTHON=python3
+VENV_PYTHON := .venv/bin/python
+PYTHON ?= $(VENV_PYTHON)
+READY := $(if $(filter $(VENV_PYTHON),$(PYTHON)),.venv/.ready)
+
+.PHONY: help install demo test test-slow check format bench
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.ready: pyproject.toml
+	python3 -m venv .venv
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+install: $(READY) ## install fedta and its development tools into .venv
+
+demo: $(READY) ## 100 clients on non-iid digits, on Flower's simulation engine (about a minute)
+	$(PYTHON) -m experiments run demo
+
+test: $(READY) ## the tests (under 10 minutes on two cores)
+	$(PYTHON) -m pytest -q -m "not slow"
+
+test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included
+	$(PYTHON) -m pytest -q
+
+check: $(READY) ## formatting, lint and types; changes nothing
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: $(READY) ## write the formatting that `make check` wants
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+bench: $(READY) ## seconds per round beside a bare PyTorch loop, as ratios in one run
+	$(PYTHON) -m benchmarks.bench_rounds

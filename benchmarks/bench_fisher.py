@@ -1,0 +1,134 @@
+"""Cost of the Fisher diagonal beside a plain forward and backward pass, in time and memory.
+
+    python -m benchmarks.bench_fisher [--json PATH] [--batch-size 8] [--pairs 5] [--threads 2]
+
+Times are taken in pairs within one process, so that other load on the machine meets both alike.
+Memory is the peak resident set of fresh processes, from Linux's /proc: `ru_maxrss` would be the
+parent's peak wherever that is larger. CPU only.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedta_app.sensitivity import fisher_diagonal
+
+MODEL = "vit_small_patch16_224.dino"
+NUM_CLASSES = 100
+NUM_BATCHES = 2  # the first is computed in two parts, so one alone would flatter the peak
+WORKLOADS = ("nothing", "plain", "fisher")
+
+
+def measure(
+    *, batch_size: int = 8, pairs: int = 5, threads: int = 2, image_size: int = 224
+) -> dict[str, float | int | str]:
+    """Return the ratios of time and of peak memory, and the figures that they come from.
+
+    `nothing_peak_mib` is that of a process that imports everything and builds the model.
+    """
+    torch.set_num_threads(threads)
+    times = _paired_times(batch_size, pairs, image_size)
+    peaks = {name: _peak_mib(name, batch_size, threads, image_size) for name in WORKLOADS}
+    return {
+        "model": MODEL,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "threads": threads,
+        "pairs": pairs,
+        "torch": torch.__version__,
+        "time_ratio": statistics.median(fisher / plain for plain, fisher in times),
+        "plain_seconds_per_batch": statistics.median(plain for plain, _ in times) / NUM_BATCHES,
+        "fisher_seconds_per_batch": statistics.median(fisher for _, fisher in times) / NUM_BATCHES,
+        "memory_ratio": peaks["fisher"] / peaks["plain"],
+        "memory_ratio_above_imports": (peaks["fisher"] - peaks["nothing"])
+        / (peaks["plain"] - peaks["nothing"]),
+        **{f"{name}_peak_mib": peak for name, peak in peaks.items()},
+    }
+
+
+def _paired_times(batch_size: int, pairs: int, image_size: int) -> list[tuple[float, float]]:
+    """Return seconds of (plain, fisher), after one pair that warms up."""
+    model, images, labels = _model_and_batch(batch_size, image_size)
+    plain, fisher = (_workload(name, model, images, labels) for name in ("plain", "fisher"))
+    return [(_seconds(plain), _seconds(fisher)) for _ in range(pairs + 1)][1:]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _model_and_batch(batch_size: int, image_size: int) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"num_classes": NUM_CLASSES, "img_size": image_size}
+    model = timm.create_model(MODEL, pretrained=False, **options).eval()
+    for parameter in model.get_submodule("head").parameters():
+        parameter.requires_grad_(False)  # as in the method
+    images = torch.randn(batch_size, 3, image_size, image_size)
+    return model, images, torch.randint(NUM_CLASSES, (batch_size,))
+
+
+def _workload(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    def plain() -> None:
+        for _ in range(NUM_BATCHES):
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(F.cross_entropy(model(images), labels))
+
+    def fisher() -> None:
+        fisher_diagonal(model, [(images, labels)] * NUM_BATCHES)
+
+    return {"nothing": lambda: None, "plain": plain, "fisher": fisher}[name]
+
+
+def _peak_mib(name: str, batch_size: int, threads: int, image_size: int) -> float:
+    """Return the peak memory of a fresh process that runs one workload twice."""
+    code = (
+        "from benchmarks.bench_fisher import run_alone; "
+        f"run_alone({name!r}, {batch_size}, {threads}, {image_size})"
+    )
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[1]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
+
+
+def run_alone(name: str, batch_size: int, threads: int, image_size: int) -> None:
+    """Run one workload twice and print this process's peak memory in MiB."""
+    torch.set_num_threads(threads)
+    run = _workload(name, *_model_and_batch(batch_size, image_size))
+    run()
+    run()
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+
+
+def main() -> None:
+    """Print the measurements, and write them to a file if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    result = measure(
+        batch_size=arguments.batch_size, pairs=arguments.pairs, threads=arguments.threads
+    )
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

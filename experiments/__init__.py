@@ -1,0 +1,1 @@
+"""Experiments: presets per table, the runner, and what is made of their results."""

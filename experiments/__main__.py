@@ -1,0 +1,110 @@
+"""`python -m experiments list | run TABLE`: tables of presets, from the command line."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import torch
+
+from experiments.launch import FAILED, FINISHED, REFUSED, STOPPED, launch, preflight
+from experiments.presets import parse_overrides, presets, tables
+from fedta_app.config import RunConfig
+from fedta_app.run_directory import RunError
+
+_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
+    same command continues; 130: interrupted at once.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except (ValueError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", flush=True)
+        return _INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="show the tables and their presets")
+    listing.set_defaults(command=_list)
+    run = commands.add_parser("run", help="run a table, or one preset of it")
+    run.set_defaults(command=_run)
+    run.add_argument("selection", metavar="TABLE[/PRESET]")
+    run.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (default 1)")
+    run.add_argument("--engine", choices=["flower", "in-process"], help="default: the preset's")
+    run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--max-minutes", type=float, help="stop cleanly before this, each run")
+    run.add_argument("--results-dir", help="where run directories go (default ~/fedta/runs)")
+    run.add_argument("--data-dir", help="where data sets are (default ~/fedta/data)")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, help="default: resume")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    cpus, gpus = _default_resources()
+    run.add_argument(
+        "--client-cpus", type=int, default=cpus, help="CPUs a Flower client takes (default 1)"
+    )
+    run.add_argument(
+        "--client-gpus",
+        type=float,
+        default=gpus,
+        help=f"share of a GPU a Flower client takes, such as 0.25 (default here {gpus:g})",
+    )
+    return parser
+
+
+def _default_resources() -> tuple[int, float]:
+    """Return CPUs and GPU share per client: one CPU, and the GPU shared by as many clients."""
+    share = 1 / (os.cpu_count() or 1)
+    return 1, max(share, 0.25) if torch.cuda.is_available() else 0.0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for table in tables():
+        print(table)
+        for preset in presets(table):
+            print(f"  {preset.label}")
+    return FINISHED
+
+
+def _run(options: argparse.Namespace) -> int:
+    overrides = parse_overrides(options.overrides)
+    for key in ("engine", "device", "max-minutes", "results-dir", "data-dir", "resume"):
+        if (value := getattr(options, key.replace("-", "_"))) is not None:
+            overrides[key] = value
+    chosen = presets(options.selection)
+    configs = [
+        _config(preset, {**overrides, **({"seed": seed} if options.seeds > 1 else {})})
+        for preset in chosen
+        for seed in range(options.seeds)
+    ]
+    for config in configs:
+        preflight(config)
+    statuses = [_run_cell(config, options) for config in configs]
+    return next((status for status in (FAILED, STOPPED) if status in statuses), FINISHED)
+
+
+def _config(preset: Any, overrides: dict[str, Any]) -> RunConfig:
+    config: RunConfig = preset.config(overrides)
+    return config
+
+
+def _run_cell(config: RunConfig, options: argparse.Namespace) -> int:
+    try:
+        return launch(config, client_cpus=options.client_cpus, client_gpus=options.client_gpus)
+    except (ValueError, RunError) as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

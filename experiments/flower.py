@@ -1,0 +1,159 @@
+"""One run on Flower's simulation engine, by `flwr run`, with an outcome that can be relied on.
+
+`flwr run` alone exits with 0 even when the run fails, leaves a SuperLink behind, and installs a
+second copy of every dependency. Here each run has a SuperLink of its own, which uses the packages
+that are already installed, ends with the run, and dies with this process.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedta_app.config import RunConfig, to_toml
+from fedta_app.run_directory import RunError
+
+APP = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(sys.executable).parent
+_START_TIMEOUT = 60.0  # seconds
+_CONNECTION = "fedta"
+# What Flower says of itself on every run; failures and everything of ours is shown.
+_NOISE = ("INFO :", "DEBUG :", "WARNING :", "Successfully started run")
+
+
+def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) -> None:
+    """Run a configuration to its end on the simulation engine and show what the app prints.
+
+    Parameters
+    ----------
+    client_cpus, client_gpus : float
+        What one client takes of the machine; fractions share a GPU. They decide how many clients
+        run at a time.
+
+    Raises
+    ------
+    RunError
+        When the SuperLink or the run could not be started. How the run ended is in its
+        summary.json.
+    """
+    federation = (
+        f"num-supernodes={config.num_clients} client-resources-num-cpus={client_cpus} "
+        f"client-resources-num-gpus={float(client_gpus)}"
+    )
+    with tempfile.TemporaryDirectory(prefix="fedta-flwr-") as folder:
+        home = Path(folder)
+        run_config = home / "run.toml"
+        run_config.write_text(to_toml(config))
+        environment = {
+            **os.environ,
+            # Flower starts its own scripts by name; they lie beside this Python, activated or not.
+            "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
+            "FLWR_HOME": folder,
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PYTHONUNBUFFERED": "1",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+        with _superlink(home, environment):
+            command = [
+                str(SCRIPTS / "flwr"), "run", str(APP), _CONNECTION, "--stream",
+                "--run-config", str(run_config), "--federation-config", federation,
+            ]  # fmt: skip
+            _stream(command, environment)
+
+
+@contextmanager
+def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
+    port = _free_port()
+    log = home / "superlink.log"
+    home.joinpath("config.toml").write_text(
+        f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
+        f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = [
+        str(SCRIPTS / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1",
+        "--port", str(port), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the runner, which asks the run to stop
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        try:
+            _wait_until_healthy(process, port, log)
+            yield
+        finally:
+            _end(process)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end the SuperLink when this process is killed; what it started ends with it."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise RunError(f"Flower's SuperLink did not start: {' '.join(tail) or 'no output'}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _stream(command: list[str], environment: dict[str, str]) -> None:
+    """Run `flwr run --stream` and print its lines, without Flower's own chatter."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.strip() and not any(mark in line for mark in _NOISE):
+                print(line, end="", flush=True)
+        process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

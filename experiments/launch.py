@@ -1,0 +1,105 @@
+"""One cell of a table, on any engine, from refusal to outcome."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedta_app.checkpoint import load_checkpoint
+from fedta_app.config import ConfigError, RunConfig
+from fedta_app.run_directory import STOP_FILE, check_resumable, check_writable, run_path
+from fedta_app.workspace import shared_workspace
+
+FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 2, 3  # exit statuses
+
+
+def preflight(config: RunConfig) -> None:
+    """Refuse, before anything is started, what would fail later.
+
+    Raises
+    ------
+    ValueError
+        Of one sentence: results directory, checkpoint, data set, weights, partition.
+    """
+    if config.engine != "centralized" and not config.num_clients:
+        raise ConfigError(
+            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
+            "`flwr run` was given; set num-clients to the number of clients"
+        )
+    check_writable(config)
+    check_resumable(config)
+    if config.resume:
+        load_checkpoint(run_path(config) / "checkpoint")
+    for warning in shared_workspace(config).built.warnings:
+        print(f"warning: {warning}", flush=True)
+
+
+def launch(config: RunConfig, *, client_cpus: int, client_gpus: float) -> int:
+    """Run a configuration that passed `preflight` and return the exit status.
+
+    Ctrl-C asks the run to stop after its round, with a checkpoint; a second one ends it at once.
+    """
+    directory = run_path(config)
+    before = _summary(directory)
+    with _stop_on_interrupt(directory / STOP_FILE):
+        if config.engine == "flower":
+            from experiments.flower import run_on_flower
+
+            shared_workspace.cache_clear()  # the run has processes of its own
+            run_on_flower(config, client_cpus=client_cpus, client_gpus=client_gpus)
+        elif config.engine == "in-process":
+            from client_app.app import app as client_app
+            from engine.inprocess import run_in_process
+            from server_app.app import app as server_app
+
+            run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
+        else:
+            from fedta_app.centralized import run_centralized
+
+            run_centralized(config)
+    return _outcome(directory, before)
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary
+
+
+def _outcome(directory: Path, before: dict[str, Any]) -> int:
+    summary = _summary(directory)
+    fresh = summary.get("sessions") != before.get("sessions")
+    if fresh and summary.get("status") == "finished":
+        return FINISHED
+    if fresh and summary.get("status") == "stopped":
+        return STOPPED
+    reason = summary.get("reason") if fresh else "it ended before it began"
+    print(f"failed: {reason or 'its process ended without a word'}; see {directory}", flush=True)
+    return FAILED
+
+
+@contextmanager
+def _stop_on_interrupt(stop_file: Path) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a notebook's kernel or a test: signals are not ours to take
+        return
+
+    def request_stop(signum: int, frame: object) -> None:
+        if stop_file.exists():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        stop_file.touch()
+        print(" stopping after this round (Ctrl-C again to end at once)", flush=True)
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,198 @@
+"""How many samples of each class each client gets, when every client holds exactly Nc classes.
+
+A K x C table of integers ("cells") with given column sums (class sizes), row sums that differ by
+at most one (client sizes) and exactly Nc positive cells in every row. It is found in three steps:
+
+1. Every class gets a number of cells proportional to its size (Webster's rule, within the bounds
+   that any solution has to keep), K * Nc in all.
+2. The cells are put into rows at random, Nc per row, no two of a class in one row: the theorem of
+   Gale and Ryser says this is possible, the rule of Havel and Hakimi does it, and random trades
+   between pairs of rows (Strona et al. 2014, "curveball") then mix the table.
+3. Every class is shared equally by its cells, and the rows are levelled by moving samples along
+   augmenting paths, client - class - client (Ford and Fulkerson 1956); no cell falls below one.
+
+Step 3 fails only if the table of step 2 admits no solution. If the classes are equally large and
+K * Nc is a multiple of their number, every table does: N / (K * Nc) samples in every cell meet all
+sums, and whole numbers then do too, because flows are integral. In other cases another table is
+tried, up to `ATTEMPTS` times.
+"""
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+ATTEMPTS = 50
+TRADES = 10  # rounds of trades, each pairing all clients
+
+
+def allocate_cells(
+    counts: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
+) -> IntArray | None:
+    """Return the samples of each class for each client, or None if no way was found.
+
+    Parameters
+    ----------
+    counts : int array, shape (C,)
+        Samples of each class, all positive.
+    num_clients : int
+        K, at most the number of samples N.
+    classes_each : int
+        Nc, at most C and at most N // K, with K * Nc >= C.
+    rng : numpy.random.Generator
+        Source of every random choice.
+
+    Returns
+    -------
+    int64 array, shape (K, C), or None
+        Column sums `counts`, row sums N // K or one more, `classes_each` positive cells per row.
+    """
+    smallest, larger = divmod(int(counts.sum()), num_clients)
+    largest = smallest + (larger > 0)
+    for _ in range(ATTEMPTS):
+        slots = _share_slots(counts, num_clients, classes_each, smallest, largest, rng)
+        if slots is None:
+            return None
+        holds = _place_slots(slots, num_clients, classes_each, rng)
+        _trade(holds, rng)
+        cells = _share_samples(holds, counts, rng)
+        if _level_rows(cells, smallest, largest):
+            return cells
+    return None
+
+
+def _share_slots(
+    counts: IntArray,
+    num_clients: int,
+    classes_each: int,
+    smallest: int,
+    largest: int,
+    rng: np.random.Generator,
+) -> IntArray | None:
+    """Return how many clients hold each class, K * Nc in all, or None if the bounds forbid it."""
+    fewest = smallest if classes_each == 1 else 1
+    most = largest - classes_each + 1  # the client's other classes have at least one sample each
+    slots = -(-counts // most)
+    limits = np.minimum(counts // fewest, num_clients)
+    missing = num_clients * classes_each - int(slots.sum())
+    if (slots > limits).any() or not 0 <= missing <= int((limits - slots).sum()):
+        return None
+    ties = rng.permutation(len(counts))
+    queue = [
+        (-n / (2 * m + 1), t, c)
+        for c, (n, m, t) in enumerate(zip(counts, slots, ties, strict=True))
+    ]
+    heapq.heapify(queue)
+    while missing > 0:
+        _, tie, c = heapq.heappop(queue)
+        if slots[c] < limits[c]:
+            slots[c] += 1
+            missing -= 1
+            heapq.heappush(queue, (-counts[c] / (2 * slots[c] + 1), tie, c))
+    return slots
+
+
+def _place_slots(
+    slots: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
+) -> BoolArray:
+    """Return who holds which class, shape (K, C): a class goes where most classes are lacking."""
+    holds = np.zeros((num_clients, len(slots)), dtype=bool)
+    lacking = np.full(num_clients, classes_each)
+    for c, number in enumerate(slots):
+        rows = np.lexsort((rng.random(num_clients), -lacking))[:number]
+        holds[rows, c] = True
+        lacking[rows] -= 1
+    return holds
+
+
+def _trade(holds: BoolArray, rng: np.random.Generator) -> None:
+    """Mix the table in place, keeping row and column sums: pairs of rows re-deal what differs."""
+    half = len(holds) // 2
+    for _ in range(TRADES):
+        order = rng.permutation(len(holds))
+        left, right = order[:half], order[half : 2 * half]
+        both, differ = holds[left] & holds[right], holds[left] ^ holds[right]
+        quota = (holds[left] & differ).sum(axis=1, keepdims=True)
+        keys = np.where(differ, rng.random(differ.shape), 2.0)
+        takes = keys.argsort(axis=1).argsort(axis=1) < quota
+        holds[left] = both | takes
+        holds[right] = both | (differ & ~takes)
+
+
+def _share_samples(holds: BoolArray, counts: IntArray, rng: np.random.Generator) -> IntArray:
+    """Share every class among its cells, sizes within one, the remainder at random."""
+    cells = np.zeros(holds.shape, dtype=np.int64)
+    for c, count in enumerate(counts):
+        rows = rng.permutation(np.flatnonzero(holds[:, c]))
+        cells[rows, c] = count // len(rows)
+        cells[rows[: count % len(rows)], c] += 1
+    return cells
+
+
+def _level_rows(cells: IntArray, smallest: int, largest: int) -> bool:
+    """Move samples in place until all row sums are within bounds; False if that is impossible."""
+    rows = cells.sum(axis=1)
+    for sign, bound in ((1, largest), (-1, smallest)):  # first too large rows, then too small ones
+        for row in np.flatnonzero(sign * (rows - bound) > 0):
+            while (excess := sign * int(rows[row] - bound)) > 0:
+                path = _find_path(cells, int(row), sign * (bound - rows) > 0, sign)
+                if path is None:
+                    return False
+                end = path[-1][1]
+                excess = min(excess, sign * int(bound - rows[end]))
+                moved = _move_along(cells, path, excess, sign)
+                rows[row] -= sign * moved
+                rows[end] += sign * moved
+    return True
+
+
+def _find_path(
+    cells: IntArray, start: int, goals: BoolArray, sign: int
+) -> list[tuple[int, int, int]] | None:
+    """Return the shortest way to give samples (sign 1) from `start` to a goal, or to get (-1).
+
+    Breadth first over clients; a step (from row, to row, class) needs a cell above one where
+    samples leave and a positive cell where they arrive.
+    """
+    leave, arrive = (1, 0) if sign > 0 else (0, 1)
+    steps: dict[int, tuple[int, int, int]] = {}
+    unseen_rows = np.ones(len(cells), dtype=bool)
+    unseen_rows[start] = False
+    unseen_classes = np.ones(cells.shape[1], dtype=bool)
+    queue = [start]
+    for row in queue:
+        for c in np.flatnonzero((cells[row] > leave) & unseen_classes):
+            unseen_classes[c] = False
+            reached = np.flatnonzero((cells[:, c] > arrive) & unseen_rows)
+            unseen_rows[reached] = False
+            steps.update((int(r), (row, int(r), int(c))) for r in reached)
+            ends = reached[goals[reached]]
+            if len(ends):
+                return _trace(steps, start, int(ends[0]))
+            queue.extend(reached.tolist())
+    return None
+
+
+def _trace(
+    steps: dict[int, tuple[int, int, int]], start: int, end: int
+) -> list[tuple[int, int, int]]:
+    """Return the steps that lead from `start` to `end`, in order."""
+    path = []
+    while end != start:
+        path.append(steps[end])
+        end = steps[end][0]
+    return path[::-1]
+
+
+def _move_along(cells: IntArray, path: list[tuple[int, int, int]], wanted: int, sign: int) -> int:
+    """Move up to `wanted` samples along the path in place; return how many were moved."""
+    givers = [(row if sign > 0 else other, c) for row, other, c in path]
+    takers = [(other if sign > 0 else row, c) for row, other, c in path]
+    moved = min(wanted, *(int(cells[giver]) - 1 for giver in givers))
+    for giver, taker in zip(givers, takers, strict=True):
+        cells[giver] -= moved
+        cells[taker] += moved
+    return moved

@@ -1,0 +1,27 @@
+"""Random numbers keyed by what they are for.
+
+Every draw of a run comes from a generator keyed by (seed, purpose, round, client, ...), never from
+a stream that several consumers share: the same numbers come out on every engine, whatever the
+scheduling, and after a resume.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive_seed(*key: int | str) -> int:
+    """Return a seed in [0, 2**63) that depends on every part of the key and on their order."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator for the key; draw on the CPU, so that every device sees the same."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+def numpy_generator(*key: int | str) -> np.random.Generator:
+    """Return a NumPy generator for the key."""
+    return np.random.default_rng(derive_seed(*key))

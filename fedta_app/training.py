@@ -1,0 +1,135 @@
+"""Mini-batch SGD on one device: the J local steps of a client, and the epochs of the baseline."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedta_app.config import RunConfig
+from fedta_app.data import ImageSet
+from fedta_app.seeding import derive_seed, torch_generator
+from fedta_app.workspace import Workspace
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# A client takes few steps: a scale that overflows at first, as torch's 65536 can, wastes them.
+_FP16_SCALE = 1024.0
+
+
+def mini_batches(
+    num_examples: int, batch_size: int, steps: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield the positions of `steps` mini-batches; each pass over the data is shuffled anew.
+
+    A batch holds `batch_size` positions, the last of a pass what is left; a client with fewer
+    examples than that gives all it has, every step.
+
+    Yields
+    ------
+    int64 Tensor of shape (B,)
+    """
+    size = min(batch_size, num_examples)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if not len(order):
+            order = torch.randperm(num_examples, generator=generator)
+        yield order[:size]
+        order = order[size:]
+
+
+def steps_of(config: RunConfig, num_examples: int) -> int:
+    """Return J, or the steps of one pass over the data where `local-steps` is 0."""
+    return config.local_steps or -(-num_examples // min(config.batch_size, num_examples))
+
+
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Return the precision of the forward pass; parameters and optimizer stay in float32."""
+    dtype = _AUTOCAST.get(config.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return SGDM over the trained parameters; its learning rate is set for every round."""
+    parameters = [entry for entry in model.named_parameters() if entry[1].requires_grad]
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def train_steps(
+    workspace: Workspace,
+    optimizer: torch.optim.Optimizer,
+    images: ImageSet,
+    *,
+    lr: float,
+    key: tuple[int, ...],
+) -> float:
+    """Train on the images, in place, and return the mean loss over the steps.
+
+    Parameters
+    ----------
+    key : tuple of int
+        What batches, augmentation and dropout depend on, besides the seed: the round, the client.
+    """
+    config, model = workspace.config, workspace.model
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler = torch.amp.GradScaler(
+        workspace.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
+    )
+    order = torch_generator(config.seed, "batches", *key)
+    augmentation = torch_generator(config.seed, "augmentation", *key)
+    steps = steps_of(config, len(images))
+    total = torch.zeros((), device=workspace.device)
+    model.train()
+    with _seeded(workspace.device, derive_seed(config.seed, "dropout", *key)):
+        for positions in mini_batches(len(images), config.batch_size, steps, order):
+            batch = images.subset(positions.to(workspace.device))
+            inputs = workspace.inputs(batch.images, augmentation)
+            total += _step(config, model, optimizer, scaler, inputs, batch.labels)
+    return float(total) / steps
+
+
+def _step(
+    config: RunConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    inputs: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    with autocast(config, inputs.device):
+        loss = cross_entropy(model(inputs), labels)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if config.clip_norm:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's own generators, which dropout draws from, and leave the caller's as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def evaluate(workspace: Workspace, images: ImageSet) -> tuple[float, float]:
+    """Return the mean cross-entropy and the accuracy of the model as it is, in large batches."""
+    config, model = workspace.config, workspace.model
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
+    correct = torch.zeros((), dtype=torch.int64, device=workspace.device)
+    with torch.inference_mode(), autocast(config, workspace.device):
+        for start in range(0, len(images), config.eval_batch_size):
+            stop = start + config.eval_batch_size
+            labels = images.labels[start:stop]
+            logits = model(workspace.inputs(images.images[start:stop])).float()
+            loss += cross_entropy(logits, labels, reduction="sum").double()
+            correct += (logits.argmax(dim=1) == labels).sum()
+    return float(loss) / len(images), int(correct) / len(images)

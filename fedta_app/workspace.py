@@ -1,0 +1,143 @@
+"""What a process needs to work on a run, built once: data and model on the device, partitions."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedta_app.config import ConfigError, RunConfig
+from fedta_app.data import DataSplits, ImageSet, load_data
+from fedta_app.flat import FlatWeights
+from fedta_app.images import random_crop_flip, to_input
+from fedta_app.models import BuiltModel, build_model
+from fedta_app.partition import partition
+from fedta_app.seeding import numpy_generator
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of `device = auto | cpu | cuda | cuda:N`, or refuse one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device = {name!r} is not allowed: this machine has {torch.cuda.device_count()} CUDA "
+            "devices that torch can use; device is auto, cpu, or a CUDA device that is there"
+        )
+    return device
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The data, the model and the weights that travel, on one device.
+
+    `weights.vector` is the model: loading it changes the model, training changes it. Whoever uses
+    a workspace loads the weights it wants first.
+    """
+
+    config: RunConfig
+    device: torch.device
+    data: DataSplits
+    built: BuiltModel
+    weights: FlatWeights
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model, on the device."""
+        return self.built.model
+
+    @cached_property
+    def partitions(self) -> list[np.ndarray]:
+        """Per client, the positions of its images in the training split."""
+        config = self.config
+        return partition(
+            self.data.train.labels.cpu().numpy(),
+            config.num_clients,
+            scheme=config.partition,
+            num_classes_per_client=config.num_classes_per_client,
+            alpha=config.dirichlet_alpha,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
+        """Validation and test images to measure on, cut to `eval-size` by a fixed draw."""
+        return (
+            _cut(self.data.val, self.config, "val"),
+            _cut(self.data.test, self.config, "test"),
+        )
+
+    def client_data(self, partition_id: int) -> ImageSet:
+        """Return the training images of a client."""
+        indices = torch.from_numpy(self.partitions[partition_id])
+        return self.data.train.subset(indices.to(self.device))
+
+    def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn uint8 images into what the model takes; with a generator, augment them first.
+
+        Parameters
+        ----------
+        images : uint8 Tensor of shape (B, C, H, W)
+
+        Returns
+        -------
+        float32 Tensor of shape (B, C', image-size, image-size)
+        """
+        if generator is not None and self.config.augment:
+            images = random_crop_flip(
+                images, padding=self.data.crop_padding, flip=self.data.flip, generator=generator
+            )
+        mean = self.built.mean or self.data.mean
+        std = self.built.std or self.data.std
+        return to_input(images, size=self.built.image_size, mean=mean, std=std)
+
+
+def _cut(images: ImageSet, config: RunConfig, split: str) -> ImageSet:
+    if not config.eval_size or config.eval_size >= len(images):
+        return images
+    order = numpy_generator(config.seed, "eval-size", split).permutation(len(images))
+    kept = torch.from_numpy(np.sort(order[: config.eval_size]))
+    return images.subset(kept.to(images.images.device))
+
+
+def build_workspace(config: RunConfig) -> Workspace:
+    """Load the data, build the model and check that they fit the configuration.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelError, PartitionError
+        All ValueErrors of one sentence.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    data = load_data(
+        config.dataset,
+        str(Path(config.data_dir).expanduser()),
+        val_size=config.val_size,
+        seed=config.seed,
+    )
+    built = build_model(
+        config.model,
+        weights=config.weights,
+        image_size=config.image_size,
+        num_classes=data.num_classes,
+        in_channels=data.train.images.shape[1],
+        seed=config.seed,
+    )
+    built.model.to(device)
+    names = [name for name, _ in built.model.named_parameters()]
+    weights = FlatWeights(built.model, names)
+    workspace = Workspace(config, device, data.to(device), built, weights)
+    if config.engine != "centralized":
+        _ = workspace.partitions  # refuses what cannot be partitioned
+    return workspace
+
+
+@lru_cache(maxsize=1)
+def shared_workspace(config: RunConfig) -> Workspace:
+    """Return this process's workspace for the configuration, built at the first call."""
+    return build_workspace(config)

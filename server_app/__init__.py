@@ -1,0 +1,1 @@
+"""The Flower ServerApp: the round loop, resume, the phases of a run."""

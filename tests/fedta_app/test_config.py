@@ -1,0 +1,149 @@
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedta_app.config import KEYS, ConfigError, RunConfig, difference, read_toml, to_toml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What is wrong, and the sentence that says so.
+BAD = [
+    ({"sead": 1}, "sead is not a key of the run configuration; did you mean seed?"),
+    ({"local_steps": 4}, "did you mean local-steps?"),
+    ({"zzz": 4}, "zzz is not a key of the run configuration; allowed are: name, seed"),
+    ({"name": ""}, "name = '' is not allowed: name is letters, digits"),
+    ({"name": "../elsewhere"}, "name = '../elsewhere' is not allowed"),
+    ({"name": "/tmp/run"}, "name = '/tmp/run' is not allowed"),
+    ({"name": 3}, "name = 3 is not allowed"),
+    ({"seed": -1}, "seed = -1 is not allowed: seed is a whole number of at least 0"),
+    ({"seed": 1.5}, "seed = 1.5 is not allowed"),
+    ({"seed": True}, "seed = True is not allowed"),
+    ({"seed": "0"}, "seed = '0' is not allowed"),
+    ({"dataset": "cifar10"}, "dataset = 'cifar10' is not allowed: dataset is one of digits"),
+    ({"data-dir": ""}, "data-dir = '' is not allowed: data-dir is a folder"),
+    ({"model": " "}, "model = ' ' is not allowed"),
+    ({"weights": ""}, "weights = '' is not allowed: weights is pretrained, random, or the path"),
+    ({"image-size": -32}, "image-size = -32 is not allowed"),
+    ({"image-size": 5000}, "image-size is a whole number from 0 to 1024"),
+    ({"augment": 1}, "augment = 1 is not allowed: augment is true or false"),
+    ({"augment": "yes"}, "augment = 'yes' is not allowed"),
+    ({"partition": "shards"}, "partition is one of iid, classes, dirichlet"),
+    ({"num-clients": -1}, "num-clients = -1 is not allowed"),
+    ({"num-clients": 10**9}, "num-clients is a whole number from 0 to 1000000"),
+    ({"num-classes-per-client": 0}, "num-classes-per-client = 0 is not allowed"),
+    ({"dirichlet-alpha": 0}, "dirichlet-alpha = 0.0 is not allowed: dirichlet-alpha is a number"),
+    ({"dirichlet-alpha": float("nan")}, "dirichlet-alpha = nan is not allowed"),
+    ({"dirichlet-alpha": float("inf")}, "dirichlet-alpha = inf is not allowed"),
+    ({"val-size": 0}, "val-size = 0.0 is not allowed: val-size is a share above 0 and below 1"),
+    ({"val-size": 1}, "val-size = 1.0 is not allowed"),
+    ({"fraction-train": 0}, "fraction-train = 0.0 is not allowed"),
+    ({"fraction-train": 1.1}, "fraction-train = 1.1 is not allowed: fraction-train is a share"),
+    ({"local-steps": -4}, "local-steps = -4 is not allowed"),
+    ({"num-server-rounds": 0}, "num-server-rounds = 0 is not allowed"),
+    ({"batch-size": 0}, "batch-size = 0 is not allowed: batch-size is a whole number of at least"),
+    ({"batch-size": 16.0}, "batch-size = 16.0 is not allowed"),
+    ({"lr": 0}, "lr = 0.0 is not allowed: lr is a number above 0"),
+    ({"lr": "0.1"}, "lr = '0.1' is not allowed"),
+    ({"lr": True}, "lr = True is not allowed"),
+    ({"lr-schedule": "linear"}, "lr-schedule is one of constant, step, cosine, warmup-cosine"),
+    ({"lr-schedule": "warmup-cosine"}, "warmup-rounds is at least 1 there"),
+    ({"warmup-rounds": 3}, "set lr-schedule = 'warmup-cosine', or warmup-rounds = 0"),
+    (
+        {"lr-schedule": "warmup-cosine", "warmup-rounds": 30},
+        "warmup-rounds is below num-server-rounds",
+    ),
+    ({"lr-step-rounds": 0}, "lr-step-rounds = 0 is not allowed"),
+    ({"lr-step-factor": 2}, "lr-step-factor = 2.0 is not allowed"),
+    ({"momentum": 1}, "momentum = 1.0 is not allowed: momentum is a number from 0 to below 1"),
+    ({"momentum": -0.1}, "momentum = -0.1 is not allowed"),
+    ({"weight-decay": -1e-4}, "weight-decay = -0.0001 is not allowed"),
+    ({"clip-norm": -1}, "clip-norm = -1.0 is not allowed: clip-norm is a norm above 0, or 0"),
+    ({"precision": "float16"}, "precision is one of fp32, bf16, fp16"),
+    ({"strategy": "average"}, "strategy = 'average' is not allowed: strategy is one of"),
+    ({"eval-every": 0}, "eval-every = 0 is not allowed"),
+    ({"eval-size": -1}, "eval-size = -1 is not allowed"),
+    ({"eval-batch-size": 0}, "eval-batch-size = 0 is not allowed"),
+    ({"checkpoint-every": 0}, "checkpoint-every = 0 is not allowed"),
+    ({"resume": "true"}, "resume = 'true' is not allowed: resume is true or false"),
+    ({"results-dir": ""}, "results-dir = '' is not allowed: results-dir is a folder"),
+    ({"max-minutes": -5}, "max-minutes = -5.0 is not allowed"),
+    ({"device": "gpu"}, "device = 'gpu' is not allowed: device is auto, cpu, cuda or cuda:N"),
+    ({"device": "cuda:"}, "device = 'cuda:' is not allowed"),
+    ({"threads": -1}, "threads = -1 is not allowed"),
+    ({"engine": "ray"}, "engine is one of flower, in-process, centralized"),
+    (
+        {"partition": "classes", "num-classes-per-client": 11},
+        "num-classes-per-client = 11 is not allowed with dataset = 'digits': it has 10 classes",
+    ),
+    (
+        {"partition": "classes", "num-classes-per-client": 2, "num-clients": 4},
+        "together they hold 8 of the 10 classes",
+    ),
+    ({"lr": [0.1]}, "lr = [0.1] is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("mapping", "sentence"), BAD, ids=[str(row[0]) for row in BAD])
+def test_bad_configurations_get_one_sentence(mapping: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig.from_mapping(mapping)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_pyproject_and_dataclass_hold_the_same_keys_and_defaults() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"] == RunConfig().to_mapping()
+
+
+def test_every_key_in_pyproject_has_a_reason() -> None:
+    text = (ROOT / "pyproject.toml").read_text().split("[tool.flwr.app.config]")[1]
+    for key in KEYS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{key} = ")]
+        assert len(line.partition("#")[2].split()) >= 3, line
+
+
+def test_whole_numbers_are_taken_for_fractional_keys() -> None:
+    config = RunConfig.from_mapping({"lr": 1, "clip-norm": 2})
+    assert config.lr == 1.0
+    assert isinstance(config.lr, float)
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = RunConfig.from_mapping({"lr": 0.01, "name": "a/b", "resume": False})
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    assert RunConfig.from_mapping(read_toml(path)) == config
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text() | st.booleans(), max_size=3))
+def test_any_mapping_gives_a_configuration_or_a_sentence(mapping: dict[str, Any]) -> None:
+    try:
+        config = RunConfig.from_mapping(mapping)
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert config.to_mapping().keys() == KEYS.keys()
+
+
+def test_difference_names_what_decides_a_result_and_nothing_else() -> None:
+    old = RunConfig().to_mapping()
+    new = RunConfig(lr=0.5, max_minutes=3.0, results_dir="elsewhere", engine="in-process")
+    assert difference(old, new.to_mapping()) == ["lr: 0.1 -> 0.5"]
+
+
+@pytest.mark.parametrize("text", ["a = ", "[table", b"\xff\xfe"])
+def test_a_broken_toml_file_is_refused_by_name(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        read_toml(path)
+
+
+def test_a_missing_toml_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml cannot be read"):
+        read_toml(tmp_path / "missing.toml")

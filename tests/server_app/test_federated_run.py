@@ -1,0 +1,200 @@
+"""Federated runs from start to end, in this process, on digits."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client_app.app import app as client_app
+from engine.inprocess import run_in_process
+from fedta_app import local
+from fedta_app.config import ConfigError, RunConfig
+from fedta_app.metrics import COLUMNS
+from fedta_app.run_directory import RunError
+from fedta_app.workspace import shared_workspace
+from server_app.app import app as server_app
+
+SMALL = {
+    "name": "test",
+    "partition": "classes",
+    "num-clients": 20,
+    "num-classes-per-client": 2,
+    "num-server-rounds": 4,
+    "local-steps": 2,
+    "lr": 0.02,
+    "eval-every": 2,
+    "eval-size": 100,
+    "threads": 1,
+    "weights": "random",
+    "engine": "in-process",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(folder: Path, num_nodes: int = 20, **values: Any) -> dict[str, Any]:
+    config = {**SMALL, "results-dir": str(folder), **values}
+    run_in_process(server_app, client_app, config, num_nodes)
+    return summary(folder, seed=config.get("seed", 0))
+
+
+def summary(folder: Path, seed: int = 0) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / f"test/seed{seed}/summary.json").read_text())
+    return loaded
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "test/seed0/metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_leaves_what_the_design_promises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(tmp_path)
+    directory = tmp_path / "test/seed0"
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {
+        "config.toml", "metrics.csv", "summary.json", "checkpoint", "tensorboard", "curves.png",
+        "partition.png",
+    }  # fmt: skip
+    found = rows(tmp_path)
+    assert tuple(found[0]) == COLUMNS
+    assert [row["round"] for row in found] == ["0", "1", "2", "3", "4"]
+    assert [bool(row["test_accuracy"]) for row in found] == [True, False, True, False, True]
+    parameters = shared_workspace(
+        RunConfig.from_mapping({**SMALL, "results-dir": str(tmp_path)})
+    ).weights.vector.numel()
+    assert {row["bytes_down"] for row in found[1:]} == {str(2 * 4 * parameters)}
+    assert {row["bytes_up"] for row in found[1:]} == {str(2 * 4 * parameters)}
+    assert result["status"] == "finished"
+    assert result["weights"]["pretrained"] is False
+    assert result["initial-weights-sha256"] != result["final-weights-sha256"]
+    assert len(result["identity"]["data-sha256"]) == 64
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == output[-1] == f"run directory: {directory}"
+    assert output[-2].startswith("finished: ")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    first = run(tmp_path / "a")
+    again = run(tmp_path / "b")
+    other = run(tmp_path / "c", seed=1)
+    key = "final-weights-sha256"
+    assert first[key] == again[key]
+    assert first[key] != other[key]
+    assert first["identity"]["partition-sha256"] != other["identity"]["partition-sha256"]
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken = run(tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    train = local.train_steps
+
+    def train_then_ask_to_stop(*args: Any, key: tuple[int, ...], **values: Any) -> float:
+        if key[0] in (1, 3):
+            (broken / "test/seed0/stop").touch()
+        return train(*args, key=key, **values)
+
+    monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
+    statuses = []
+    for _ in range(3):
+        result = run(broken, **{"checkpoint-every": 3})
+        statuses.append((result["status"], result["reason"], result["final"]["round"]))
+    assert statuses == [
+        ("stopped", "interrupted", 1),
+        ("stopped", "interrupted", 3),
+        ("finished", "", 4),
+    ]
+    assert result["final-weights-sha256"] == unbroken["final-weights-sha256"]
+    assert [session["rows"] for session in result["sessions"]] == [[0, 2], [2, 4], [4, 5]]
+    columns = [column for column in COLUMNS if column != "seconds"]
+    for ours, theirs in zip(rows(broken), rows(tmp_path / "unbroken"), strict=True):
+        assert [ours[column] for column in columns] == [theirs[column] for column in columns]
+    assert "resumed after train round 3" in capsys.readouterr().out
+
+
+def test_max_minutes_stops_before_the_time_is_over(tmp_path: Path) -> None:
+    result = run(tmp_path, **{"max-minutes": 1e-9})
+    assert result["status"] == "stopped"
+    assert result["reason"] == "max-minutes = 1e-09 is used up"
+    assert run(tmp_path)["status"] == "finished"
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(tmp_path)
+    monkeypatch.setattr(local, "train_steps", None)
+    again = run(tmp_path)
+    assert again["status"] == "finished"
+    assert again["final-weights-sha256"] == first["final-weights-sha256"]
+    assert len(rows(tmp_path)) == 5
+
+
+def fail_for(monkeypatch: pytest.MonkeyPatch, which: Any) -> None:
+    train = local.train_steps
+
+    def sometimes(*args: Any, key: tuple[int, ...], **values: Any) -> float:
+        if which(key):
+            raise MemoryError("out of memory, for example")
+        return train(*args, key=key, **values)
+
+    monkeypatch.setattr(local, "train_steps", sometimes)
+
+
+def test_failed_clients_are_counted_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def first_of_each_round(key: tuple[int, ...]) -> bool:
+        new = key[0] not in seen
+        seen.append(key[0])
+        return new
+
+    fail_for(monkeypatch, first_of_each_round)
+    assert run(tmp_path)["status"] == "finished"
+    assert [(row["clients_ok"], row["clients_failed"]) for row in rows(tmp_path)[1:]] == [
+        ("1", "1")
+    ] * 4
+
+
+def test_a_round_without_a_single_client_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_for(monkeypatch, lambda key: key[0] == 2)
+    with pytest.raises(RunError, match="no client finished round 2: MemoryError: out of memory"):
+        run(tmp_path)
+    assert summary(tmp_path)["status"] == "failed"
+    monkeypatch.undo()
+    assert run(tmp_path)["final-weights-sha256"] == run(tmp_path / "b")["final-weights-sha256"]
+
+
+def test_a_federation_of_the_wrong_size_is_told_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'add --federation-config "num-supernodes=20" to flwr'):
+        run(tmp_path, num_nodes=2)
+
+
+def test_without_num_clients_the_federation_decides(tmp_path: Path) -> None:
+    result = run(tmp_path, num_nodes=7, **{"num-clients": 0, "partition": "dirichlet"})
+    assert result["num-clients"] == 7
+
+
+def test_other_data_under_the_same_name_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, **{"max-minutes": 1e-9})
+    import server_app.loop as loop
+
+    monkeypatch.setattr(loop, "partition_digest", lambda partitions: "another")
+    with pytest.raises(RunError, match="cannot be resumed: partition-sha256 changed"):
+        run(tmp_path)
