@@ -3,6 +3,7 @@
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from engine.records import number, whole
 from engine.transport import pack, transport_of, unpack
 from fedta_app.config import RunConfig
 from fedta_app.local import train_client
@@ -14,8 +15,8 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Tell which partition of the data this node holds."""
-    node = {"partition-id": int(context.node_config["partition-id"])}
-    return Message(RecordDict({"config": ConfigRecord(node)}), reply_to=message)
+    node = ConfigRecord({"partition-id": whole(context.node_config, "partition-id")})
+    return Message(RecordDict({"config": node}), reply_to=message)
 
 
 @app.train()
@@ -26,9 +27,9 @@ def train(message: Message, context: Context) -> Message:
     result = train_client(
         workspace,
         unpack(message.content.array_records["arrays"]),
-        partition_id=int(context.node_config["partition-id"]),
-        server_round=int(task["server-round"]),
-        lr=float(task["lr"]),
+        partition_id=whole(context.node_config, "partition-id"),
+        server_round=whole(task, "server-round"),
+        lr=number(task, "lr"),
     )
     metrics = MetricRecord({"num-examples": result.num_examples, "train-loss": result.loss})
     arrays = pack(result.update, transport_of(message))
@@ -38,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
 def _workspace(context: Context, task: ConfigRecord) -> Workspace:
     """Return this process's workspace; the server says how many clients share the data."""
     config = RunConfig.from_mapping(context.run_config)
-    workspace = shared_workspace(config.with_values(num_clients=int(task["num-clients"])))
+    workspace = shared_workspace(config.with_values(num_clients=whole(task, "num-clients")))
     if workspace.weights.fingerprint != task["layout"]:
         raise ValueError("this client's model has other parameters than the server's")
     return workspace

@@ -7,6 +7,7 @@ that are already installed, ends with the run, and dies with this process.
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,8 +27,10 @@ APP = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 _START_TIMEOUT = 60.0  # seconds
 _CONNECTION = "fedta"
-# What Flower says of itself on every run; failures and everything of ours is shown.
-_NOISE = ("INFO :", "DEBUG :", "WARNING :", "Successfully started run")
+# What Flower says of itself on every run; errors, and everything of ours, are shown.
+_NOISE = re.compile(
+    r"(\x1b\[\d+m)?(DEBUG|INFO|WARNING)\b|Using SuperLink|Successfully (started|installed)"
+)
 
 
 def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) -> None:
@@ -150,7 +153,7 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if line.strip() and not any(mark in line for mark in _NOISE):
+            if line.strip() and not _NOISE.match(line):
                 print(line, end="", flush=True)
         process.wait()
     finally:

@@ -142,7 +142,7 @@ def write_backbone(
         "command": f"python -m experiments.pretrain_digits --seed {seed} --steps {steps}",
         "torch": torch.__version__,
         "threads": "1",
-        "measured": json.dumps({name: round(value, 4) for name, value in measured.items()}),
+        "measured": {name: round(value, 4) for name, value in measured.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order, and equal runs would differ in bytes.

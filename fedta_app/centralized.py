@@ -7,7 +7,7 @@ round to round, as a client's does not.
 import time
 
 from fedta_app.config import RunConfig
-from fedta_app.evaluation import measure
+from fedta_app.evaluation import Figures, measure
 from fedta_app.flat import weights_sha256
 from fedta_app.metrics import Row
 from fedta_app.schedule import learning_rate
@@ -60,11 +60,11 @@ class CentralizedRun:
         self.round = round_
         seconds = round(time.perf_counter() - began, 4)
         due = round_ == self.config.num_server_rounds or round_ % self.config.eval_every == 0
-        figures = self._measure() if due else {}
+        figures = self._measure() if due else Figures()
         row = Row(round_, "train", train_loss=loss, seconds=seconds, **figures)
         self.session.add(row, self._state)
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> Figures:
         return measure(self.workspace, self.workspace.weights.vector)
 
     def _state(self) -> State:

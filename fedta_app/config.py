@@ -1,4 +1,4 @@
-"""The configuration of a run: every key, its default, what it may be, and one sentence when it isn't.
+"""The configuration of a run: every key, its default, what it may be, and one sentence if it isn't.
 
 Keys are flat and hyphenated (`[tool.flwr.app.config]` in pyproject.toml, `--run-config`, presets);
 fields carry the same names with underscores. `RunConfig.from_mapping` reads them once; from there
@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class RunConfig:
     dirichlet_alpha: float = _number(0.5, "a number above 0", lambda value: value > 0)
     val_size: float = _number(0.1, "a share above 0 and below 1", lambda value: 0 < value < 1)
     fraction_train: float = _number(0.1, "a share above 0, at most 1", lambda v: 0 < v <= 1)
-    local_steps: int = _integer(4, 1)
+    local_steps: int = _integer(4, 0)
     num_server_rounds: int = _integer(30, 1)
     batch_size: int = _integer(16, 1)
     lr: float = _number(0.1, "a number above 0", lambda value: value > 0)
@@ -121,7 +121,7 @@ class RunConfig:
         unknown = [key for key in mapping if key not in KEYS]
         if unknown:
             raise ConfigError(_unknown_key_sentence(unknown[0]))
-        given = {
+        given: dict[str, Any] = {
             key.replace("-", "_"): _checked(key, value) for key, value in sorted(mapping.items())
         }
         config = cls(**given)
@@ -134,7 +134,8 @@ class RunConfig:
 
     def with_values(self, **values: Value) -> "RunConfig":
         """Return a copy with some fields replaced, checked again."""
-        return RunConfig.from_mapping(replace(self, **values).to_mapping())
+        changed = {name.replace("_", "-"): value for name, value in values.items()}
+        return RunConfig.from_mapping({**self.to_mapping(), **changed})
 
 
 KEYS: dict[str, Any] = {entry.name.replace("_", "-"): entry for entry in fields(RunConfig)}

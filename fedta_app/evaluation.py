@@ -1,13 +1,23 @@
 """The figures of a row: validation and test, measured on the server's images."""
 
+from typing import TypedDict
+
 from torch import Tensor
 
 from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace
 
 
-def measure(workspace: Workspace, weights: Tensor) -> dict[str, float]:
-    """Load the weights and return the evaluation columns of `metrics.Row`.
+class Figures(TypedDict, total=False):
+    """The evaluation columns of `metrics.Row`; empty in a round that is not measured."""
+
+    val_accuracy: float
+    test_accuracy: float
+    test_loss: float
+
+
+def measure(workspace: Workspace, weights: Tensor) -> Figures:
+    """Load the weights and measure them on the server's validation and test images.
 
     Test images are read for reporting only; nothing is chosen by them.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fedta_app.sgd_steps import BITS, Group, Slot, foreach_step, mask_, masked, plain_step
+from fedta_app.sgd_steps import BITS, Group, Scratch, Slot, foreach_step, mask_, plain_step
 
 Masks: TypeAlias = (
     Mapping[str, Tensor] | Mapping[Parameter, Tensor] | Mapping[str | Parameter, Tensor]
@@ -87,10 +87,11 @@ class SparseSGDM(Optimizer):
         self._masks: dict[Tensor, Tensor] = {}
         self._frozen: set[Tensor] = set()
         self._skipping = False
+        self._scratch = Scratch()
         self.set_masks(masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_masks", "_frozen", "_skipping")
+        own = ("_masks", "_frozen", "_skipping", "_scratch")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def add_param_group(self, param_group: Group) -> None:
@@ -226,7 +227,7 @@ class SparseSGDM(Optimizer):
             buffer = self.state[param].get("momentum_buffer") if param in self.state else None
             if buffer is not None:
                 # A copy: a loaded buffer may still belong to the optimizer it came from.
-                self.state[param]["momentum_buffer"] = masked(buffer, mask)
+                self.state[param]["momentum_buffer"] = mask_(buffer.clone(), mask)
 
     def _step_group(self, group: Group) -> None:
         _check_lr(group["lr"])
@@ -241,7 +242,7 @@ class SparseSGDM(Optimizer):
         if foreach is None:
             foreach = all(slot.param.is_cuda for slot in slots)
         if slots:
-            (foreach_step if foreach else plain_step)(slots, group)
+            (foreach_step if foreach else plain_step)(slots, group, self._scratch)
 
 
 def mask_fingerprint(masks: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ def learning_rate(config: RunConfig, server_round: int) -> float:
 
     - constant: `lr`
     - step: `lr * lr-step-factor ** floor((r - 1) / lr-step-rounds)`
-    - cosine: `lr / 2 * (1 + cos(pi * (r - 1) / R))` (Loshchilov and Hutter, 2017, eq. 5, no restart)
+    - cosine: `lr / 2 * (1 + cos(pi * (r - 1) / R))` (Loshchilov and Hutter, 2017, eq. 5)
     - warmup-cosine: `lr * r / W` for the first W rounds, then the cosine over the rounds left
     """
     elapsed = server_round - 1

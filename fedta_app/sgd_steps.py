@@ -27,28 +27,54 @@ class Slot(NamedTuple):
     state: dict[str, Any]
 
 
-def plain_step(slots: list[Slot], group: Group) -> None:
+class Scratch:
+    """Memory for intermediate results, kept from one tensor and step to the next.
+
+    On a CPU, malloc gives memory of this size back to the system and takes it again all the time;
+    faulting the pages in can cost several times the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a tensor of this shape and dtype whose contents the next call may overwrite."""
+        if tensor.is_cuda or not tensor.is_contiguous():
+            return torch.empty_like(tensor, dtype=dtype)
+        key = (dtype, tensor.device)
+        if key not in self._kept or self._kept[key].numel() < tensor.numel():
+            self._kept[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
+        return self._kept[key][: tensor.numel()].view(tensor.shape)
+
+
+def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Step one tensor after the other."""
-    momentum, decay = group["momentum"], group["weight_decay"]
+    momentum, decay, nesterov = group["momentum"], group["weight_decay"], group["nesterov"]
     for param, grad, mask, state in slots:
-        step = grad.neg() if group["maximize"] else grad
+        out = scratch.like(grad, grad.dtype)
+        step = torch.neg(grad, out=out) if group["maximize"] else grad
         if decay != 0:
-            step = step.add(param, alpha=decay)
+            step = torch.add(step, param, alpha=decay, out=out)
+        factor = None if mask is None else _factor(grad, mask, scratch)
         if momentum != 0:
-            buffer = state.get("momentum_buffer")
-            if buffer is None:  # the first step has no dampening
-                buffer = state["momentum_buffer"] = step.clone()
-            else:
-                buffer.mul_(momentum).add_(step, alpha=1 - group["dampening"])
-            if mask is not None:
-                mask_(buffer, mask)
-            step = step.add(buffer, alpha=momentum) if group["nesterov"] else buffer
-        if mask is not None and (group["nesterov"] or momentum == 0):
-            step = masked(step, mask) if step is grad else mask_(step, mask)
+            buffer = _plain_momentum(state, step, group)
+            if factor is not None:
+                mask_(buffer, factor)
+            step = torch.add(step, buffer, alpha=momentum, out=out) if nesterov else buffer
+        if factor is not None and (nesterov or momentum == 0):
+            step = mask_(out.copy_(step) if step is grad else step, factor)
         param.add_(step, alpha=-float(group["lr"]))
 
 
-def foreach_step(slots: list[Slot], group: Group) -> None:
+def _plain_momentum(state: dict[str, Any], step: Tensor, group: Group) -> Tensor:
+    buffer: Tensor | None = state.get("momentum_buffer")
+    if buffer is not None:
+        return buffer.mul_(group["momentum"]).add_(step, alpha=1 - group["dampening"])
+    buffer = state["momentum_buffer"] = step.clone()  # the first step has no dampening
+    return buffer
+
+
+def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Do the same with one call for all tensors, wherever PyTorch has one."""
     momentum, decay = group["momentum"], group["weight_decay"]
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
@@ -56,19 +82,22 @@ def foreach_step(slots: list[Slot], group: Group) -> None:
     if decay != 0:
         steps = _foreach_add(steps, params, decay, in_place=steps is not grads)
     if momentum != 0:
-        buffers = _new_momentum(slots, steps, group)
-        _foreach_mask(buffers, slots, in_place=True)
+        buffers = _foreach_momentum(slots, steps, group)
+        _foreach_mask_(buffers, slots, scratch)
         if group["nesterov"]:
             steps = _foreach_add(steps, buffers, momentum, in_place=steps is not grads)
         else:
             steps = buffers
     if group["nesterov"] or momentum == 0:
-        steps = _foreach_mask(steps, slots, in_place=steps is not grads)
+        if steps is grads:
+            steps = [
+                s if slot.mask is None else s.clone() for s, slot in zip(steps, slots, strict=True)
+            ]
+        _foreach_mask_(steps, slots, scratch)
     torch._foreach_add_(params, steps, alpha=-float(group["lr"]))
 
 
-def _new_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> list[Tensor]:
-    """Return the new momentum of every slot, not masked yet."""
+def _foreach_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> list[Tensor]:
     old = [i for i, slot in enumerate(slots) if slot.state.get("momentum_buffer") is not None]
     for i in set(range(len(slots))).difference(old):
         slots[i].state["momentum_buffer"] = steps[i].clone()
@@ -89,23 +118,24 @@ def _foreach_add(
     return tensors
 
 
-def _foreach_mask(tensors: list[Tensor], slots: list[Slot], *, in_place: bool) -> list[Tensor]:
-    apply = mask_ if in_place else masked
-    pairs = zip(tensors, slots, strict=True)
-    return [t if slot.mask is None else apply(t, slot.mask) for t, slot in pairs]
+def _foreach_mask_(tensors: list[Tensor], slots: list[Slot], scratch: Scratch) -> None:
+    for tensor, slot in zip(tensors, slots, strict=True):
+        if slot.mask is not None:
+            mask_(tensor, _factor(tensor, slot.mask, scratch))
+
+
+def _factor(tensor: Tensor, mask: Tensor, scratch: Scratch) -> Tensor:
+    """Return the mask as `mask_` takes it fastest: a CPU converts it first, into fresh memory."""
+    return mask if tensor.is_cuda else scratch.like(tensor, BITS[tensor.dtype]).copy_(mask)
 
 
 def mask_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Set the frozen entries of a floating-point tensor to +0.0 in place, and return it.
 
-    The product is of integers, and clears what an entry holds, whatever it is. A float product
-    would turn infinities into NaN and negative numbers into -0.0; ``masked_fill_`` and ``where``
-    branch on every entry, which on a CPU takes longer than all the rest of the step.
+    The mask is bool, or 0 and 1 in the integers of the tensor's width. The product is of integers,
+    and clears what an entry holds, whatever it is: a float product would turn infinities into NaN
+    and negative numbers into -0.0, and ``masked_fill_`` and ``where`` branch on every entry, which
+    on a CPU takes longer than all the rest of the step.
     """
     tensor.view(BITS[tensor.dtype]).mul_(mask)
     return tensor
-
-
-def masked(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Return a copy of a floating-point tensor with +0.0 at its frozen entries."""
-    return tensor.view(BITS[tensor.dtype]).mul(mask).view(tensor.dtype)

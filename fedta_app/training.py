@@ -113,7 +113,7 @@ def _step(
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's own generators, which dropout draws from, and leave the caller's as they were."""
+    """Seed torch's own generators, which dropout uses, and leave them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

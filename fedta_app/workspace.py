@@ -18,7 +18,7 @@ from fedta_app.seeding import numpy_generator
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of `device = auto | cpu | cuda | cuda:N`, or refuse one that is not there."""
+    """Return the device that `device` names, or refuse one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -11,9 +11,10 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from engine.records import number
 from engine.transport import MEMORY, WIRE, pack, unpack
 from fedta_app.config import RunConfig
-from fedta_app.evaluation import measure
+from fedta_app.evaluation import Figures, measure
 from fedta_app.flat import weights_sha256
 from fedta_app.metrics import Row
 from fedta_app.partition import class_counts, partition_digest
@@ -110,17 +111,17 @@ class FederatedRun:
         row = Row(
             server_round,
             "train",
-            train_loss=float(metrics["train-loss"]),
+            train_loss=number(metrics, "train-loss"),
             bytes_down=costs.bytes_down,
             bytes_up=costs.bytes_up,
             seconds=round(seconds, 4),
             clients_ok=costs.clients_ok,
             clients_failed=len(costs.errors),
-            **(self._measure() if due else {}),
+            **(self._measure() if due else Figures()),
         )
         self.session.add(row, self._state)
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> Figures:
         return measure(self.workspace, self.weights)
 
     def _state(self) -> State:

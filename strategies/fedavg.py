@@ -12,8 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from engine.records import number, whole
 from engine.transport import pack, payload_bytes, unpack
-from fedta_app.aggregation import MeanAccumulator
+from fedta_app.accumulators import MeanAccumulator
 from fedta_app.run_directory import RunError
 from strategies.nodes import Nodes
 
@@ -97,13 +98,13 @@ class FedAvg(Strategy):
         examples = 0
         for reply in self._in_order(replies):
             if reply.has_error():
-                self.costs.errors.append(reply.error.reason)
+                self.costs.errors.append(reply.error.reason or "no reason given")
                 continue
             arrays = reply.content.array_records["arrays"]
             metrics = reply.content.metric_records["metrics"]
-            weight = int(metrics["num-examples"])
+            weight = whole(metrics, "num-examples")
             mean.add({"vector": unpack(arrays)}, weight)
-            loss += weight * float(metrics["train-loss"])
+            loss += weight * number(metrics, "train-loss")
             examples += weight
             self.costs.clients_ok += 1
             self.costs.bytes_up += payload_bytes(arrays)

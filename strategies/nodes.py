@@ -7,6 +7,7 @@ its partition id, and clients are sampled by that.
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from engine.records import whole
 from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError
 from fedta_app.seeding import numpy_generator
@@ -56,7 +57,7 @@ def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
     for reply in grid.send_and_receive(questions, timeout=_TIMEOUT):
         if reply.has_error():
             raise RunError(f"a client did not start: {reply.error.reason}")
-        partition_id = int(reply.content.config_records["config"]["partition-id"])
+        partition_id = whole(reply.content.config_records["config"], "partition-id")
         found[partition_id] = reply.metadata.src_node_id
     if sorted(found) != list(range(len(node_ids))):
         raise RunError(

@@ -3,6 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests are many and small: threads would only wait for each other
 
 UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
 

@@ -59,5 +59,5 @@ def test_damage_is_found_and_the_sentence_says_what_to_do(
     path.write_bytes({"flip": content, "cut": content[:-3]}.get(damage, b""))
     if damage == "remove":
         path.unlink()
-    with pytest.raises(CheckpointError, match="is damaged .*: delete that folder to continue"):
+    with pytest.raises(CheckpointError, match=r"is damaged .*: delete that folder to continue"):
         load_checkpoint(tmp_path)

@@ -1,0 +1,30 @@
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from engine.transport import MEMORY, WIRE, pack, payload_bytes, transport_of, unpack
+
+
+@pytest.mark.parametrize("transport", [WIRE, MEMORY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+def test_a_vector_comes_out_with_the_same_bits(transport: str, dtype: torch.dtype) -> None:
+    vector = (torch.arange(7) / 3).to(dtype)
+    record = pack(vector, transport)
+    assert torch.equal(unpack(record), vector)
+    assert unpack(record).dtype == dtype
+    assert payload_bytes(record) == vector.numel() * vector.element_size()
+
+
+def test_memory_carries_the_vector_itself_and_the_wire_a_copy() -> None:
+    vector = torch.zeros(3)
+    by_memory, by_wire = pack(vector, MEMORY), pack(vector, WIRE)
+    vector.fill_(1)
+    assert unpack(by_memory) is vector
+    assert not unpack(by_wire).any()
+
+
+def test_a_reply_can_go_the_way_the_message_came() -> None:
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    content = RecordDict({"arrays": pack(torch.zeros(3), MEMORY)})
+    assert transport_of(Message(content, 2, "train")) == MEMORY

@@ -1,0 +1,122 @@
+"""`python -m experiments`, as a user types it."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.launch import FINISHED, REFUSED, STOPPED
+from experiments.presets import parse_overrides, presets, tables
+from fedta_app.config import ConfigError
+
+QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
+
+
+def test_every_preset_is_a_valid_configuration() -> None:
+    for table in tables():
+        for preset in presets(table):
+            preset.config({})
+
+
+def test_list_shows_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == FINISHED
+    output = capsys.readouterr().out
+    for table in tables():
+        for preset in presets(table):
+            assert preset.label in output
+
+
+def test_overrides_are_toml_or_plain_words() -> None:
+    pairs = ["lr=0.5", "resume=false", "name=a/b", 'model="cnn"', "seed = 3"]
+    assert parse_overrides(pairs) == {
+        "lr": 0.5, "resume": False, "name": "a/b", "model": "cnn", "seed": 3
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="write key=value"):
+        parse_overrides(["lr"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "nowhere"], "there is no table 'nowhere'; tables are: "),
+        (["run", "demo/nothing"], "table 'demo' has no preset 'nothing'; its presets are: "),
+        (["run", "demo", "--set", "lrr=1"], "did you mean lr?"),
+        (["run", "demo", "--set", "lr=-1"], "lr = -1.0 is not allowed"),
+        (["run", "demo", "--set", "weights=/nowhere.pth"], "/nowhere.pth"),
+        (["run", "demo", "--set", "image-size=7"], "image-size"),
+        (["run", "demo", "--set", "model=vit_digit"], "vit_digit"),
+        (["run", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
+        (["run", "demo", "--set", "num-clients=100000"], "100000"),
+        (["run", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
+        (["run", "demo", "--results-dir", "/proc/nothing"], "cannot be written to"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_status(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--results-dir" not in arguments and arguments[0] == "run":
+        arguments = [*arguments, "--results-dir", str(tmp_path)]
+    assert main(arguments) == REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+
+
+def test_a_missing_data_set_is_refused_with_the_place_for_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedta_app.data.download_cifar100", _no_network, raising=False)
+    arguments = ["run", "small/fedavg-iid", "--data-dir", str(tmp_path / "none")]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "cifar-100-python.tar.gz").write_bytes(b"cut off")
+    assert main([*arguments, "--results-dir", str(tmp_path)]) == REFUSED
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def _no_network(*arguments: object) -> None:
+    raise OSError("no network")
+
+
+def test_in_process_and_centralised_runs_end_with_their_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*QUICK, "--results-dir", str(tmp_path)]
+    assert main(["run", "demo", "--engine", "in-process", *common]) == FINISHED
+    assert main(["run", "digits/centralized", *common]) == FINISHED
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"run directory: {tmp_path}/digits/centralized/seed0"
+
+
+def test_a_run_out_of_time_has_a_status_of_its_own(tmp_path: Path) -> None:
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    assert main(["run", "demo", *common, "--max-minutes", "1e-9"]) == STOPPED
+    assert main(["run", "demo", *common]) == FINISHED
+
+
+def test_seeds_make_cells_of_their_own(tmp_path: Path) -> None:
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    assert main(["run", "demo", *common, "--seeds", "2"]) == FINISHED
+    assert sorted(path.name for path in (tmp_path / "demo/fedavg").iterdir()) == ["seed0", "seed1"]
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    main(["run", "demo", *common, "--max-minutes", "1e-9"])
+    (weights,) = tmp_path.rglob("weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    capsys.readouterr()
+    assert main(["run", "demo", *common]) == REFUSED
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_another_configuration_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    main(["run", "demo", *common, "--max-minutes", "1e-9"])
+    capsys.readouterr()
+    assert main(["run", "demo", *common, "--set", "lr=0.01"]) == REFUSED
+    assert "another configuration (lr: 0.05 -> 0.01)" in capsys.readouterr().err

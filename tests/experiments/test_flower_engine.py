@@ -1,0 +1,40 @@
+"""One run on Flower's simulation engine: the same bits, an honest exit status, nothing left."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(folder: Path, engine: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    quick = ["num-server-rounds=3", "eval-size=50", "num-clients=20", *settings]
+    sets = [part for setting in quick for part in ("--set", setting)]
+    arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+
+
+def test_flowers_engine_gives_the_bits_of_the_in_process_engine(tmp_path: Path) -> None:
+    shas = {}
+    for engine in ("flower", "in-process"):
+        folder = tmp_path / engine
+        folder.mkdir()
+        result = run(folder, engine)
+        assert result.returncode == 0, result.stdout + result.stderr
+        directory = folder / "demo/fedavg/seed0"
+        lines = result.stdout.splitlines()
+        assert lines[0] == lines[-1] == f"run directory: {directory}"
+        assert lines[-2].startswith("finished: train round 3")
+        summary = json.loads((directory / "summary.json").read_text())
+        shas[engine] = summary["final-weights-sha256"]
+    assert shas["flower"] == shas["in-process"]
+
+
+def test_a_run_that_stops_early_on_flowers_engine_says_so_by_its_status(tmp_path: Path) -> None:
+    stopped = run(tmp_path, "flower", "max-minutes=1e-9")
+    assert stopped.returncode == 3
+    assert "max-minutes = 1e-09 is used up" in stopped.stdout

@@ -1,0 +1,109 @@
+"""FedAvg without a federation: hand-made nodes and replies."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.transport import WIRE, pack, unpack
+from fedta_app.run_directory import RunError
+from strategies import FedAvg, Nodes
+
+# Node ids are far from partition ids, and in another order, as Flower's are.
+NODES = Nodes({partition: 1000 - 7 * partition for partition in range(10)})
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    yield
+
+
+def strategy(fraction: float = 0.3, seed: int = 0) -> FedAvg:
+    return FedAvg(NODES, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r)
+
+
+def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:
+    arrays = pack(torch.zeros(2), WIRE)
+    sent = list(fedavg.configure_train(server_round, arrays, ConfigRecord(), None))  # type: ignore[arg-type]
+    for number, message in enumerate(sent):
+        message.metadata.__dict__["_message_id"] = str(number)
+    return sent
+
+
+def answer(message: Message, update: list[float], examples: int, loss: float = 1.0) -> Message:
+    metrics = MetricRecord({"num-examples": examples, "train-loss": loss})
+    content = RecordDict({"arrays": pack(torch.tensor(update), WIRE), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+def test_messages_carry_round_and_learning_rate() -> None:
+    sent = messages(strategy())
+    assert len(sent) == 3
+    for message in sent:
+        task = message.content.config_records["config"]
+        assert task["server-round"] == 2
+        assert task["lr"] == 0.2
+
+
+@given(st.integers(0, 5), st.integers(1, 1000))
+def test_sampling_depends_on_seed_and_round_only(seed: int, server_round: int) -> None:
+    sample = NODES.sample(0.3, seed, server_round)
+    assert sample == NODES.sample(0.3, seed, server_round)
+    assert sample == sorted(set(sample))
+    assert len(sample) == 3
+    assert set(sample) <= set(range(10))
+
+
+def test_rounds_sample_different_clients_and_at_least_one() -> None:
+    assert len({tuple(NODES.sample(0.3, 0, r)) for r in range(20)}) > 10
+    assert len(NODES.sample(0.001, 0, 1)) == 1
+    assert NODES.sample(1.0, 0, 1) == list(range(10))
+
+
+def test_the_mean_is_weighted_by_examples() -> None:
+    fedavg = strategy()
+    first, second, third = messages(fedavg)
+    replies = [
+        answer(first, [1.0, 0.0], 1, loss=1.0),
+        answer(second, [0.0, 4.0], 2, loss=2.0),
+        answer(third, [-1.0, 1.0], 1, loss=4.0),
+    ]
+    arrays, metrics = fedavg.aggregate_train(2, replies)
+    # ((1, 0) * 1 + (0, 4) * 2 + (-1, 1) * 1) / 4
+    assert torch.allclose(unpack(arrays), torch.tensor([0.0, 2.25]))
+    assert metrics["train-loss"] == (1 + 2 * 2 + 4) / 4
+    assert (fedavg.costs.bytes_down, fedavg.costs.bytes_up) == (3 * 8, 3 * 8)
+
+
+def test_the_order_of_arrival_changes_no_bit() -> None:
+    results = []
+    values = [[0.1, 1e-8], [1e8, 0.3], [-1e8, 0.7]]
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        fedavg = strategy()
+        sent = messages(fedavg)
+        replies = [answer(sent[i], values[i], i + 1) for i in order]
+        results.append(unpack(fedavg.aggregate_train(2, replies)[0]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_errors_and_silence_are_counted_and_left_out() -> None:
+    fedavg = strategy()
+    first, second, _ = messages(fedavg)
+    failed = Message(Error(code=0, reason="it broke"), reply_to=first)
+    arrays, _ = fedavg.aggregate_train(2, [answer(second, [2.0, 2.0], 5), failed])
+    assert unpack(arrays).tolist() == [2.0, 2.0]
+    assert fedavg.costs.clients_ok == 1
+    assert len(fedavg.costs.errors) == 2
+
+
+def test_nobody_is_an_error() -> None:
+    fedavg = strategy()
+    messages(fedavg)
+    with pytest.raises(RunError, match="no client finished round 2: node .* did not answer"):
+        fedavg.aggregate_train(2, [])
