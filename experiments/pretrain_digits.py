@@ -72,7 +72,7 @@ def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Buil
         logits = built.model(normalise(distort(glyphs[chosen], generator)))
         loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if (step + 1) % 200 == 0:
             report(f"step {step + 1} of {steps}: loss {loss.item():.3f}")

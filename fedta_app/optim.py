@@ -41,7 +41,8 @@ class SparseSGDM(Optimizer):
     lr : float or Tensor
         Learning rate, finite and not negative.
     momentum, dampening, weight_decay, nesterov, maximize, foreach
-        As for ``torch.optim.SGD``; each parameter group may have its own.
+        As for ``torch.optim.SGD``; each parameter group may have its own. Where PyTorch has no
+        foreach kernels, as on a CPU, the plain path serves for both: the bits are the same.
     masks : mapping from name or parameter to bool Tensor, optional
         Which entries are trained (True), in the shape of the parameter. A parameter that is not
         listed is trained whole. Masks are kept by reference, on the parameter's device: after
@@ -238,11 +239,11 @@ class SparseSGDM(Optimizer):
         ]
         if any(slot.grad.is_sparse for slot in slots):
             raise ValueError("a gradient is sparse; SparseSGDM takes dense gradients only")
-        foreach = group["foreach"]
-        if foreach is None:
-            foreach = all(slot.param.is_cuda for slot in slots)
-        if slots:
-            (foreach_step if foreach else plain_step)(slots, group, self._scratch)
+        # PyTorch has foreach kernels for CUDA; elsewhere one tensor after the other is faster.
+        if group["foreach"] is not False and all(slot.param.is_cuda for slot in slots):
+            foreach_step(slots, group)
+        else:
+            plain_step(slots, group, self._scratch)
 
 
 def mask_fingerprint(masks: Mapping[str, Tensor]) -> str:

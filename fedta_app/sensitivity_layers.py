@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Bytes of one layer's temporaries: about the cache of a CPU core, enough to keep a GPU busy.
-_CPU_BYTES, _GPU_BYTES = 1 << 22, 64 << 20
+# Bytes of one layer's temporaries: a CPU core's cache, enough to keep a GPU busy.
+_CPU_BYTES, _GPU_BYTES = 1 << 20, 64 << 20
 
 
 class UnsupportedModelError(RuntimeError):

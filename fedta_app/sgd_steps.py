@@ -50,8 +50,9 @@ class Scratch:
 def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Step one tensor after the other."""
     momentum, decay, nesterov = group["momentum"], group["weight_decay"], group["nesterov"]
+    computes_gradient = group["maximize"] or decay != 0 or nesterov
     for param, grad, mask, state in slots:
-        out = scratch.like(grad, grad.dtype)
+        out = scratch.like(grad, grad.dtype) if computes_gradient else grad
         step = torch.neg(grad, out=out) if group["maximize"] else grad
         if decay != 0:
             step = torch.add(step, param, alpha=decay, out=out)
@@ -62,7 +63,8 @@ def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
                 mask_(buffer, factor)
             step = torch.add(step, buffer, alpha=momentum, out=out) if nesterov else buffer
         if factor is not None and (nesterov or momentum == 0):
-            step = mask_(out.copy_(step) if step is grad else step, factor)
+            step = scratch.like(grad, grad.dtype).copy_(grad) if step is grad else step
+            mask_(step, factor)
         param.add_(step, alpha=-float(group["lr"]))
 
 
@@ -74,26 +76,23 @@ def _plain_momentum(state: dict[str, Any], step: Tensor, group: Group) -> Tensor
     return buffer
 
 
-def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
-    """Do the same with one call for all tensors, wherever PyTorch has one."""
+def foreach_step(slots: list[Slot], group: Group) -> None:
+    """Do the same with one kernel for all tensors, wherever PyTorch has one."""
     momentum, decay = group["momentum"], group["weight_decay"]
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
     steps = list(torch._foreach_neg(grads)) if group["maximize"] else grads
     if decay != 0:
-        steps = _foreach_add(steps, params, decay, in_place=steps is not grads)
+        steps = list(torch._foreach_add(steps, params, alpha=decay))
     if momentum != 0:
         buffers = _foreach_momentum(slots, steps, group)
-        _foreach_mask_(buffers, slots, scratch)
-        if group["nesterov"]:
-            steps = _foreach_add(steps, buffers, momentum, in_place=steps is not grads)
-        else:
-            steps = buffers
+        for slot, buffer in zip(slots, buffers, strict=True):
+            if slot.mask is not None:
+                mask_(buffer, slot.mask)
+        nesterov = group["nesterov"]
+        steps = list(torch._foreach_add(steps, buffers, alpha=momentum)) if nesterov else buffers
     if group["nesterov"] or momentum == 0:
-        if steps is grads:
-            steps = [
-                s if slot.mask is None else s.clone() for s, slot in zip(steps, slots, strict=True)
-            ]
-        _foreach_mask_(steps, slots, scratch)
+        pairs = zip(steps, slots, strict=True)
+        steps = [s if slot.mask is None else mask_(s.clone(), slot.mask) for s, slot in pairs]
     torch._foreach_add_(params, steps, alpha=-float(group["lr"]))
 
 
@@ -109,23 +108,8 @@ def _foreach_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> l
     return buffers
 
 
-def _foreach_add(
-    tensors: list[Tensor], others: list[Tensor], alpha: float, *, in_place: bool
-) -> list[Tensor]:
-    if not in_place:
-        return list(torch._foreach_add(tensors, others, alpha=alpha))
-    torch._foreach_add_(tensors, others, alpha=alpha)
-    return tensors
-
-
-def _foreach_mask_(tensors: list[Tensor], slots: list[Slot], scratch: Scratch) -> None:
-    for tensor, slot in zip(tensors, slots, strict=True):
-        if slot.mask is not None:
-            mask_(tensor, _factor(tensor, slot.mask, scratch))
-
-
 def _factor(tensor: Tensor, mask: Tensor, scratch: Scratch) -> Tensor:
-    """Return the mask as `mask_` takes it fastest: a CPU converts it first, into fresh memory."""
+    """Return the mask as `mask_` takes it fastest; a CPU would convert it into fresh memory."""
     return mask if tensor.is_cuda else scratch.like(tensor, BITS[tensor.dtype]).copy_(mask)
 
 

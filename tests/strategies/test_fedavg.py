@@ -105,5 +105,5 @@ def test_errors_and_silence_are_counted_and_left_out() -> None:
 def test_nobody_is_an_error() -> None:
     fedavg = strategy()
     messages(fedavg)
-    with pytest.raises(RunError, match="no client finished round 2: node .* did not answer"):
+    with pytest.raises(RunError, match=r"no client finished round 2: node .* did not answer"):
         fedavg.aggregate_train(2, [])
