@@ -1,13 +1,17 @@
 """The Flower ClientApp: one short handler per message type; the work is fedta_app's."""
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from engine.records import number, whole
-from engine.transport import pack, transport_of, unpack
+from engine.transport import pack, unpack
+from fedta_app.client_memory import ClientMemory, bytes_vector, client_memory, vector_bytes
 from fedta_app.config import RunConfig
-from fedta_app.local import train_client
-from fedta_app.workspace import Workspace, shared_workspace
+from fedta_app.head_fit import head_statistics
+from fedta_app.local import LocalResult, train_client, train_head
+from fedta_app.scoring import client_batches, own_mask, scores
+from fedta_app.workspace import shared_workspace
 
 app = ClientApp()
 
@@ -15,31 +19,95 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Tell which partition of the data this node holds."""
-    node = ConfigRecord({"partition-id": whole(context.node_config, "partition-id")})
+    node = ConfigRecord({"partition-id": _partition_id(context)})
     return Message(RecordDict({"config": node}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's images and return the update."""
-    task = message.content.config_records["config"]
-    workspace = _workspace(context, task)
+    memory, task = _prepare(message, context)
     result = train_client(
-        workspace,
+        memory.workspace,
         unpack(message.content.array_records["arrays"]),
-        partition_id=whole(context.node_config, "partition-id"),
+        partition_id=_partition_id(context),
+        server_round=whole(task, "server-round"),
+        lr=number(task, "lr"),
+        down=memory.mask(str(task["down"])),
+        up=memory.mask(str(task["up"])),
+    )
+    return _trained(message, result)
+
+
+@app.train("probe")
+def probe(message: Message, context: Context) -> Message:
+    """Train the head alone and return its update."""
+    memory, task = _prepare(message, context)
+    result = train_head(
+        memory.workspace,
+        unpack(message.content.array_records["arrays"]),
+        partition_id=_partition_id(context),
         server_round=whole(task, "server-round"),
         lr=number(task, "lr"),
     )
-    metrics = MetricRecord({"num-examples": result.num_examples, "train-loss": result.loss})
-    arrays = pack(result.update, transport_of(message))
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    return _trained(message, result)
 
 
-def _workspace(context: Context, task: ConfigRecord) -> Workspace:
-    """Return this process's workspace; the server says how many clients share the data."""
+@app.train("head")
+def head(message: Message, context: Context) -> Message:
+    """Return the sums from which the ridge head follows."""
+    memory, _ = _prepare(message, context)
+    workspace = memory.workspace
+    images = workspace.client_data(_partition_id(context))
+    return _reply(message, head_statistics(workspace, images).to_vector())
+
+
+@app.train("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Return this node's sensitivities under the mask of the rounds so far."""
+    memory, task = _prepare(message, context)
+    batches = client_batches(memory.workspace, _partition_id(context))
+    mask = memory.mask(str(task["down"]))
+    found = scores(memory.workspace, batches, mask, whole(task, "server-round"))
+    return _reply(message, found)
+
+
+@app.train("mask")
+def mask(message: Message, context: Context) -> Message:
+    """Calibrate this node's own mask, keep it, and return it as bits."""
+    memory, _ = _prepare(message, context)
+    bits = own_mask(memory.workspace, _partition_id(context)).to_bits()
+    memory.store.put(bits)
+    return _reply(message, bytes_vector(bits))
+
+
+def _partition_id(context: Context) -> int:
+    return whole(context.node_config, "partition-id")
+
+
+def _prepare(message: Message, context: Context) -> tuple[ClientMemory, ConfigRecord]:
+    """Return this process's memory, with what came along learnt and the head in the model."""
+    task = message.content.config_records["config"]
     config = RunConfig.from_mapping(context.run_config)
+    # The server says how many clients share the data: num-clients may be 0, "as many as there are".
     workspace = shared_workspace(config.with_values(num_clients=whole(task, "num-clients")))
-    if workspace.weights.fingerprint != task["layout"]:
-        raise ValueError("this client's model has other parameters than the server's")
-    return workspace
+    if workspace.layout != task["layout"]:
+        raise ValueError("this client's model has other parameters or weights than the server's")
+    memory = client_memory(workspace)
+    blobs = message.content.array_records.get("blobs", ArrayRecord())
+    memory.learn([vector_bytes(unpack(blobs, name)) for name in blobs])
+    memory.load_head(str(task["head"]))
+    return memory, task
+
+
+def _trained(message: Message, result: LocalResult) -> Message:
+    metrics = MetricRecord({"num-examples": result.num_examples, "train-loss": result.loss})
+    return _reply(message, result.update, metrics)
+
+
+def _reply(message: Message, vector: Tensor, metrics: MetricRecord | None = None) -> Message:
+    transport = str(message.content.config_records["config"]["transport"])
+    content = RecordDict({"arrays": pack(vector, transport)})
+    if metrics is not None:
+        content["metrics"] = metrics
+    return Message(content, reply_to=message)

@@ -1,18 +1,20 @@
 """Vectors inside Flower messages.
 
-A transport is a name, written into the `Array` that travels (its `stype`): whoever receives a
-vector answers by the same transport.
+A transport is a name, written into the `Array` that travels (its `stype`), and into the task of a
+client, which answers by it.
 
 - wire: the bytes of the vector, raw; works wherever Flower works.
 - memory: the vector itself, for a server and clients in one process; nothing is copied.
 """
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 WIRE = "fedta.wire"
@@ -25,19 +27,29 @@ def pack(vector: Tensor, transport: str) -> ArrayRecord:
 
     By memory the record holds the vector, not a copy: it is what the vector is when it is read.
     """
+    return pack_many({_KEY: vector}, transport)
+
+
+def pack_many(vectors: Mapping[str, Tensor], transport: str) -> ArrayRecord:
+    """Put several named vectors into one record."""
+    record = ArrayRecord()  # its constructor would copy the arrays
+    for name, vector in vectors.items():
+        record[name] = _array(vector, transport)
+    return record
+
+
+def _array(vector: Tensor, transport: str) -> Array:
     dtype = str(vector.dtype).removeprefix("torch.")
     data = b"" if transport == MEMORY else vector.detach().cpu().contiguous().numpy().tobytes()
     array = Array(dtype=dtype, shape=tuple(vector.shape), stype=transport, data=data)
     if transport == MEMORY:
         array.data = cast(bytes, vector)  # Flower's constructor insists on bytes; nobody else looks
-    record = ArrayRecord()  # its constructor would copy the array
-    record[_KEY] = array
-    return record
+    return array
 
 
-def unpack(record: ArrayRecord) -> Tensor:
-    """Return the vector of a record; read it, do not write to it."""
-    array = record[_KEY]
+def unpack(record: ArrayRecord, name: str = _KEY) -> Tensor:
+    """Return a vector of a record; read it, do not write to it."""
+    array = record[name]
     if array.stype == MEMORY:
         return cast(Tensor, array.data)
     values = np.frombuffer(array.data, dtype=np.dtype(array.dtype)).reshape(array.shape)
@@ -46,12 +58,6 @@ def unpack(record: ArrayRecord) -> Tensor:
         return torch.from_numpy(values)
 
 
-def transport_of(message: Message) -> str:
-    """Return the transport by which a message's vector came."""
-    return message.content.array_records["arrays"][_KEY].stype
-
-
 def payload_bytes(record: ArrayRecord) -> int:
-    """Return the bytes of the vector in a record, by whatever transport it travels."""
-    array = record[_KEY]
-    return int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+    """Return the bytes of the vectors in a record, by whatever transport they travel."""
+    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())

@@ -7,9 +7,9 @@ round to round, as a client's does not.
 import time
 
 from fedta_app.config import RunConfig
-from fedta_app.evaluation import Figures, measure
+from fedta_app.evaluation import measure
 from fedta_app.flat import weights_sha256
-from fedta_app.metrics import Row
+from fedta_app.metrics import Figures, Row
 from fedta_app.schedule import learning_rate
 from fedta_app.session import RunSession, State, run_facts
 from fedta_app.training import make_optimizer, train_steps

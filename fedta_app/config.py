@@ -16,6 +16,8 @@ from typing import Any
 
 import tomli_w
 
+from fedta_app.masks import MASK_RULES
+
 Value = bool | int | float | str
 Allowed = Callable[[Any], bool]
 
@@ -92,7 +94,33 @@ class RunConfig:
     weight_decay: float = _number(0.0, "a number of at least 0", lambda value: value >= 0)
     clip_norm: float = _number(0.0, "a norm above 0, or 0 for no clipping", lambda v: v >= 0)
     precision: str = _choice("fp32", "fp32", "bf16", "fp16")
-    strategy: str = _choice("fedavg", "fedavg")
+    head: str = _choice("random", "random", "ridge", "probe")
+    ridge: float = _number(0.0, "a strength above 0, or 0 to choose it", lambda v: v >= 0)
+    head_temperature: float = _number(
+        0.0, "a temperature above 0, or 0 to fit it", lambda value: value >= 0
+    )
+    probe_rounds: int = _integer(20, 1)
+    probe_lr: float = _number(0.1, "a number above 0", lambda value: value > 0)
+    mask_rule: str = _choice("none", "none", *MASK_RULES)
+    mask_scope: str = _choice(
+        "global", "global", "client", "vote", "union", "intersection", "server"
+    )
+    sparsity: float = _number(0.9, "a share from 0 to below 1", lambda v: 0 <= v < 1)
+    sparsity_scope: str = _choice("global", "global", "layer")
+    score_threshold: float = _number(
+        0.0, "a score above 0, or 0 to go by sparsity", lambda value: value >= 0
+    )
+    calibration_rounds: int = _integer(4, 1)
+    calibration_fraction: float = _number(1.0, "a share above 0, at most 1", lambda v: 0 < v <= 1)
+    calibration_examples: int = _integer(0, 0)
+    calibration_batch_size: int = _integer(32, 1)
+    soft_value: float = _number(0.1, "a factor from 0 to 1", lambda v: 0 <= v <= 1)
+    sensitivity_labels: str = _choice("sampled", "sampled", "true")
+    sensitivity_output: str = _choice("log_prob", "log_prob", "logit")
+    strategy: str = _choice("fedavg", "fedavg", "masked-fedavg", "ties", "task-arithmetic")
+    coverage_exponent: float = _number(1.0, "a number from 0 to 1", lambda v: 0 <= v <= 1)
+    server_scale: float = _number(1.0, "a number above 0", lambda value: value > 0)
+    task_figures: bool = _flag(False)
     eval_every: int = _integer(5, 1)
     eval_size: int = _integer(0, 0)
     eval_batch_size: int = _integer(500, 1)
@@ -177,7 +205,36 @@ def check_combinations(config: RunConfig) -> None:
             f"warmup-rounds = {config.warmup_rounds} is not allowed with num-server-rounds = "
             f"{config.num_server_rounds}: warmup-rounds is below num-server-rounds"
         )
+    _check_masks(config)
     _check_partition(config)
+
+
+def _check_masks(config: RunConfig) -> None:
+    """Refuse masks without a frozen head, and thresholds that no single ranking could meet."""
+    if config.mask_rule != "none" and config.head == "random":
+        raise ConfigError(
+            f"mask-rule = '{config.mask_rule}' is not allowed with head = 'random': a mask covers "
+            "the backbone, under a head that is made first and then frozen; head is ridge or probe"
+        )
+    if config.engine == "centralized" and config.head == "probe":
+        raise ConfigError(
+            "head = 'probe' is not allowed with engine = 'centralized': head is random or ridge"
+        )
+    if config.score_threshold and (
+        config.mask_rule in ("none", "random", "agreement")
+        or config.calibration_rounds != 1
+        or config.sparsity_scope != "global"
+    ):
+        raise ConfigError(
+            f"score-threshold = {config.score_threshold:g} is not allowed here: it needs "
+            "calibration-rounds = 1, sparsity-scope = 'global' and a rule that ranks by "
+            "sensitivity or magnitude"
+        )
+    if config.mask_rule == "agreement" and config.mask_scope not in ("global",):
+        raise ConfigError(
+            f"mask-rule = 'agreement' is not allowed with mask-scope = '{config.mask_scope}': it "
+            "compares clients, which takes mask-scope = 'global'"
+        )
 
 
 def _check_partition(config: RunConfig) -> None:

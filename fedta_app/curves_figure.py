@@ -26,7 +26,8 @@ def save_curves(path: Path, rows: list[Row], title: str) -> None:
     for axis in (accuracy, loss):
         axis.set_xlabel("round")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
+        if axis.lines:
+            axis.legend(frameon=False)
     figure.suptitle(title)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150)

@@ -1,19 +1,10 @@
 """The figures of a row: validation and test, measured on the server's images."""
 
-from typing import TypedDict
-
 from torch import Tensor
 
+from fedta_app.metrics import Figures
 from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace
-
-
-class Figures(TypedDict, total=False):
-    """The evaluation columns of `metrics.Row`; empty in a round that is not measured."""
-
-    val_accuracy: float
-    test_accuracy: float
-    test_loss: float
 
 
 def measure(workspace: Workspace, weights: Tensor) -> Figures:

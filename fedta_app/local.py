@@ -1,19 +1,22 @@
-"""A client's part in a round, free of Flower."""
+"""A client's training, free of Flower."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from fedta_app.flat import FlatWeights
+from fedta_app.flat_mask import FlatMask
 from fedta_app.training import make_optimizer, train_steps
 from fedta_app.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client sends back.
+    """What a client sends back after training.
 
-    `update` is local minus global weights, of the shape of the vector that came; it is the
-    workspace's own memory and holds only until the next client trains here.
+    `update` is local minus global weights, packed where a mask says which are trained. It may be
+    the workspace's own memory: it holds only until the next client trains here.
     """
 
     update: Tensor
@@ -22,13 +25,72 @@ class LocalResult:
 
 
 def train_client(
-    workspace: Workspace, global_weights: Tensor, *, partition_id: int, server_round: int, lr: float
+    workspace: Workspace,
+    global_weights: Tensor,
+    *,
+    partition_id: int,
+    server_round: int,
+    lr: float,
+    down: FlatMask | None = None,
+    up: FlatMask | None = None,
 ) -> LocalResult:
-    """Train the global weights on a client's images for exactly `local-steps` steps of SGDM."""
+    """Train the global weights on a client's images for exactly `local-steps` steps of SGDM.
+
+    Parameters
+    ----------
+    global_weights : Tensor
+        The whole vector, or with `down` its packed entries; the others are where they started.
+    down : FlatMask, optional
+        Which weights came.
+    up : FlatMask, optional
+        Which weights are trained and returned, a subset of `down`; without it, those that came.
+    """
     weights = workspace.weights
-    weights.load(global_weights)
+    trained = up or down
+    if down is None:
+        weights.load(global_weights)
+    else:
+        down.scatter_(weights.vector, global_weights.to(weights.vector.device))
+    before = None if trained is None else trained.gather(weights.vector)
+    masks = None if trained is None else weights.views(trained.mask)
     images = workspace.client_data(partition_id)
-    optimizer = make_optimizer(workspace.config, workspace.model)
-    loss = train_steps(workspace, optimizer, images, lr=lr, key=(server_round, partition_id))
-    update = weights.vector.sub_(global_weights.to(weights.vector.device))
+    optimizer = make_optimizer(workspace.config, workspace.model, masks)
+    with optimizer.skip_frozen_tensors():
+        loss = train_steps(workspace, optimizer, images, lr=lr, key=(server_round, partition_id))
+    if before is None or trained is None:
+        update = weights.vector.sub_(global_weights.to(weights.vector.device))
+    else:
+        update = trained.gather(weights.vector).sub_(before)
     return LocalResult(update, len(images), loss)
+
+
+def train_head(
+    workspace: Workspace, global_head: Tensor, *, partition_id: int, server_round: int, lr: float
+) -> LocalResult:
+    """Train the head alone, as a linear probe on the frozen backbone."""
+    head = _head(workspace)
+    head.load(global_head)
+    images = workspace.client_data(partition_id)
+    backbone = [p for p in workspace.model.parameters() if p.requires_grad]
+    probe = [workspace.model.get_parameter(name) for name in head.names]
+    _require_grad(backbone, False)
+    _require_grad(probe, True)
+    try:
+        optimizer = make_optimizer(workspace.config, workspace.model)
+        # Rounds of the probe have keys below zero: other batches than those of training.
+        key = (-server_round, partition_id)
+        loss = train_steps(workspace, optimizer, images, lr=lr, key=key)
+    finally:
+        _require_grad(probe, False)
+        _require_grad(backbone, True)
+    return LocalResult(head.vector.sub_(global_head.to(head.vector.device)), len(images), loss)
+
+
+def _head(workspace: Workspace) -> FlatWeights:
+    assert workspace.head is not None, "the head of this run is trained with the rest"
+    return workspace.head
+
+
+def _require_grad(parameters: list[torch.nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)

@@ -2,11 +2,19 @@
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from fedta_app.files import write_atomically
+
+
+class Figures(TypedDict, total=False):
+    """The columns of an evaluation."""
+
+    val_accuracy: float
+    test_accuracy: float
+    test_loss: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,10 @@ class Row:
     seconds: float = 0.0
     clients_ok: int = 0
     clients_failed: int = 0
+
+    def measured(self, **figures: Unpack[Figures]) -> "Row":
+        """Return the row with the figures of an evaluation."""
+        return replace(self, **figures)
 
 
 COLUMNS = tuple(entry.name for entry in fields(Row))

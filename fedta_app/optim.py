@@ -56,8 +56,9 @@ class SparseSGDM(Optimizer):
     Notes
     -----
     ``step`` skips a tensor whose mask is all False; `skip_frozen_tensors` skips its gradient too.
-    Clipping sees dense gradients unless `mask_gradients` is called first. Frozen denormals keep
-    their bits where denormals exist: not after ``torch.set_flush_denormal(True)``.
+    Clipping sees dense gradients unless `mask_gradients` is called first. A frozen entry may
+    be infinite, -0.0 or denormal (unless ``torch.set_flush_denormal(True)`` abolished denormals);
+    a bfloat16 NaN stays NaN, but the CPU may change its payload.
     """
 
     def __init__(
@@ -147,12 +148,12 @@ class SparseSGDM(Optimizer):
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen entries in place, infinities and NaN included.
 
-        ``step`` does not need it. Call it after ``backward()`` and before ``GradScaler.unscale_``
-        or ``clip_grad_norm_`` if these should see the trained entries only.
+        ``step`` does not need it. Call it before ``clip_grad_norm_`` for the norm of the trained
+        entries; before ``GradScaler.unscale_`` too, for no skipped step on account of frozen ones.
         """
         for param, mask in self._masks.items():
             if param.grad is not None:
-                mask_(param.grad, mask)
+                mask_(param.grad, self._scratch.factor(param.grad, mask))
 
     @contextmanager
     def skip_frozen_tensors(self) -> Iterator[None]:
@@ -239,6 +240,8 @@ class SparseSGDM(Optimizer):
         ]
         if any(slot.grad.is_sparse for slot in slots):
             raise ValueError("a gradient is sparse; SparseSGDM takes dense gradients only")
+        if not slots:
+            return
         # PyTorch has foreach kernels for CUDA; elsewhere one tensor after the other is faster.
         if group["foreach"] is not False and all(slot.param.is_cuda for slot in slots):
             foreach_step(slots, group)

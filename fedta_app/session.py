@@ -49,9 +49,18 @@ class RunSession:
     facts : mapping
         What summary.json says of the run besides its figures (weights, data, partition, device).
         Those under "identity" must be the same after a resume.
+    notes : mapping, optional
+        More for summary.json, read whenever that is written: what the run finds on its way.
     """
 
-    def __init__(self, config: RunConfig, *, total_steps: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        total_steps: int,
+        facts: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config = config
         self.directory = RunDirectory(config)
         print(f"run directory: {self.directory.path}", flush=True)
@@ -60,6 +69,7 @@ class RunSession:
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
         self._facts = dict(facts)
+        self._notes = {} if notes is None else notes  # kept: it fills up on the way
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
         self._total_steps = total_steps
@@ -113,7 +123,7 @@ class RunSession:
         self._save(state)
         self._close(status, reason, sha256)
         save_curves(self.directory.path / "curves.png", self.rows, self.config.name)
-        where = self._where(self.rows[-1])
+        where = self._where(self.rows[-1]) if self.rows else "nothing yet"
         if status == "finished":
             print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)
         else:
@@ -167,6 +177,7 @@ class RunSession:
             "initial-weights-sha256": self.initial_sha256,
             "final-weights-sha256": sha256,
             **self._facts,
+            **self._notes,
             "bytes-down": sum(row.bytes_down for row in self.rows),
             "bytes-up": sum(row.bytes_up for row in self.rows),
             "code": code_facts(),

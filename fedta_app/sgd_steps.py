@@ -46,6 +46,10 @@ class Scratch:
             self._kept[key] = torch.empty(tensor.numel(), dtype=dtype, device=tensor.device)
         return self._kept[key][: tensor.numel()].view(tensor.shape)
 
+    def factor(self, tensor: Tensor, mask: Tensor) -> Tensor:
+        """Return the mask as `mask_` takes it fastest; a CPU would convert it in fresh memory."""
+        return mask if tensor.is_cuda else self.like(tensor, BITS[tensor.dtype]).copy_(mask)
+
 
 def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Step one tensor after the other."""
@@ -56,7 +60,7 @@ def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
         step = torch.neg(grad, out=out) if group["maximize"] else grad
         if decay != 0:
             step = torch.add(step, param, alpha=decay, out=out)
-        factor = None if mask is None else _factor(grad, mask, scratch)
+        factor = None if mask is None else scratch.factor(grad, mask)
         if momentum != 0:
             buffer = _plain_momentum(state, step, group)
             if factor is not None:
@@ -106,11 +110,6 @@ def _foreach_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> l
         torch._foreach_mul_(known, group["momentum"])
         torch._foreach_add_(known, [steps[i] for i in old], alpha=1 - group["dampening"])
     return buffers
-
-
-def _factor(tensor: Tensor, mask: Tensor, scratch: Scratch) -> Tensor:
-    """Return the mask as `mask_` takes it fastest; a CPU would convert it into fresh memory."""
-    return mask if tensor.is_cuda else scratch.like(tensor, BITS[tensor.dtype]).copy_(mask)
 
 
 def mask_(tensor: Tensor, mask: Tensor) -> Tensor:

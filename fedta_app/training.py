@@ -1,6 +1,6 @@
 """Mini-batch SGD on one device: the J local steps of a client, and the epochs of the baseline."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedta_app.config import RunConfig
 from fedta_app.data import ImageSet
+from fedta_app.optim import SparseSGDM
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.workspace import Workspace
 
@@ -49,17 +50,29 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return SGDM over the trained parameters; its learning rate is set for every round."""
+def make_optimizer(
+    config: RunConfig, model: nn.Module, masks: Mapping[str, Tensor] | None = None
+) -> SparseSGDM:
+    """Return SGDM over the parameters that are trained; its learning rate is set every round.
+
+    Parameters
+    ----------
+    masks : mapping from parameter name to bool Tensor, optional
+        Which entries are trained; without it all are, as by `torch.optim.SGD`.
+    """
     parameters = [entry for entry in model.named_parameters() if entry[1].requires_grad]
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    return SparseSGDM(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        masks=masks,
     )
 
 
 def train_steps(
     workspace: Workspace,
-    optimizer: torch.optim.Optimizer,
+    optimizer: SparseSGDM,
     images: ImageSet,
     *,
     lr: float,
@@ -94,7 +107,7 @@ def train_steps(
 def _step(
     config: RunConfig,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: SparseSGDM,
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     labels: Tensor,
@@ -105,6 +118,7 @@ def _step(
     scaler.scale(loss).backward()
     if config.clip_norm:
         scaler.unscale_(optimizer)
+        optimizer.mask_gradients()  # the norm of what is trained, not of what is frozen
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     scaler.step(optimizer)
     scaler.update()

@@ -30,12 +30,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workspace:
     """The data, the model and the weights that travel, on one device.
 
     `weights.vector` is the model: loading it changes the model, training changes it. Whoever uses
     a workspace loads the weights it wants first.
+
+    Attributes
+    ----------
+    weights : FlatWeights
+        What is trained, or masked: all parameters; without the head where it is made first.
+    head : FlatWeights or None
+        The head's parameters where it is made first and then frozen; None where it is trained
+        with the rest, and part of `weights`.
     """
 
     config: RunConfig
@@ -43,11 +51,17 @@ class Workspace:
     data: DataSplits
     built: BuiltModel
     weights: FlatWeights
+    head: FlatWeights | None
 
     @property
     def model(self) -> torch.nn.Module:
         """The model, on the device."""
         return self.built.model
+
+    @property
+    def layout(self) -> str:
+        """What server and client must agree on: parameters, and the weights they start from."""
+        return f"{self.weights.fingerprint}:{self.built.source.sha256}:{self.config.seed}"
 
     @cached_property
     def partitions(self) -> list[np.ndarray]:
@@ -70,10 +84,13 @@ class Workspace:
             _cut(self.data.test, self.config, "test"),
         )
 
+    def client_positions(self, partition_id: int) -> Tensor:
+        """Return where a client's images are in the training split, int64, on the device."""
+        return torch.from_numpy(self.partitions[partition_id]).to(self.device)
+
     def client_data(self, partition_id: int) -> ImageSet:
         """Return the training images of a client."""
-        indices = torch.from_numpy(self.partitions[partition_id])
-        return self.data.train.subset(indices.to(self.device))
+        return self.data.train.subset(self.client_positions(partition_id))
 
     def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn uint8 images into what the model takes; with a generator, augment them first.
@@ -129,12 +146,21 @@ def build_workspace(config: RunConfig) -> Workspace:
         seed=config.seed,
     )
     built.model.to(device)
-    names = [name for name, _ in built.model.named_parameters()]
-    weights = FlatWeights(built.model, names)
-    workspace = Workspace(config, device, data.to(device), built, weights)
+    weights, head = _split_weights(config, built)
+    workspace = Workspace(config, device, data.to(device), built, weights, head)
     if config.engine != "centralized":
         _ = workspace.partitions  # refuses what cannot be partitioned
     return workspace
+
+
+def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, FlatWeights | None]:
+    names = [name for name, _ in built.model.named_parameters()]
+    if config.head == "random":
+        return FlatWeights(built.model, names), None
+    head_names = [name for name in names if name.startswith(f"{built.head}.")]
+    head = FlatWeights(built.model, head_names)
+    built.model.get_submodule(built.head).requires_grad_(False)
+    return FlatWeights(built.model, [name for name in names if name not in head_names]), head
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,15 @@
 """Flower strategies: which clients, what they are sent, how replies are combined."""
 
-from strategies.fedavg import FedAvg
-from strategies.nodes import Nodes
+from strategies.exchange import Exchange
+from strategies.fedavg import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
+from strategies.nodes import Nodes, discover_nodes
 
-__all__ = ["FedAvg", "Nodes"]
+__all__ = [
+    "Exchange",
+    "FedAvg",
+    "MaskedFedAvg",
+    "Nodes",
+    "TaskArithmetic",
+    "TiesFedAvg",
+    "discover_nodes",
+]

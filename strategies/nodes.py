@@ -24,10 +24,10 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.by_partition)
 
-    def sample(self, fraction: float, seed: int, server_round: int) -> list[int]:
+    def sample(self, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
         """Return max(1, round(fraction * K)) partition ids, sorted; the same for the same round."""
         count = max(1, round(fraction * len(self)))
-        generator = numpy_generator(seed, "clients", server_round)
+        generator = numpy_generator(seed, "clients", purpose, server_round)
         return sorted(generator.choice(len(self), size=count, replace=False).tolist())
 
 

@@ -1,9 +1,7 @@
 import pytest
 import torch
-from flwr.app import Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
-from engine.transport import MEMORY, WIRE, pack, payload_bytes, transport_of, unpack
+from engine.transport import MEMORY, WIRE, pack, payload_bytes, unpack
 
 
 @pytest.mark.parametrize("transport", [WIRE, MEMORY])
@@ -22,9 +20,3 @@ def test_memory_carries_the_vector_itself_and_the_wire_a_copy() -> None:
     vector.fill_(1)
     assert unpack(by_memory) is vector
     assert not unpack(by_wire).any()
-
-
-def test_a_reply_can_go_the_way_the_message_came() -> None:
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-    content = RecordDict({"arrays": pack(torch.zeros(3), MEMORY)})
-    assert transport_of(Message(content, 2, "train")) == MEMORY

@@ -193,7 +193,7 @@ def test_other_data_under_the_same_name_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, **{"max-minutes": 1e-9})
-    import server_app.loop as loop
+    from server_app import loop
 
     monkeypatch.setattr(loop, "partition_digest", lambda partitions: "another")
     with pytest.raises(RunError, match="cannot be resumed: partition-sha256 changed"):

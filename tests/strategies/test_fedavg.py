@@ -1,6 +1,7 @@
 """FedAvg without a federation: hand-made nodes and replies."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.transport import WIRE, pack, unpack
+from fedta_app.blobs import BlobStore
 from fedta_app.run_directory import RunError
-from strategies import FedAvg, Nodes
+from strategies import Exchange, FedAvg, Nodes
 
 # Node ids are far from partition ids, and in another order, as Flower's are.
 NODES = Nodes({partition: 1000 - 7 * partition for partition in range(10)})
@@ -24,7 +26,8 @@ def identity() -> Iterator[None]:
 
 
 def strategy(fraction: float = 0.3, seed: int = 0) -> FedAvg:
-    return FedAvg(NODES, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r)
+    exchange = Exchange(NODES, {"num-clients": 10}, BlobStore(Path("unused")))
+    return FedAvg(exchange, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r)
 
 
 def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:
@@ -52,17 +55,17 @@ def test_messages_carry_round_and_learning_rate() -> None:
 
 @given(st.integers(0, 5), st.integers(1, 1000))
 def test_sampling_depends_on_seed_and_round_only(seed: int, server_round: int) -> None:
-    sample = NODES.sample(0.3, seed, server_round)
-    assert sample == NODES.sample(0.3, seed, server_round)
+    sample = NODES.sample(0.3, seed, "train", server_round)
+    assert sample == NODES.sample(0.3, seed, "train", server_round)
     assert sample == sorted(set(sample))
     assert len(sample) == 3
     assert set(sample) <= set(range(10))
 
 
 def test_rounds_sample_different_clients_and_at_least_one() -> None:
-    assert len({tuple(NODES.sample(0.3, 0, r)) for r in range(20)}) > 10
-    assert len(NODES.sample(0.001, 0, 1)) == 1
-    assert NODES.sample(1.0, 0, 1) == list(range(10))
+    assert len({tuple(NODES.sample(0.3, 0, "train", r)) for r in range(20)}) > 10
+    assert len(NODES.sample(0.001, 0, "train", 1)) == 1
+    assert NODES.sample(1.0, 0, "train", 1) == list(range(10))
 
 
 def test_the_mean_is_weighted_by_examples() -> None:
@@ -77,7 +80,7 @@ def test_the_mean_is_weighted_by_examples() -> None:
     # ((1, 0) * 1 + (0, 4) * 2 + (-1, 1) * 1) / 4
     assert torch.allclose(unpack(arrays), torch.tensor([0.0, 2.25]))
     assert metrics["train-loss"] == (1 + 2 * 2 + 4) / 4
-    assert (fedavg.costs.bytes_down, fedavg.costs.bytes_up) == (3 * 8, 3 * 8)
+    assert (fedavg.exchange.costs.bytes_down, fedavg.exchange.costs.bytes_up) == (3 * 8, 3 * 8)
 
 
 def test_the_order_of_arrival_changes_no_bit() -> None:
@@ -98,12 +101,12 @@ def test_errors_and_silence_are_counted_and_left_out() -> None:
     failed = Message(Error(code=0, reason="it broke"), reply_to=first)
     arrays, _ = fedavg.aggregate_train(2, [answer(second, [2.0, 2.0], 5), failed])
     assert unpack(arrays).tolist() == [2.0, 2.0]
-    assert fedavg.costs.clients_ok == 1
-    assert len(fedavg.costs.errors) == 2
+    assert fedavg.exchange.costs.clients_ok == 1
+    assert len(fedavg.exchange.costs.errors) == 2
 
 
 def test_nobody_is_an_error() -> None:
     fedavg = strategy()
     messages(fedavg)
-    with pytest.raises(RunError, match=r"no client finished round 2: node .* did not answer"):
+    with pytest.raises(RunError, match=r"no client finished round 2: client .* did not answer"):
         fedavg.aggregate_train(2, [])

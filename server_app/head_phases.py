@@ -1,0 +1,119 @@
+"""The phases that make the head before anything else is trained."""
+
+import time
+
+import torch
+from flwr.app import ConfigRecord
+from torch import Tensor
+
+from engine.records import number
+from engine.transport import pack, unpack
+from fedta_app.head_fit import empty_statistics, fit_head
+from fedta_app.heads import RidgeStatistics
+from fedta_app.metrics import Row
+from fedta_app.run_directory import RunError
+from server_app.phases import Phase
+from server_app.state import ServerState
+from strategies import FedAvg
+
+_TIMEOUT = 3600.0
+
+
+class RidgeHead(Phase):
+    """Every client sends the sums of its features once; the head follows in closed form.
+
+    A round asks as many clients as a training round does. The head does not depend on how the
+    data are divided, nor on how many rounds it takes (fedta_app.heads).
+    """
+
+    name = "head"
+
+    def __init__(self, state: ServerState) -> None:
+        clients = len(state.exchange.nodes)
+        self._per_round = max(1, round(state.config.fraction_train * clients))
+        super().__init__(state, -(-clients // self._per_round))
+        self._statistics = empty_statistics(state.workspace)
+
+    def run_round(self, number_: int) -> Row:
+        """Add the next clients' sums; after the last ones, solve."""
+        began = time.perf_counter()
+        state = self.state
+        first = (number_ - 1) * self._per_round
+        chosen = list(range(first, min(first + self._per_round, len(state.exchange.nodes))))
+        state.exchange.begin_round()
+        messages = state.exchange.messages(chosen, "train.head")
+        for _, reply in state.exchange.ask(state.grid, chosen, messages):
+            self._add(unpack(reply.content.array_records["arrays"]))
+        if state.exchange.costs.errors:
+            # A head without some clients would depend on who they were.
+            raise RunError(f"the head needs every client: {state.exchange.costs.errors[0]}")
+        if number_ == self.num_rounds:
+            self._solve()
+        return self.row(number_, began)
+
+    def _add(self, vector: Tensor) -> None:
+        features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
+        self._statistics = self._statistics + RidgeStatistics.from_vector(vector, features, classes)
+
+    def _solve(self) -> None:
+        fitted = fit_head(self.state.workspace, self._statistics)
+        self.state.set_head(fitted.vector)
+        self.state.notes["head"] = {
+            "kind": "ridge",
+            "ridge": fitted.ridge,
+            "temperature": fitted.temperature,
+            "images": self._statistics.count,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Keep the sums so far."""
+        return {"head-statistics": self._statistics.to_vector()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with the sums so far."""
+        if "head-statistics" in tensors:
+            features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
+            self._statistics = RidgeStatistics.from_vector(
+                tensors["head-statistics"], features, classes
+            )
+
+
+class ProbeHead(Phase):
+    """A linear probe by FedAvg on the head alone, over a frozen backbone."""
+
+    name = "head"
+
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state, state.config.probe_rounds)
+        assert state.workspace.head is not None
+        self._head = state.workspace.head.vector.clone()
+        self._strategy = FedAvg(
+            state.exchange,
+            fraction_train=state.config.fraction_train,
+            seed=state.config.seed,
+            learning_rate=lambda server_round: state.config.probe_lr,
+            message_type="train.probe",
+        )
+
+    def run_round(self, number_: int) -> Row:
+        """Train the head for one round; after the last one, freeze it."""
+        began = time.perf_counter()
+        state = self.state
+        arrays = pack(self._head, state.transport)
+        messages = self._strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
+        replies = state.grid.send_and_receive(messages, timeout=_TIMEOUT)
+        update, metrics = self._strategy.aggregate_train(number_, replies)
+        self._head.add_(unpack(update).to(self._head.device))
+        if number_ == self.num_rounds:
+            state.set_head(self._head.to(torch.float32))
+            state.notes["head"] = {"kind": "probe", "rounds": self.num_rounds}
+        return self.row(number_, began, loss=number(metrics, "train-loss"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Keep the head so far."""
+        return {"probe": self._head}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with the head so far."""
+        if "probe" in tensors:
+            self._head.copy_(tensors["probe"])

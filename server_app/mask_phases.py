@@ -1,0 +1,192 @@
+"""The phases that find the mask: by scores summed over clients, by clients' own masks, or here."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.transport import unpack
+from fedta_app.agreement import agreement_scores
+from fedta_app.client_memory import Setup, vector_bytes
+from fedta_app.flat_mask import FlatMask
+from fedta_app.mask_sets import intersection_mask, union_mask, vote_mask
+from fedta_app.masks import needs_scores
+from fedta_app.metrics import Row
+from fedta_app.run_directory import RunError, run_path
+from fedta_app.scoring import mask_of_round, own_mask
+from fedta_app.task_figures import save_block_density
+from fedta_app.task_vectors import block_density
+from server_app.phases import Phase
+from server_app.state import ServerState
+
+
+def mask_phase(state: ServerState) -> Phase:
+    """Return the phase that finds the mask of the configuration."""
+    config = state.config
+    if config.mask_scope == "server":
+        return ServerMask(state)
+    if config.mask_scope == "global":
+        return SummedScores(state) if needs_scores(config.mask_rule) else ServerMask(state)
+    return OwnMasks(state)
+
+
+def _per_round(state: ServerState) -> int:
+    """Return how many clients a training round asks: as many replies fit into memory at a time."""
+    return max(1, round(state.config.fraction_train * len(state.exchange.nodes)))
+
+
+def _note_mask(state: ServerState, mask: FlatMask) -> None:
+    named = state.workspace.weights.views(mask.mask)
+    state.notes["mask"] = {
+        "sha256": state.mask,
+        "density": mask.density,
+        "trained": mask.num_trained,
+        "of": mask.mask.numel(),
+    }
+    path = run_path(state.config) / "mask_density.png"
+    save_block_density(path, block_density(named))
+
+
+class ServerMask(Phase):
+    """The server finds the mask alone: by the weights, at random, or on its validation images."""
+
+    name = "calibrate"
+
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state, 1)
+
+    def run_round(self, number_: int) -> Row:
+        """Find the mask in all its rounds."""
+        began = time.perf_counter()
+        self.state.exchange.begin_round()
+        mask = own_mask(self.state.workspace, None)
+        self.state.set_mask(mask)
+        _note_mask(self.state, mask)
+        return self.row(number_, began)
+
+
+class SummedScores(Phase):
+    """Sampled clients score the weights in every round; the sums give the mask of the round.
+
+    The scores are added as they come: the server holds the sums and one client's vector.
+    """
+
+    name = "calibrate"
+
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state, state.config.calibration_rounds)
+
+    def run_round(self, number_: int) -> Row:
+        """Sum the scores of a sample and narrow the mask down."""
+        began = time.perf_counter()
+        state, config = self.state, self.state.config
+        nodes = state.exchange.nodes
+        sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number_)
+        state.exchange.begin_round()
+        size = state.weights.numel()
+        # float64: the sum over clients is the sum over their images, up to one rounding.
+        total = torch.zeros(size, dtype=torch.float64)
+        agreement = _Agreement(size) if config.mask_rule == "agreement" else None
+        for vector in self._replies(sampled, number_):
+            total += vector[:size]
+            if agreement is not None:
+                agreement.add(vector[size:])
+        if not state.exchange.costs.clients_ok:
+            raise RunError(f"no client scored in round {number_}: {state.exchange.costs.errors[0]}")
+        if agreement is not None:
+            total = agreement.scores(total)
+        previous = state.travelling()
+        mask = mask_of_round(state.workspace, total.float(), previous, number_)
+        state.set_mask(mask)
+        _note_mask(state, mask)
+        return self.row(number_, began)
+
+    def _replies(self, sampled: list[int], number_: int) -> Iterator[Tensor]:
+        state, step = self.state, _per_round(self.state)
+        setup = Setup(head=state.head, down=state.mask)
+        for first in range(0, len(sampled), step):
+            chosen = sampled[first : first + step]
+            messages = state.exchange.messages(
+                chosen,
+                "train.calibrate",
+                config={"server-round": number_},
+                setup=lambda partition_id: setup,
+            )
+            for partition_id, reply in state.exchange.ask(state.grid, chosen, messages):
+                state.exchange.remember(partition_id, setup)
+                yield unpack(reply.content.array_records["arrays"]).cpu()
+
+
+class _Agreement:
+    """Sums of the clients' mean gradients and of their squares, for the rule "agreement"."""
+
+    def __init__(self, size: int) -> None:
+        self._sum = torch.zeros(size, dtype=torch.float64)
+        self._squares = torch.zeros(size, dtype=torch.float64)
+        self._clients = 0
+
+    def add(self, gradient: Tensor) -> None:
+        self._sum += gradient
+        self._squares += gradient.double().square()
+        self._clients += 1
+
+    def scores(self, total: Tensor) -> Tensor:
+        summed, sums, squares = {"_": total}, {"_": self._sum}, {"_": self._squares}
+        return agreement_scores(summed, sums, squares, self._clients)["_"]
+
+
+class OwnMasks(Phase):
+    """Clients calibrate masks of their own, and keep them or put them together.
+
+    With mask-scope "client" every client trains by its own mask, and what any of them trains
+    travels. With vote, union or intersection the masks of the sampled clients make one.
+    """
+
+    name = "calibrate"
+
+    def __init__(self, state: ServerState) -> None:
+        config, nodes = state.config, state.exchange.nodes
+        self._keep = config.mask_scope == "client"
+        fraction = 1.0 if self._keep else config.calibration_fraction
+        self._sampled = nodes.sample(fraction, config.seed, "calibrate", 1)
+        self._step = _per_round(state)
+        super().__init__(state, -(-len(self._sampled) // self._step))
+
+    def run_round(self, number_: int) -> Row:
+        """Collect the next clients' masks; after the last ones, put them together."""
+        began = time.perf_counter()
+        state = self.state
+        setup = Setup(head=state.head)
+        chosen = self._sampled[(number_ - 1) * self._step : number_ * self._step]
+        state.exchange.begin_round()
+        messages = state.exchange.messages(chosen, "train.mask", setup=lambda partition_id: setup)
+        for partition_id, reply in state.exchange.ask(state.grid, chosen, messages):
+            bits = vector_bytes(unpack(reply.content.array_records["arrays"]))
+            digest = state.memory.store.put(bits)
+            state.own_masks[partition_id] = digest
+            state.exchange.remember(partition_id, Setup(head=state.head, up=digest))
+        if state.exchange.costs.errors and self._keep:
+            raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
+        if number_ == self.num_rounds:
+            self._combine()
+        return self.row(number_, began)
+
+    def _combine(self) -> None:
+        state, scope = self.state, self.state.config.mask_scope
+        if not state.own_masks:
+            raise RunError(f"no client found a mask: {state.exchange.costs.errors[0]}")
+        masks = ({"_": state.memory.mask(d).mask} for _, d in sorted(state.own_masks.items()))  # type: ignore[union-attr]
+        if scope == "vote":
+            combined = vote_mask(masks, sparsity=state.config.sparsity)
+        elif scope == "intersection":
+            combined = intersection_mask(masks)
+        else:
+            combined = union_mask(masks)
+        mask = FlatMask(combined["_"])
+        if not mask.num_trained:
+            raise RunError("the clients' masks have no weight in common: choose another mask-scope")
+        state.set_mask(mask)
+        _note_mask(state, mask)
+        if not self._keep:
+            state.own_masks = {}

@@ -1,0 +1,137 @@
+"""Messages to clients by partition id, and their replies in that order, with what they cost.
+
+Blobs (see fedta_app.blobs) ride along with the first message that a client needs them for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from engine.transport import WIRE, pack_many, payload_bytes
+from fedta_app.blobs import BlobStore
+from fedta_app.client_memory import Setup, bytes_vector
+from strategies.nodes import Nodes
+
+_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
+
+
+@dataclass
+class RoundCosts:
+    """What a round moved, and who answered."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    clients_ok: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+class Exchange:
+    """What the server says to clients and hears from them.
+
+    Parameters
+    ----------
+    nodes : Nodes
+        The federation.
+    task : mapping
+        Config entries of every message.
+    store : BlobStore
+        Where the blobs are that a setup names.
+
+    Attributes
+    ----------
+    known : dict from partition id to set of str
+        The digests that each client was told; a checkpoint keeps them.
+    costs : RoundCosts
+        Of the messages since `begin_round`.
+    """
+
+    def __init__(self, nodes: Nodes, task: Mapping[str, int | str], store: BlobStore) -> None:
+        self.nodes = nodes
+        self.known: dict[int, set[str]] = {}
+        self.costs = RoundCosts()
+        self._task = dict(task)
+        self._store = store
+
+    def begin_round(self) -> None:
+        """Start to count anew."""
+        self.costs = RoundCosts()
+
+    def messages(
+        self,
+        partition_ids: Iterable[int],
+        message_type: str,
+        *,
+        arrays: ArrayRecord | None = None,
+        config: Mapping[str, int | float | str] | None = None,
+        setup: Callable[[int], Setup] = lambda partition_id: Setup(),
+    ) -> list[Message]:
+        """Return a message for each client, with the blobs that it has not been told yet."""
+        return [
+            self._message(partition_id, message_type, arrays, config or {}, setup(partition_id))
+            for partition_id in partition_ids
+        ]
+
+    def _message(
+        self,
+        partition_id: int,
+        message_type: str,
+        arrays: ArrayRecord | None,
+        config: Mapping[str, int | float | str],
+        setup: Setup,
+    ) -> Message:
+        record = ConfigRecord(
+            {**self._task, **config, "head": setup.head, "down": setup.down, "up": setup.up}
+        )
+        content = RecordDict({"config": record})
+        if arrays is not None:
+            content["arrays"] = arrays
+            self.costs.bytes_down += payload_bytes(arrays)
+        if missing := setup.digests() - self.known.get(partition_id, set()):
+            content["blobs"] = self._blobs(missing)
+            self.costs.bytes_down += payload_bytes(content.array_records["blobs"])
+        return Message(content, self.nodes.by_partition[partition_id], message_type)
+
+    def _blobs(self, digests: set[str]) -> ArrayRecord:
+        blobs = {digest: bytes_vector(self._store.get(digest)) for digest in sorted(digests)}
+        return pack_many(blobs, WIRE)
+
+    def ask(
+        self, grid: Grid, partition_ids: list[int], messages: Iterable[Message]
+    ) -> Iterator[tuple[int, Message]]:
+        """Send messages and yield the good replies in the order of the clients."""
+        return self.in_order(partition_ids, grid.send_and_receive(messages, timeout=_TIMEOUT))
+
+    def in_order(
+        self, partition_ids: Iterable[int], replies: Iterable[Message]
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield good replies in the order of the clients, each as soon as those before it came.
+
+        Floating-point sums depend on their order; this one does not depend on who was fastest.
+        Clients that failed or stayed silent are counted and left out.
+        """
+        waiting = [(self.nodes.by_partition[pid], pid) for pid in partition_ids]
+        early: dict[int, Message] = {}
+        for reply in replies:
+            early[reply.metadata.src_node_id] = reply
+            while waiting and waiting[0][0] in early:
+                node_id, partition_id = waiting.pop(0)
+                yield from self._good(partition_id, early.pop(node_id))
+        for node_id, partition_id in waiting:
+            if node_id in early:
+                yield from self._good(partition_id, early.pop(node_id))
+            else:
+                self.costs.errors.append(f"client {partition_id} did not answer in time")
+
+    def _good(self, partition_id: int, reply: Message) -> Iterator[tuple[int, Message]]:
+        if reply.has_error():
+            self.costs.errors.append(reply.error.reason or "a client failed without a reason")
+            return
+        self.costs.clients_ok += 1
+        self.costs.bytes_up += payload_bytes(reply.content.array_records["arrays"])
+        yield partition_id, reply
+
+    def remember(self, partition_id: int, setup: Setup) -> None:
+        """Note that a client has the blobs of a setup."""
+        self.known.setdefault(partition_id, set()).update(setup.digests())

@@ -1,0 +1,299 @@
+"""Head, mask and masked training, from start to end, in this process, on digits."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from client_app.app import app as client_app
+from engine.inprocess import run_in_process
+from fedta_app import local
+from fedta_app.blobs import BlobStore
+from fedta_app.config import ConfigError, RunConfig
+from fedta_app.flat_mask import FlatMask
+from fedta_app.head_fit import fit_head, head_statistics
+from fedta_app.mask_sets import round_density
+from fedta_app.masks import MASK_RULES
+from fedta_app.run_directory import RunError
+from fedta_app.scoring import ScoringBatches, mask_of_round, scores
+from fedta_app.workspace import build_workspace
+from server_app.app import app as server_app
+
+MASKED = {
+    "name": "test",
+    "partition": "classes",
+    "num-clients": 20,
+    "num-classes-per-client": 1,
+    "fraction-train": 0.25,
+    "num-server-rounds": 2,
+    "local-steps": 2,
+    "lr": 0.05,
+    "weight-decay": 0.01,
+    "eval-every": 2,
+    "threads": 1,
+    "head": "ridge",
+    "mask-rule": "least-sensitive",
+    "calibration-rounds": 2,
+    "strategy": "masked-fedavg",
+    "engine": "in-process",
+}
+BACKBONE = 135_488  # weights of vit_digits without its head
+
+
+def run(folder: Path, **values: Any) -> dict[str, Any]:
+    config = {**MASKED, "results-dir": str(folder), **values}
+    run_in_process(server_app, client_app, config, int(config["num-clients"]))
+    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
+    assert summary["status"] == "finished"
+    return summary
+
+
+def rows(folder: Path, phase: str) -> list[dict[str, str]]:
+    with (folder / "test/seed0/metrics.csv").open() as stream:
+        return [row for row in csv.DictReader(stream) if row["phase"] == phase]
+
+
+def initial_weights(**values: Any) -> torch.Tensor:
+    return build_workspace(RunConfig.from_mapping({**MASKED, **values})).weights.vector
+
+
+def final_weights(folder: Path) -> torch.Tensor:
+    steps = sorted((folder / "test/seed0/checkpoint").glob("step-*"))
+    return load_file(steps[-1] / "weights.safetensors")["weights"]
+
+
+def stored_mask(folder: Path, summary: dict[str, Any]) -> torch.Tensor:
+    bits = BlobStore(folder / "test/seed0/blobs").get(summary["mask"]["sha256"])
+    return FlatMask.from_bits(bits, BACKBONE, torch.device("cpu")).mask
+
+
+def bits_of(vector: torch.Tensor) -> torch.Tensor:
+    return vector.view(torch.int32)
+
+
+@pytest.mark.parametrize("rule", MASK_RULES)
+def test_every_rule_trains_exactly_its_share_and_nothing_else(tmp_path: Path, rule: str) -> None:
+    summary = run(tmp_path, **{"mask-rule": rule})
+    expected = round_density(0.9, BACKBONE)
+    assert summary["mask"]["trained"] == expected
+    mask = stored_mask(tmp_path, summary)
+    assert int(mask.sum()) == expected
+    before, after = bits_of(initial_weights()), bits_of(final_weights(tmp_path))
+    assert torch.equal(before[~mask], after[~mask])
+    assert float((before[mask] != after[mask]).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("scope", ["client", "vote", "union", "intersection", "server"])
+@pytest.mark.parametrize("strategy", ["masked-fedavg", "fedavg", "ties", "task-arithmetic"])
+def test_every_scope_and_strategy_keeps_frozen_bits(
+    tmp_path: Path, scope: str, strategy: str
+) -> None:
+    summary = run(tmp_path, **{"mask-scope": scope, "strategy": strategy, "server-scale": 0.1})
+    mask = stored_mask(tmp_path, summary)
+    before, after = bits_of(initial_weights()), bits_of(final_weights(tmp_path))
+    assert torch.equal(before[~mask], after[~mask])
+    assert (before[mask] != after[mask]).any()
+    if scope in ("vote", "server"):
+        assert int(mask.sum()) == round_density(0.9, BACKBONE)
+    else:
+        assert (int(mask.sum()) < round_density(0.9, BACKBONE)) == (scope == "intersection")
+
+
+def test_only_trained_values_travel(tmp_path: Path) -> None:
+    dense = run(tmp_path / "dense", **{"mask-rule": "none", "strategy": "fedavg"})
+    masked = run(tmp_path / "masked")
+    assert dense["status"] == masked["status"]
+    for column, extra in (("bytes_up", 0), ("bytes_down", 10 * (BACKBONE / 8 + 4 * 650))):
+        full, packed = (
+            sum(int(row[column]) for row in rows(tmp_path / name, "train"))
+            for name in ("dense", "masked")
+        )
+        assert packed <= 0.11 * full + extra
+    later = rows(tmp_path / "masked", "train")
+    assert int(later[-1]["bytes_up"]) == 5 * 4 * round_density(0.9, BACKBONE)
+
+
+def test_what_a_client_was_told_is_not_told_again(tmp_path: Path) -> None:
+    run(tmp_path, **{"num-server-rounds": 6, "fraction-train": 1.0, "eval-every": 6})
+    down = [int(row["bytes_down"]) for row in rows(tmp_path, "train")]
+    values = 20 * 4 * round_density(0.9, BACKBONE)
+    assert down == [values + 20 * BACKBONE // 8, *[values] * 5]
+
+
+def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_path: Path) -> None:
+    masks = {}
+    partitions: list[dict[str, Any]] = [
+        {"partition": "iid"},
+        {"num-classes-per-client": 5},
+        {"num-classes-per-client": 1},
+    ]
+    for number, values in enumerate(partitions):
+        folder = tmp_path / str(number)
+        summary = run(folder, **values, **{"num-server-rounds": 1})
+        masks[number] = stored_mask(folder, summary)
+    space = build_workspace(RunConfig.from_mapping(MASKED))
+    assert space.head is not None
+    space.head.load(fit_head(space, head_statistics(space, space.data.train)).vector)
+    everything = ScoringBatches(space, space.data.train, torch.arange(len(space.data.train)))
+    central = None
+    for number in (1, 2):
+        found = scores(space, everything, central, number)
+        central = mask_of_round(space, found, central, number)
+    assert central is not None
+    for mask in masks.values():
+        # Sums in another order may swap entries whose scores are equal up to rounding.
+        assert int((mask != central.mask).sum()) <= 2e-4 * BACKBONE
+
+
+def test_the_start_is_the_same_for_every_partition(tmp_path: Path) -> None:
+    starts = []
+    for number, values in enumerate(({"partition": "iid"}, {}, {"num-classes-per-client": 5})):
+        run(tmp_path / str(number), **values, **{"num-server-rounds": 1, "mask-rule": "random"})
+        (start,) = rows(tmp_path / str(number), "start")
+        starts.append((start["val_accuracy"], start["test_accuracy"]))
+    assert len(set(starts)) == 1
+    assert float(starts[0][1]) > 0.9
+
+
+def test_masks_of_their_own_travel_once_as_bits(tmp_path: Path) -> None:
+    run(tmp_path, **{"mask-scope": "client", "fraction-train": 1.0})
+    (calibrate,) = rows(tmp_path, "calibrate")
+    assert int(calibrate["bytes_up"]) == 20 * BACKBONE // 8
+    first, second = rows(tmp_path, "train")
+    assert int(first["bytes_up"]) == 20 * 4 * round_density(0.9, BACKBONE)
+    assert int(first["bytes_down"]) - int(second["bytes_down"]) == 20 * BACKBONE // 8
+
+
+def test_a_probe_beats_chance_and_is_frozen(tmp_path: Path) -> None:
+    values = {"head": "probe", "probe-rounds": 15, "num-classes-per-client": 5, "probe-lr": 0.2}
+    summary = run(tmp_path, **values)
+    assert summary["head"] == {"kind": "probe", "rounds": 15}
+    (start,) = rows(tmp_path, "start")
+    assert float(start["test_accuracy"]) > 0.6
+    assert len(rows(tmp_path, "head")) == 15
+
+
+def test_the_agreement_rule_costs_a_second_vector(tmp_path: Path) -> None:
+    run(tmp_path / "ours", **{"mask-rule": "agreement"})
+    run(tmp_path / "least")
+    ours = [int(row["bytes_up"]) for row in rows(tmp_path / "ours", "calibrate")]
+    least = [int(row["bytes_up"]) for row in rows(tmp_path / "least", "calibrate")]
+    assert least == [20 * 4 * BACKBONE] * 2
+    assert ours == [2 * value for value in least]
+
+
+def test_a_threshold_in_place_of_a_share(tmp_path: Path) -> None:
+    values = {"mask-rule": "highest-magnitude", "score-threshold": 0.05, "calibration-rounds": 1}
+    summary = run(tmp_path, **values)
+    expected = int((initial_weights().abs() >= np.float32(0.05)).sum())
+    assert summary["mask"]["trained"] == expected
+    assert summary["mask"]["density"] == expected / BACKBONE
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mask-scope": "client"},
+        {"mask-rule": "agreement"},
+        {"head": "probe", "probe-rounds": 3, "probe-lr": 0.5, "num-classes-per-client": 5},
+    ],
+)
+def test_a_stop_after_every_round_changes_no_bit(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run(tmp_path / "unbroken", **values)
+    from fedta_app.session import RunSession
+
+    add = RunSession.add
+
+    def add_and_stop(session: RunSession, *arguments: Any) -> None:
+        add(session, *arguments)
+        (session.directory.path / "stop").touch()
+
+    monkeypatch.setattr(RunSession, "add", add_and_stop)
+    config = {**MASKED, "results-dir": str(tmp_path / "broken"), **values}
+    for _ in range(40):
+        run_in_process(server_app, client_app, config, 20)
+        path = tmp_path / "broken/test/seed0/summary.json"
+        broken = json.loads(path.read_text())
+        if broken["status"] == "finished":
+            break
+    assert len(broken["sessions"]) > 5
+    for key in ("final-weights-sha256", "initial-weights-sha256", "bytes-up", "bytes-down"):
+        assert broken[key] == unbroken[key], key
+    assert broken.get("mask") == unbroken.get("mask")
+    assert broken["head"] == unbroken["head"]
+
+
+def test_pretrained_weights_at_chance_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import server_app.head_phases as head_phases
+
+    def zeros(workspace: Any, statistics: Any) -> Any:
+        fitted = fit_head(workspace, statistics)
+        return type(fitted)(torch.zeros_like(fitted.vector), fitted.ridge, fitted.temperature)
+
+    monkeypatch.setattr(head_phases, "fit_head", zeros)
+    with pytest.raises(RunError, match="round 0 is at chance .* although weights = 'pretrained'"):
+        run(tmp_path)
+
+
+def test_a_head_without_all_clients_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client_app.app as client
+
+    def broken(*arguments: Any) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(client, "head_statistics", broken)
+    with pytest.raises(RunError, match="the head needs every client: MemoryError: too large"):
+        run(tmp_path)
+
+
+def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
+    run(tmp_path, **{"task-figures": True, "mask-scope": "client"})
+    names = {path.name for path in (tmp_path / "test/seed0").glob("*.png")}
+    assert names >= {"mask_density.png", "cosine.png", "sign_conflict.png", "mask_overlap.png"}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"head": "random"}, "mask-rule = 'least-sensitive' is not allowed with head = 'random'"),
+        ({"score-threshold": 0.5}, "score-threshold = 0.5 is not allowed here"),
+        (
+            {"mask-rule": "agreement", "mask-scope": "client"},
+            "mask-rule = 'agreement' is not allowed with mask-scope = 'client'",
+        ),
+        ({"sparsity": 1.0}, "sparsity = 1.0 is not allowed"),
+        ({"mask-rule": "least"}, "mask-rule is one of none, least-sensitive"),
+        ({"engine": "centralized", "head": "probe"}, "head = 'probe' is not allowed with engine"),
+    ],
+)
+def test_contradictions_are_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig.from_mapping({**MASKED, **values})
+    assert sentence in str(refusal.value)
+
+
+def test_a_failing_client_is_survived_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = local.train_steps
+
+    def sometimes(*arguments: Any, key: tuple[int, ...], **values: Any) -> float:
+        if key[1] % 2:
+            raise MemoryError
+        return train(*arguments, key=key, **values)
+
+    monkeypatch.setattr(local, "train_steps", sometimes)
+    run(tmp_path)
+    assert any(int(row["clients_failed"]) for row in rows(tmp_path, "train"))
