@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from experiments.comparison import save_comparison
 from experiments.launch import FAILED, FINISHED, REFUSED, STOPPED, launch, preflight
-from experiments.presets import parse_overrides, presets, tables
+from experiments.presets import Preset, parse_overrides, presets, tables
 from fedta_app.config import RunConfig
-from fedta_app.run_directory import RunError
+from fedta_app.run_directory import RunError, run_path
 
 _INTERRUPTED = 130
 
@@ -90,12 +91,18 @@ def _run(options: argparse.Namespace) -> int:
     for config in configs:
         preflight(config)
     statuses = [_run_cell(config, options) for config in configs]
+    if len(chosen) > 1 and statuses.count(FINISHED) == len(configs):
+        first_seed = configs[:: options.seeds]
+        path = run_path(configs[0]).parents[1] / "comparison.png"
+        save_comparison(path, first_seed)
+        print(f"figure: {path}", flush=True)
     return next((status for status in (FAILED, STOPPED) if status in statuses), FINISHED)
 
 
-def _config(preset: Any, overrides: dict[str, Any]) -> RunConfig:
-    config: RunConfig = preset.config(overrides)
-    return config
+def _config(preset: Preset, overrides: dict[str, Any]) -> RunConfig:
+    if preset.values.get("engine") == "centralized":
+        overrides = {key: value for key, value in overrides.items() if key != "engine"}
+    return preset.config(overrides)
 
 
 def _run_cell(config: RunConfig, options: argparse.Namespace) -> int:

@@ -274,7 +274,12 @@ def _fetch_cifar100(data_dir: Path) -> None:
 
 # classes, crop padding, flip (a mirrored digit is no digit), loader of (train and val, test)
 _LOADERS: dict[str, tuple[int, int, bool, Callable[[Path], tuple[ImageSet, ImageSet]]]] = {
-    "digits": (10, 1, False, _load_digits),
+    "digits": (
+        10,
+        0,
+        False,
+        _load_digits,
+    ),  # 8 pixels leave no room for crops, digits none for flips
     "cifar100": (100, 4, True, _load_cifar100),
 }
 DATASETS = tuple(_LOADERS)

@@ -12,9 +12,10 @@ from engine.records import number
 from engine.transport import pack, unpack
 from fedta_app.aggregation import apply_update
 from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import RunError
+from fedta_app.run_directory import RunError, run_path
 from fedta_app.schedule import learning_rate
 from server_app.state import ServerState
+from server_app.task_report import TaskReport
 from strategies import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
 
 _TIMEOUT = 3600.0  # seconds to wait for the replies of a round
@@ -119,14 +120,19 @@ class Train(Phase):
         arrays = pack(sent, state.transport)
         messages = self.strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
         replies = state.grid.send_and_receive(messages, timeout=_TIMEOUT)
+        last = number_ == self.num_rounds
+        report = TaskReport() if last and config.task_figures else None
+        self.strategy.watch = report.watch if report else None
         reply, metrics = self.strategy.aggregate_train(number_, replies)
+        if report:
+            report.save(run_path(config))
         update = unpack(reply).to(state.weights.device)
         if travelling is None:
             apply_update({"_": state.weights}, {"_": update}, scale=self.strategy.scale())
         else:
             travelling.add_(state.weights, update, self.strategy.scale())
         row = self.row(number_, began, loss=number(metrics, "train-loss"))
-        if number_ == self.num_rounds or number_ % config.eval_every == 0:
+        if last or number_ % config.eval_every == 0:
             row = row.measured(**state.measure())
         return row
 

@@ -189,6 +189,16 @@ def test_complementary_masks_add_up_to_the_dense_step(options, foreach) -> None:
     assert same_bits([torch.where(masks[p], p, q) for p, q in pairs], whole)
 
 
+def test_a_tensor_frozen_whole_is_skipped_with_its_gradient_and_needs_no_momentum() -> None:
+    param = torch.nn.Parameter(torch.tensor([torch.nan, 1.0], dtype=torch.bfloat16))
+    before = bits(param)
+    optimizer = SparseSGDM([param], 0.1, momentum=0.9, masks=_none_trained([param]))
+    param.grad = torch.full_like(param, torch.inf)
+    optimizer.step()
+    assert torch.equal(bits(param), before)
+    assert not optimizer.state
+
+
 def test_the_first_step_has_no_dampening() -> None:
     param = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     mask = torch.tensor([True, False])

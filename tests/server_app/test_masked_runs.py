@@ -241,7 +241,7 @@ def test_pretrained_weights_at_chance_are_refused(
         return type(fitted)(torch.zeros_like(fitted.vector), fitted.ridge, fitted.temperature)
 
     monkeypatch.setattr(head_phases, "fit_head", zeros)
-    with pytest.raises(RunError, match="round 0 is at chance .* although weights = 'pretrained'"):
+    with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
         run(tmp_path)
 
 

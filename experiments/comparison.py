@@ -1,0 +1,64 @@
+"""The runs of a table in one figure: accuracy against rounds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from fedta_app.config import RunConfig
+from fedta_app.run_directory import run_path
+
+
+def save_comparison(path: Path, configs: list[RunConfig]) -> None:
+    """Save the test accuracy of finished runs against rounds, a line per run, as PNG.
+
+    Parameters
+    ----------
+    configs : list of RunConfig
+        Runs whose directories hold a metrics.csv and a summary.json.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for config in configs:
+        rows = pd.read_csv(run_path(config) / "metrics.csv")
+        measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=["test_accuracy"])
+        axis.plot(
+            measured["round"], measured["test_accuracy"], "o-", markersize=3, label=_label(config)
+        )
+    axis.set_title(f"{_federation(configs[0])}", fontsize="medium")
+    axis.set_xlabel("round")
+    axis.set_ylabel("test accuracy")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_ylim(0, 1)
+    axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
+
+
+def _federation(config: RunConfig) -> str:
+    kinds = {
+        "iid": "iid",
+        "classes": f"{config.num_classes_per_client} class(es) per client",
+        "dirichlet": f"Dirichlet({config.dirichlet_alpha:g})",
+    }
+    return f"{config.dataset}, {config.num_clients} clients, {kinds[config.partition]}"
+
+
+def _label(config: RunConfig) -> str:
+    summary: dict[str, Any] = json.loads((run_path(config) / "summary.json").read_text())
+    head = {"random": "trained head", "ridge": "ridge head", "probe": "linear-probe head"}
+    parts = [config.name, config.strategy, head[config.head]]
+    if config.mask_rule != "none":
+        density = summary["mask"]["density"]
+        parts.append(f"{config.mask_rule} {density:.0%} of the weights")
+    else:
+        parts.append("all weights")
+    parts.append(f"{(summary['bytes-up'] + summary['bytes-down']) / 1e6:.0f} MB moved")
+    return ", ".join(parts)
