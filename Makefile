@@ -19,7 +19,7 @@ demo: $(READY) ## 100 clients on non-iid digits, on Flower's simulation engine (
 	$(PYTHON) -m experiments run demo
 
 test: $(READY) ## the tests (under 10 minutes on two cores)
-	$(PYTHON) -m pytest -q -m "not slow"
+	$(PYTHON) -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included
 	$(PYTHON) -m pytest -q

@@ -30,13 +30,18 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         axis.plot(
             measured["round"], measured["test_accuracy"], "o-", markersize=3, label=_label(config)
         )
-    axis.set_title(f"{_federation(configs[0])}", fontsize="medium")
+    axis.set_title(_federation(configs[0]), fontsize="medium")
     axis.set_xlabel("round")
     axis.set_ylabel("test accuracy")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside lower center",
+        frameon=False,
+        fontsize="small",
+    )
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(path)
@@ -45,7 +50,7 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
 def _federation(config: RunConfig) -> str:
     kinds = {
         "iid": "iid",
-        "classes": f"{config.num_classes_per_client} class(es) per client",
+        "classes": f"classes per client: {config.num_classes_per_client}",
         "dirichlet": f"Dirichlet({config.dirichlet_alpha:g})",
     }
     return f"{config.dataset}, {config.num_clients} clients, {kinds[config.partition]}"
@@ -54,11 +59,8 @@ def _federation(config: RunConfig) -> str:
 def _label(config: RunConfig) -> str:
     summary: dict[str, Any] = json.loads((run_path(config) / "summary.json").read_text())
     head = {"random": "trained head", "ridge": "ridge head", "probe": "linear-probe head"}
-    parts = [config.name, config.strategy, head[config.head]]
+    trained = "all weights"
     if config.mask_rule != "none":
-        density = summary["mask"]["density"]
-        parts.append(f"{config.mask_rule} {density:.0%} of the weights")
-    else:
-        parts.append("all weights")
-    parts.append(f"{(summary['bytes-up'] + summary['bytes-down']) / 1e6:.0f} MB moved")
-    return ", ".join(parts)
+        trained = f"{summary['mask']['density']:.0%} of the weights, {config.mask_rule}"
+    moved = (summary["bytes-up"] + summary["bytes-down"]) / 1e6
+    return f"{config.strategy}: {head[config.head]}, {trained}, {moved:.0f} MB moved"

@@ -62,17 +62,27 @@ class RunSession:
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
+        self._total_steps = total_steps
+        # Kept, not copied: the notes fill up on the way.
+        self._notes = {} if notes is None else notes
         self.directory = RunDirectory(config)
         print(f"run directory: {self.directory.path}", flush=True)
+        try:
+            self._open(facts)
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def _open(self, facts: Mapping[str, Any]) -> None:
+        """Take over what the last checkpoint holds, and start the records."""
+        config = self.config
         self.checkpoint = load_checkpoint(self.directory.checkpoints) if config.resume else None
         stored = self.checkpoint.state if self.checkpoint else {}
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
         self._facts = dict(facts)
-        self._notes = {} if notes is None else notes  # kept: it fills up on the way
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
-        self._total_steps = total_steps
         self._started = self._last_print = self._last_step = time.monotonic()
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._first_step = len(self.rows)
@@ -81,7 +91,7 @@ class RunSession:
         self._events = EventLog(self.directory.path / "tensorboard", len(self.rows))
         write_csv(self.directory.path / "metrics.csv", self.rows)
         self._write_summary("running", "", None)
-        if self.checkpoint:
+        if self.rows:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
 
     def _check_identity(self, stored: Any) -> None:
@@ -89,7 +99,6 @@ class RunSession:
             changed = [
                 key for key, value in self._facts["identity"].items() if stored[key] != value
             ]
-            self.directory.close()
             raise RunError(
                 f"{self.directory.path} cannot be resumed: {' and '.join(changed)} changed since "
                 "it was started; restore what was there, or choose another name"

@@ -82,7 +82,7 @@ def test_in_process_and_centralised_runs_end_with_their_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [*QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo", "--engine", "in-process", *common]) == FINISHED
+    assert main(["run", "demo/fedavg", "--engine", "in-process", *common]) == FINISHED
     assert main(["run", "digits/centralized", *common]) == FINISHED
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"run directory: {tmp_path}/digits/centralized/seed0"
@@ -90,13 +90,13 @@ def test_in_process_and_centralised_runs_end_with_their_directory(
 
 def test_a_run_out_of_time_has_a_status_of_its_own(tmp_path: Path) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo", *common, "--max-minutes", "1e-9"]) == STOPPED
-    assert main(["run", "demo", *common]) == FINISHED
+    assert main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"]) == STOPPED
+    assert main(["run", "demo/fedavg", *common]) == FINISHED
 
 
 def test_seeds_make_cells_of_their_own(tmp_path: Path) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo", *common, "--seeds", "2"]) == FINISHED
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == FINISHED
     assert sorted(path.name for path in (tmp_path / "demo/fedavg").iterdir()) == ["seed0", "seed1"]
 
 
@@ -104,11 +104,11 @@ def test_a_damaged_checkpoint_is_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    main(["run", "demo", *common, "--max-minutes", "1e-9"])
+    main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"])
     (weights,) = tmp_path.rglob("weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
-    assert main(["run", "demo", *common]) == REFUSED
+    assert main(["run", "demo/fedavg", *common]) == REFUSED
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_another_configuration_is_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    main(["run", "demo", *common, "--max-minutes", "1e-9"])
+    main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"])
     capsys.readouterr()
-    assert main(["run", "demo", *common, "--set", "lr=0.01"]) == REFUSED
+    assert main(["run", "demo/fedavg", *common, "--set", "lr=0.01"]) == REFUSED
     assert "another configuration (lr: 0.05 -> 0.01)" in capsys.readouterr().err
