@@ -32,7 +32,11 @@ from fedta_app.seeding import numpy_generator, torch_generator
 from fedta_app.workspace import build_workspace, resolve_device
 from server_app.app import app as server_app
 
-JOBS = {"demo": "demo/fedavg", "cifar100": "small/fedavg-iid"}
+# Presets, and what differs so that a repeat takes seconds.
+JOBS: dict[str, tuple[str, dict[str, Any]]] = {
+    "demo": ("demo/fedavg", {"num-server-rounds": 11}),
+    "cifar100": ("small/fedavg-iid", {"num-server-rounds": 5, "batch-size": 8}),
+}
 ENGINES = ("bare loop", "in-process", "flower, 1 actor", "flower, 2 actors")
 
 
@@ -90,15 +94,16 @@ def engine_rounds(config: RunConfig, engine: str) -> list[float]:
 
 def measure(job: str, repeats: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Return per engine the median seconds per round, and the median ratio to the bare loop."""
-    (preset,) = presets(JOBS[job])
+    label, changes = JOBS[job]
+    (preset,) = presets(label)
     times: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     for _ in range(repeats):
         for engine in ENGINES:
             with tempfile.TemporaryDirectory() as folder:
                 kind = "in-process" if engine == "in-process" else "flower"
-                rounds = {"num-server-rounds": 11, "eval-every": 100, "eval-size": 10}
-                places = {"engine": kind, "results-dir": folder, "checkpoint-every": 100}
-                config = preset.config({**rounds, **places, **overrides})
+                rest = {"eval-every": 100, "eval-size": 10, "checkpoint-every": 100}
+                places = {"engine": kind, "results-dir": folder}
+                config = preset.config({**changes, **rest, **places, **overrides})
                 bare = engine == "bare loop"
                 seconds = bare_loop(config) if bare else engine_rounds(config, engine)
                 times[engine].append(statistics.median(seconds[1:]))
