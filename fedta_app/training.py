@@ -119,7 +119,9 @@ def _step(
     if config.clip_norm:
         scaler.unscale_(optimizer)
         optimizer.mask_gradients()  # the norm of what is trained, not of what is frozen
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        # Not the model's parameters: what another phase trained may still hold its gradients.
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, config.clip_norm)
     scaler.step(optimizer)
     scaler.update()
     return loss.detach()

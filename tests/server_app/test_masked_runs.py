@@ -21,7 +21,7 @@ from fedta_app.mask_sets import round_density
 from fedta_app.masks import MASK_RULES
 from fedta_app.run_directory import RunError
 from fedta_app.scoring import ScoringBatches, mask_of_round, scores
-from fedta_app.workspace import build_workspace
+from fedta_app.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
 
 MASKED = {
@@ -201,7 +201,13 @@ def test_a_threshold_in_place_of_a_share(tmp_path: Path) -> None:
         {},
         {"mask-scope": "client"},
         {"mask-rule": "agreement"},
-        {"head": "probe", "probe-rounds": 3, "probe-lr": 0.5, "num-classes-per-client": 5},
+        {
+            "head": "probe",
+            "probe-rounds": 3,
+            "probe-lr": 0.5,
+            "num-classes-per-client": 5,
+            "clip-norm": 0.1,
+        },
     ],
 )
 def test_a_stop_after_every_round_changes_no_bit(
@@ -219,6 +225,7 @@ def test_a_stop_after_every_round_changes_no_bit(
     monkeypatch.setattr(RunSession, "add", add_and_stop)
     config = {**MASKED, "results-dir": str(tmp_path / "broken"), **values}
     for _ in range(40):
+        shared_workspace.cache_clear()  # as in a process of its own
         run_in_process(server_app, client_app, config, 20)
         path = tmp_path / "broken/test/seed0/summary.json"
         broken = json.loads(path.read_text())
