@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         for seed in range(options.seeds)
     ]
     for config in configs:
-        preflight(config)
+        preflight(config, client_gpus=options.client_gpus)
     statuses = [_run_cell(config, options) for config in configs]
     if len(chosen) > 1 and statuses.count(FINISHED) == len(configs):
         first_seed = configs[:: options.seeds]

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedta_app.checkpoint import load_checkpoint
 from fedta_app.config import ConfigError, RunConfig
 from fedta_app.run_directory import STOP_FILE, check_resumable, check_writable, run_path
@@ -17,7 +19,7 @@ from fedta_app.workspace import shared_workspace
 FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 2, 3  # exit statuses
 
 
-def preflight(config: RunConfig) -> None:
+def preflight(config: RunConfig, *, client_gpus: float = 0.0) -> None:
     """Refuse, before anything is started, what would fail later.
 
     Raises
@@ -29,6 +31,11 @@ def preflight(config: RunConfig) -> None:
         raise ConfigError(
             "num-clients = 0 is not allowed here: it stands for the size of a federation that "
             "`flwr run` was given; set num-clients to the number of clients"
+        )
+    if config.engine == "flower" and client_gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--client-gpus {client_gpus:g} is not allowed here: torch finds no CUDA GPU on this "
+            "machine; leave the option out, or use --client-gpus 0"
         )
     check_writable(config)
     check_resumable(config)

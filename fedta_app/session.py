@@ -202,7 +202,8 @@ class RunSession:
         pace = self._expected_seconds()
         left = (self._total_steps + 1 - len(self.rows)) * pace
         clock = str(datetime.timedelta(seconds=round(left)))
-        return f"{self._where(row):>18} | {_figures(row)} | {pace:.2f} s/round, {clock} left"
+        parts = [f"{self._where(row):>18}", _figures(row), f"{pace:.2f} s/round, {clock} left"]
+        return " | ".join(part for part in parts if part)
 
 
 def _figures(row: Row) -> str:

@@ -16,8 +16,6 @@ from server_app.phases import Phase
 from server_app.state import ServerState
 from strategies import FedAvg
 
-_TIMEOUT = 3600.0
-
 
 class RidgeHead(Phase):
     """Every client sends the sums of its features once; the head follows in closed form.
@@ -42,7 +40,7 @@ class RidgeHead(Phase):
         chosen = list(range(first, min(first + self._per_round, len(state.exchange.nodes))))
         state.exchange.begin_round()
         messages = state.exchange.messages(chosen, "train.head")
-        for _, reply in state.exchange.ask(state.grid, chosen, messages):
+        for _, reply in state.exchange.in_order(chosen, state.send(messages)):
             self._add(unpack(reply.content.array_records["arrays"]))
         if state.exchange.costs.errors:
             # A head without some clients would depend on who they were.
@@ -101,7 +99,7 @@ class ProbeHead(Phase):
         state = self.state
         arrays = pack(self._head, state.transport)
         messages = self._strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
-        replies = state.grid.send_and_receive(messages, timeout=_TIMEOUT)
+        replies = state.send(messages)
         update, metrics = self._strategy.aggregate_train(number_, replies)
         self._head.add_(unpack(update).to(self._head.device))
         if number_ == self.num_rounds:

@@ -113,7 +113,7 @@ class SummedScores(Phase):
                 config={"server-round": number_},
                 setup=lambda partition_id: setup,
             )
-            for partition_id, reply in state.exchange.ask(state.grid, chosen, messages):
+            for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
                 state.exchange.remember(partition_id, setup)
                 yield unpack(reply.content.array_records["arrays"]).cpu()
 
@@ -161,7 +161,7 @@ class OwnMasks(Phase):
         chosen = self._sampled[(number_ - 1) * self._step : number_ * self._step]
         state.exchange.begin_round()
         messages = state.exchange.messages(chosen, "train.mask", setup=lambda partition_id: setup)
-        for partition_id, reply in state.exchange.ask(state.grid, chosen, messages):
+        for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
             bits = vector_bytes(unpack(reply.content.array_records["arrays"]))
             digest = state.memory.store.put(bits)
             state.own_masks[partition_id] = digest

@@ -18,8 +18,6 @@ from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
 
-_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
-
 
 class Phase:
     """Some rounds of one kind; between two of them the run may stop and go on elsewhere.
@@ -119,7 +117,7 @@ class Train(Phase):
         sent = state.weights if travelling is None else travelling.gather(state.weights)
         arrays = pack(sent, state.transport)
         messages = self.strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
-        replies = state.grid.send_and_receive(messages, timeout=_TIMEOUT)
+        replies = state.send(messages)
         last = number_ == self.num_rounds
         report = TaskReport() if last and config.task_figures else None
         self.strategy.watch = report.watch if report else None

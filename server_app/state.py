@@ -1,9 +1,11 @@
 """What the server knows between rounds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from fedta_app.flat_mask import FlatMask
 from fedta_app.metrics import Figures
 from fedta_app.workspace import Workspace
 from strategies import Exchange, Nodes
+
+ROUND_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
 
 
 @dataclass
@@ -72,6 +76,10 @@ class ServerState:
     def memory(self) -> ClientMemory:
         """What this process was told once: blobs, and what of them is in the model."""
         return client_memory(self.workspace)
+
+    def send(self, messages: Iterable[Message]) -> Iterable[Message]:
+        """Send messages and return the replies, as they come where the engine can."""
+        return self.grid.send_and_receive(messages, timeout=ROUND_TIMEOUT)
 
     def setup(self, partition_id: int) -> Setup:
         """Return what a client needs to train besides the weights."""

@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from engine.transport import WIRE, pack_many, payload_bytes
 from fedta_app.blobs import BlobStore
 from fedta_app.client_memory import Setup, bytes_vector
 from strategies.nodes import Nodes
-
-_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
 
 
 @dataclass
@@ -96,12 +93,6 @@ class Exchange:
     def _blobs(self, digests: set[str]) -> ArrayRecord:
         blobs = {digest: bytes_vector(self._store.get(digest)) for digest in sorted(digests)}
         return pack_many(blobs, WIRE)
-
-    def ask(
-        self, grid: Grid, partition_ids: list[int], messages: Iterable[Message]
-    ) -> Iterator[tuple[int, Message]]:
-        """Send messages and yield the good replies in the order of the clients."""
-        return self.in_order(partition_ids, grid.send_and_receive(messages, timeout=_TIMEOUT))
 
     def in_order(
         self, partition_ids: Iterable[int], replies: Iterable[Message]

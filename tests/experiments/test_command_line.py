@@ -48,14 +48,20 @@ def test_overrides_are_toml_or_plain_words() -> None:
         (["run", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
         (["run", "demo", "--set", "num-clients=100000"], "100000"),
         (["run", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
+        (["run", "demo", "--client-gpus", "0.25"], "torch finds no CUDA GPU on this machine"),
         (["run", "demo", "--results-dir", "/proc/nothing"], "cannot be written to"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_status(
-    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "--results-dir" not in arguments and arguments[0] == "run":
         arguments = [*arguments, "--results-dir", str(tmp_path)]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(arguments) == REFUSED
     error = capsys.readouterr().err
     assert error.startswith("error: ")

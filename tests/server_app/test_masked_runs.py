@@ -105,17 +105,15 @@ def test_every_scope_and_strategy_keeps_frozen_bits(
 
 
 def test_only_trained_values_travel(tmp_path: Path) -> None:
-    dense = run(tmp_path / "dense", **{"mask-rule": "none", "strategy": "fedavg"})
-    masked = run(tmp_path / "masked")
-    assert dense["status"] == masked["status"]
-    for column, extra in (("bytes_up", 0), ("bytes_down", 10 * (BACKBONE / 8 + 4 * 650))):
-        full, packed = (
+    often = {"num-server-rounds": 6, "fraction-train": 1.0, "eval-every": 6}
+    run(tmp_path / "dense", **often, **{"mask-rule": "none", "strategy": "fedavg"})
+    run(tmp_path / "masked", **often)
+    for column in ("bytes_up", "bytes_down"):
+        dense, masked = (
             sum(int(row[column]) for row in rows(tmp_path / name, "train"))
             for name in ("dense", "masked")
         )
-        assert packed <= 0.11 * full + extra
-    later = rows(tmp_path / "masked", "train")
-    assert int(later[-1]["bytes_up"]) == 5 * 4 * round_density(0.9, BACKBONE)
+        assert 0.09 * dense < masked <= 0.11 * dense  # the mask's own bits included
 
 
 def test_what_a_client_was_told_is_not_told_again(tmp_path: Path) -> None:
