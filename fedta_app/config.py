@@ -85,7 +85,7 @@ class RunConfig:
     local_steps: int = _integer(4, 0)
     num_server_rounds: int = _integer(30, 1)
     batch_size: int = _integer(16, 1)
-    lr: float = _number(0.1, "a number above 0", lambda value: value > 0)
+    lr: float = _number(0.02, "a number above 0", lambda value: value > 0)
     lr_schedule: str = _choice("constant", "constant", "step", "cosine", "warmup-cosine")
     warmup_rounds: int = _integer(0, 0)
     lr_step_rounds: int = _integer(10, 1)

@@ -133,7 +133,7 @@ def test_any_mapping_gives_a_configuration_or_a_sentence(mapping: dict[str, Any]
 def test_difference_names_what_decides_a_result_and_nothing_else() -> None:
     old = RunConfig().to_mapping()
     new = RunConfig(lr=0.5, max_minutes=3.0, results_dir="elsewhere", engine="in-process")
-    assert difference(old, new.to_mapping()) == ["lr: 0.1 -> 0.5"]
+    assert difference(old, new.to_mapping()) == ["lr: 0.02 -> 0.5"]
 
 
 @pytest.mark.parametrize("text", ["a = ", "[table", b"\xff\xfe"])

@@ -25,7 +25,7 @@ def test_the_path_is_absolute_and_holds_name_and_seed(
 
 def test_another_configuration_is_refused_with_a_diff(tmp_path: Path) -> None:
     RunDirectory(config(tmp_path)).close()
-    with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.1 -> 0.5\)"):
+    with pytest.raises(ConfigError, match=r"another configuration \(lr: 0.02 -> 0.5\)"):
         RunDirectory(config(tmp_path, lr=0.5))
 
 
