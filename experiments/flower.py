@@ -6,6 +6,7 @@ that are already installed, ends with the run, and dies with this process.
 """
 
 import ctypes
+import getpass
 import os
 import re
 import signal
@@ -21,12 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedta_app.config import RunConfig, to_toml
+from fedta_app.files import remove_tree
 from fedta_app.run_directory import RunError
 
 APP = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 _START_TIMEOUT = 60.0  # seconds
 _CONNECTION = "fedta"
+_HOME_PREFIX = "fedta-flwr-"
 # What Flower says of itself on every run; errors, and everything of ours, are shown.
 _NOISE = re.compile(
     r"(\x1b\[\d+m)?(DEBUG|INFO|WARNING)\b|Using SuperLink|Successfully (started|installed)"
@@ -52,7 +55,8 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         f"num-supernodes={config.num_clients} client-resources-num-cpus={client_cpus} "
         f"client-resources-num-gpus={float(client_gpus)}"
     )
-    with tempfile.TemporaryDirectory(prefix="fedta-flwr-") as folder:
+    _remove_stale_homes()
+    with tempfile.TemporaryDirectory(prefix=f"{_HOME_PREFIX}{os.getpid()}-") as folder:
         home = Path(folder)
         run_config = home / "run.toml"
         run_config.write_text(to_toml(config))
@@ -73,6 +77,24 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
                 "--run-config", str(run_config), "--federation-config", federation,
             ]  # fmt: skip
             _stream(command, environment)
+
+
+def _remove_stale_homes() -> None:
+    """Remove what a killed run of this user left in the temporary folder."""
+    for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
+        owner = home.name.removeprefix(_HOME_PREFIX).split("-")[0]
+        if owner.isdigit() and home.owner() == getpass.getuser() and not _alive(int(owner)):
+            remove_tree(home)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
