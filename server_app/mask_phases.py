@@ -20,6 +20,8 @@ from fedta_app.task_vectors import block_density
 from server_app.phases import Phase
 from server_app.state import ServerState
 
+_REPLY_BYTES = 2**28  # of scores that wait to be added, on engines that collect replies first
+
 
 def mask_phase(state: ServerState) -> Phase:
     """Return the phase that finds the mask of the configuration."""
@@ -32,7 +34,7 @@ def mask_phase(state: ServerState) -> Phase:
 
 
 def _per_round(state: ServerState) -> int:
-    """Return how many clients a training round asks: as many replies fit into memory at a time."""
+    """Return how many clients a training round asks: their replies fit into memory."""
     return max(1, round(state.config.fraction_train * len(state.exchange.nodes)))
 
 
@@ -103,7 +105,7 @@ class SummedScores(Phase):
         return self.row(number_, began)
 
     def _replies(self, sampled: list[int], number_: int) -> Iterator[Tensor]:
-        state, step = self.state, _per_round(self.state)
+        state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
         for first in range(0, len(sampled), step):
             chosen = sampled[first : first + step]
@@ -116,6 +118,11 @@ class SummedScores(Phase):
             for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
                 state.exchange.remember(partition_id, setup)
                 yield unpack(reply.content.array_records["arrays"]).cpu()
+
+    def _at_a_time(self) -> int:
+        """Return how many clients to ask at a time: as many replies as fit into memory."""
+        fitting = _REPLY_BYTES // (4 * self.state.weights.numel())
+        return max(_per_round(self.state), fitting)
 
 
 class _Agreement:
