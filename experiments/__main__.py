@@ -3,24 +3,31 @@
 import argparse
 import os
 import sys
+import traceback
 from typing import Any
 
 import torch
 
 from experiments.comparison import save_comparison
-from experiments.launch import FAILED, FINISHED, REFUSED, STOPPED, launch, preflight
+from experiments.launch import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED_RUN,
+    REFUSED,
+    STOPPED,
+    launch,
+    preflight,
+)
 from experiments.presets import Preset, parse_overrides, presets, tables
-from fedta_app.config import RunConfig
+from fedta_app.config import ConfigError, RunConfig
 from fedta_app.run_directory import RunError, run_path
-
-_INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
-    same command continues; 130: interrupted at once.
+    same command continues; 130: interrupted by Ctrl-C, likewise.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", flush=True)
-        return _INTERRUPTED
+        return INTERRUPTED_RUN
     return status
 
 
@@ -42,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a table, or one preset of it")
     run.set_defaults(command=_run)
     run.add_argument("selection", metavar="TABLE[/PRESET]")
-    run.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (default 1)")
+    run.add_argument("--seeds", type=int, default=1, metavar="N", help="N seeds from the first up")
     run.add_argument("--engine", choices=["flower", "in-process"], help="default: the preset's")
     run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     run.add_argument("--max-minutes", type=float, help="stop cleanly before this, each run")
@@ -83,14 +90,18 @@ def _run(options: argparse.Namespace) -> int:
         if (value := getattr(options, key.replace("-", "_"))) is not None:
             overrides[key] = value
     chosen = presets(options.selection)
-    configs = [
-        _config(preset, {**overrides, **({"seed": seed} if options.seeds > 1 else {})})
-        for preset in chosen
-        for seed in range(options.seeds)
-    ]
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds} is not allowed: it is at least 1")
+    configs = [config for preset in chosen for config in _cells(preset, overrides, options.seeds)]
+    if len({run_path(config) for config in configs}) < len(configs):
+        raise ConfigError("two runs would share one run directory: leave name to the presets")
     for config in configs:
         preflight(config, client_gpus=options.client_gpus)
-    statuses = [_run_cell(config, options) for config in configs]
+    statuses = []
+    for config in configs:
+        statuses.append(_run_cell(config, options))
+        if statuses[-1] == INTERRUPTED_RUN:
+            return INTERRUPTED_RUN
     if len(chosen) > 1 and statuses.count(FINISHED) == len(configs):
         first_seed = configs[:: options.seeds]
         path = run_path(configs[0]).parents[1] / "comparison.png"
@@ -99,16 +110,20 @@ def _run(options: argparse.Namespace) -> int:
     return next((status for status in (FAILED, STOPPED) if status in statuses), FINISHED)
 
 
-def _config(preset: Preset, overrides: dict[str, Any]) -> RunConfig:
+def _cells(preset: Preset, overrides: dict[str, Any], seeds: int) -> list[RunConfig]:
+    """Return the preset's configuration for `seeds` seeds, from the given one up."""
     if preset.values.get("engine") == "centralized":
         overrides = {key: value for key, value in overrides.items() if key != "engine"}
-    return preset.config(overrides)
+    first = preset.config(overrides)
+    return [first.with_values(seed=first.seed + number) for number in range(seeds)]
 
 
 def _run_cell(config: RunConfig, options: argparse.Namespace) -> int:
     try:
         return launch(config, client_cpus=options.client_cpus, client_gpus=options.client_gpus)
-    except (ValueError, RunError) as error:
+    except Exception as error:  # the other cells shall have their turn
+        if not isinstance(error, ValueError | RunError):
+            traceback.print_exc()
         print(f"failed: {error}", file=sys.stderr, flush=True)
         return FAILED
 

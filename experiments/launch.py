@@ -1,7 +1,6 @@
 """One cell of a table, on any engine, from refusal to outcome."""
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import torch
 from fedta_app.checkpoint import load_checkpoint
 from fedta_app.config import ConfigError, RunConfig
 from fedta_app.run_directory import STOP_FILE, check_resumable, check_writable, run_path
+from fedta_app.session import INTERRUPTED
 from fedta_app.workspace import shared_workspace
 
-FINISHED, FAILED, REFUSED, STOPPED = 0, 1, 2, 3  # exit statuses
+FINISHED, FAILED, REFUSED, STOPPED, INTERRUPTED_RUN = 0, 1, 2, 3, 130  # exit statuses
 
 
 def preflight(config: RunConfig, *, client_gpus: float = 0.0) -> None:
@@ -52,6 +52,7 @@ def launch(config: RunConfig, *, client_cpus: int, client_gpus: float) -> int:
     """
     directory = run_path(config)
     before = _summary(directory)
+    (directory / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed
     with _stop_on_interrupt(directory / STOP_FILE):
         if config.engine == "flower":
             from experiments.flower import run_on_flower
@@ -85,7 +86,7 @@ def _outcome(directory: Path, before: dict[str, Any]) -> int:
     if fresh and summary.get("status") == "finished":
         return FINISHED
     if fresh and summary.get("status") == "stopped":
-        return STOPPED
+        return INTERRUPTED_RUN if summary["reason"] == INTERRUPTED else STOPPED
     reason = summary.get("reason") if fresh else "it ended before it began"
     print(f"failed: {reason or 'its process ended without a word'}; see {directory}", flush=True)
     return FAILED
@@ -97,11 +98,13 @@ def _stop_on_interrupt(stop_file: Path) -> Iterator[None]:
         yield  # a notebook's kernel or a test: signals are not ours to take
         return
 
+    asked = False
+
     def request_stop(signum: int, frame: object) -> None:
-        if stop_file.exists():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.kill(os.getpid(), signal.SIGINT)
-            return
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
         stop_file.touch()
         print(" stopping after this round (Ctrl-C again to end at once)", flush=True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedta_app.config import ConfigError, RunConfig, read_toml
+from fedta_app.config import KEYS, ConfigError, RunConfig, read_toml
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -53,6 +53,15 @@ def presets(selection: str) -> list[Preset]:
     return [Preset(table, path.stem, read_toml(path)) for path in chosen]
 
 
+def _value(key: str, text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    wants_text = key in KEYS and KEYS[key].type is str
+    return text if wants_text and not isinstance(value, str) else value  # sensitivity-labels=true
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` pairs as TOML values; a bare word is a string."""
     overrides: dict[str, Any] = {}
@@ -61,8 +70,5 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{pair!r} is not an override: write key=value, such as lr=0.01")
         key, text = key.strip(), text.strip()
-        try:
-            overrides[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[key] = text
+        overrides[key] = _value(key, text)
     return overrides

@@ -4,6 +4,7 @@ A round is `local-steps` steps, or one epoch where that is 0; the optimizer keep
 round to round, as a client's does not. Head and mask are made from the training images.
 """
 
+import math
 import time
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
 from fedta_app.evaluation import measure
 from fedta_app.flat import weights_sha256
 from fedta_app.flat_mask import FlatMask
 from fedta_app.head_fit import fit_head, head_statistics
 from fedta_app.metrics import Figures, Row
+from fedta_app.run_directory import RunError
 from fedta_app.schedule import learning_rate
 from fedta_app.scoring import own_mask
 from fedta_app.session import RunSession, State, run_facts
@@ -39,6 +42,8 @@ def run_centralized(config: RunConfig) -> None:
     except BaseException as error:
         session.fail(f"{type(error).__name__}: {error}")
         raise
+    finally:
+        forget_run()
 
 
 def _preparations(config: RunConfig) -> list[str]:
@@ -103,6 +108,8 @@ class CentralizedRun:
         images = self.workspace.data.train
         with self.optimizer.skip_frozen_tensors():
             loss = train_steps(self.workspace, self.optimizer, images, lr=lr, key=(round_,))
+        if not math.isfinite(loss):
+            raise RunError(f"training diverged in round {round_} (loss {loss}): lower lr, or clip")
         self.round = round_
         seconds = round(time.perf_counter() - began, 4)
         due = round_ == self.config.num_server_rounds or round_ % self.config.eval_every == 0

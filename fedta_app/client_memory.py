@@ -11,7 +11,7 @@ from torch import Tensor
 from fedta_app.blobs import BlobStore
 from fedta_app.flat_mask import FlatMask
 from fedta_app.run_directory import run_path
-from fedta_app.workspace import Workspace
+from fedta_app.workspace import Workspace, shared_workspace
 
 _MASKS_KEPT = 4  # unpacked masks per process; a client's own mask is read from disk otherwise
 
@@ -95,3 +95,9 @@ def vector_bytes(vector: Tensor) -> bytes:
 def bytes_vector(data: bytes) -> Tensor:
     """Return the bytes as a uint8 vector, as blobs travel."""
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+
+
+def forget_run() -> None:
+    """Drop this process's workspace and memory: the next run starts from untrained weights."""
+    client_memory.cache_clear()
+    shared_workspace.cache_clear()

@@ -230,10 +230,17 @@ def _check_masks(config: RunConfig) -> None:
             "calibration-rounds = 1, sparsity-scope = 'global' and a rule that ranks by "
             "sensitivity or magnitude"
         )
-    if config.mask_rule == "agreement" and config.mask_scope not in ("global",):
+    alone = config.mask_scope != "global" or config.engine == "centralized"
+    if config.mask_rule == "agreement" and alone:
         raise ConfigError(
-            f"mask-rule = 'agreement' is not allowed with mask-scope = '{config.mask_scope}': it "
-            "compares clients, which takes mask-scope = 'global'"
+            f"mask-rule = 'agreement' is not allowed with mask-scope = '{config.mask_scope}' and "
+            f"engine = '{config.engine}': it compares clients, which takes mask-scope = 'global' "
+            "in a federation"
+        )
+    if config.mask_scope == "vote" and (config.score_threshold or config.sparsity_scope == "layer"):
+        raise ConfigError(
+            "mask-scope = 'vote' is not allowed with score-threshold or sparsity-scope = 'layer': "
+            "votes fill the share that sparsity leaves, over all weights together"
         )
 
 
@@ -275,6 +282,8 @@ def to_toml(config: RunConfig) -> str:
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line `key: old -> new` for each key that decides a result and changed."""
     keys = sorted((set(old) | set(new)) - VOLATILE_KEYS)
+    if "centralized" in (old.get("engine"), new.get("engine")):
+        keys.append("engine")  # another place to run is no change; to run without clients is
     return [
         f"{key}: {old.get(key, 'unset')!r} -> {new.get(key, 'unset')!r}"
         for key in keys

@@ -57,8 +57,8 @@ class FittedHead:
 def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     """Solve for the head; strength and temperature by validation where the keys leave them open."""
     config = workspace.config
-    validation, _ = workspace.evaluation_sets
-    batches = list(_feature_batches(workspace, validation))
+    # All of it, whatever eval-size is: what is measured must not change what is trained.
+    batches = list(_feature_batches(workspace, workspace.data.val))
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()
     if config.ridge:

@@ -68,10 +68,11 @@ class RunDirectory:
         check_resumable(config)
         self.path = run_path(config)
         self._lock = self._acquire()
-        if not config.resume and (self.path / "config.toml").exists():
+        if not config.resume and any(
+            (self.path / n).exists() for n in ("config.toml", "checkpoint")
+        ):
             self._move_aside()
         write_atomically(self.path / "config.toml", to_toml(config))
-        (self.path / STOP_FILE).unlink(missing_ok=True)
 
     @property
     def checkpoints(self) -> Path:
@@ -81,6 +82,10 @@ class RunDirectory:
     def stop_requested(self) -> bool:
         """Tell whether somebody left a file named `stop` here, as the runner does at Ctrl-C."""
         return (self.path / STOP_FILE).exists()
+
+    def forget_stop(self) -> None:
+        """Remove the request: it was heard."""
+        (self.path / STOP_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process have the directory."""
@@ -110,7 +115,8 @@ class RunDirectory:
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         aside.mkdir()
-        for entry in self.path.iterdir():
-            if entry.name != ".lock":
+        # config.toml goes last: until then, what is left here is the old run and says so.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.toml"):
+            if entry.name not in (".lock", STOP_FILE):
                 entry.rename(aside / entry.name)
         print(f"resume = false: the earlier run is kept in {aside}", flush=True)

@@ -16,6 +16,7 @@ from fedta_app.data import ImageSet
 from fedta_app.flat_mask import FlatMask
 from fedta_app.mask_sets import flatten
 from fedta_app.masks import build_mask, needs_scores, next_mask
+from fedta_app.run_directory import RunError
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.workspace import Workspace
@@ -143,7 +144,12 @@ def mask_of_round(
             seed=seed,
             scope=config.sparsity_scope,  # type: ignore[arg-type]
         )
-    return FlatMask.of(mask, weights)
+    flat = FlatMask.of(mask, weights)
+    if not flat.num_trained:
+        by = "score-threshold" if config.score_threshold else "sparsity"
+        value = config.score_threshold or config.sparsity
+        raise RunError(f"the mask trains no weight at all: {by} = {value:g} leaves none")
+    return flat
 
 
 def own_mask(workspace: Workspace, partition_id: int | None) -> FlatMask:

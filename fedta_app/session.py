@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import math
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +21,7 @@ from fedta_app.provenance import code_facts, device_name, versions
 from fedta_app.run_directory import RunDirectory, RunError
 from fedta_app.workspace import Workspace
 
+INTERRUPTED = "interrupted"
 State = tuple[dict[str, Tensor], dict[str, Any]]
 _QUIET_SECONDS = 10.0  # a run that is silent for longer looks stuck
 
@@ -85,6 +88,7 @@ class RunSession:
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
         self._started = self._last_print = self._last_step = time.monotonic()
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._id = secrets.token_hex(4)
         self._first_step = len(self.rows)
         self._intervals: list[float] = []
         self._saved_step = len(self.rows) if self.checkpoint else -1
@@ -121,7 +125,8 @@ class RunSession:
     def stop_reason(self) -> str | None:
         """Return why the run should stop before the next round, or None."""
         if self.directory.stop_requested():
-            return "interrupted"
+            self.directory.forget_stop()
+            return INTERRUPTED
         limit = self.config.max_minutes * 60
         if limit and time.monotonic() - self._started + self._expected_seconds() > limit:
             return f"max-minutes = {self.config.max_minutes:g} is used up"
@@ -168,6 +173,7 @@ class RunSession:
 
     def _session(self) -> dict[str, Any]:
         return {
+            "id": self._id,
             "started": self._began,
             "device": self._facts["device"],
             "rows": [self._first_step, len(self.rows)],
@@ -193,7 +199,8 @@ class RunSession:
             "versions": versions(),
             "sessions": [*self._history, self._session()],
         }
-        write_atomically(self.directory.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
+        write_atomically(self.directory.path / "summary.json", text + "\n")
 
     def _where(self, row: Row) -> str:
         return f"{row.phase} round {row.round}"
@@ -204,6 +211,15 @@ class RunSession:
         clock = str(datetime.timedelta(seconds=round(left)))
         parts = [f"{self._where(row):>18}", _figures(row), f"{pace:.2f} s/round, {clock} left"]
         return " | ".join(part for part in parts if part)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(row: Row) -> str:

@@ -16,6 +16,8 @@ from fedta_app.models import BuiltModel, build_model
 from fedta_app.partition import partition
 from fedta_app.seeding import numpy_generator
 
+_DEFAULT_THREADS = torch.get_num_threads()
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device that `device` names, or refuse one that is not there."""
@@ -128,8 +130,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     ConfigError, DataError, ModelError, PartitionError
         All ValueErrors of one sentence.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or _DEFAULT_THREADS)
     device = resolve_device(config.device)
     data = load_data(
         config.dataset,
@@ -165,5 +166,8 @@ def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, F
 
 @lru_cache(maxsize=1)
 def shared_workspace(config: RunConfig) -> Workspace:
-    """Return this process's workspace for the configuration, built at the first call."""
+    """Return this process's workspace for the configuration, built at the first call.
+
+    A run trains it, so whoever runs calls `client_memory.forget_run` at the end.
+    """
     return build_workspace(config)

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedta_app.checkpoint import Checkpoint
+from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
 from fedta_app.partition import class_counts, partition_digest
 from fedta_app.partition_figure import save_partition_figure
@@ -40,6 +41,8 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
     except BaseException as error:
         session.fail(f"{type(error).__name__}: {error}")
         raise
+    finally:
+        forget_run()
 
 
 def make_phases(state: ServerState) -> list[Phase]:

@@ -51,6 +51,8 @@ class Phase:
     ) -> Row:
         """Return the row of a round that began at this `time.perf_counter()`."""
         costs = self.state.exchange.costs
+        if costs.errors:
+            print(f"{len(costs.errors)} clients failed; the first: {costs.errors[0]}", flush=True)
         return Row(
             number_,
             self.name,
@@ -91,8 +93,8 @@ def check_above_chance(state: ServerState, accuracy: float) -> None:
     workspace = state.workspace
     chance = 1 / workspace.data.num_classes
     images = len(workspace.evaluation_sets[0])
-    if not workspace.built.source.pretrained:
-        return
+    if not workspace.built.source.pretrained or images < workspace.data.num_classes:
+        return  # too few images to tell
     if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
         raise RunError(
             f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
@@ -129,7 +131,10 @@ class Train(Phase):
             apply_update({"_": state.weights}, {"_": update}, scale=self.strategy.scale())
         else:
             travelling.add_(state.weights, update, self.strategy.scale())
-        row = self.row(number_, began, loss=number(metrics, "train-loss"))
+        loss = number(metrics, "train-loss")
+        if not math.isfinite(loss):
+            raise RunError(f"training diverged in round {number_} (loss {loss}): lower lr, or clip")
+        row = self.row(number_, began, loss=loss)
         if last or number_ % config.eval_every == 0:
             row = row.measured(**state.measure())
         return row

@@ -1,11 +1,12 @@
 """`python -m experiments`, as a user types it."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import main
-from experiments.launch import FINISHED, REFUSED, STOPPED
+from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
 from experiments.presets import parse_overrides, presets, tables
 from fedta_app.config import ConfigError
 
@@ -31,6 +32,9 @@ def test_overrides_are_toml_or_plain_words() -> None:
     assert parse_overrides(pairs) == {
         "lr": 0.5, "resume": False, "name": "a/b", "model": "cnn", "seed": 3
     }  # fmt: skip
+    assert parse_overrides(["sensitivity-labels=true", "augment=true"]) == {
+        "sensitivity-labels": "true", "augment": True
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="write key=value"):
         parse_overrides(["lr"])
 
@@ -48,6 +52,8 @@ def test_overrides_are_toml_or_plain_words() -> None:
         (["run", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
         (["run", "demo", "--set", "num-clients=100000"], "100000"),
         (["run", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
+        (["run", "demo", "--seeds", "0"], "--seeds 0 is not allowed: it is at least 1"),
+        (["run", "demo", "--set", "name=same"], "two runs would share one run directory"),
         (["run", "demo", "--client-gpus", "0.25"], "torch finds no CUDA GPU on this machine"),
         (["run", "demo", "--results-dir", "/proc/nothing"], "cannot be written to"),
     ],
@@ -126,3 +132,39 @@ def test_another_configuration_is_refused_before_anything_starts(
     capsys.readouterr()
     assert main(["run", "demo/fedavg", *common, "--set", "lr=0.01"]) == REFUSED
     assert "another configuration (lr: 0.05 -> 0.01)" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_finished_as_often_as_it_is_asked(tmp_path: Path) -> None:
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    assert [main(["run", "demo/fedavg", *common]) for _ in range(5)] == [FINISHED] * 5
+
+
+def test_ctrl_c_ends_the_round_and_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedta_app.session import RunSession
+
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == INTERRUPTED_RUN
+    assert (tmp_path / "demo/fedavg/seed0/checkpoint").is_dir()
+    assert not (tmp_path / "demo/fedavg/seed1/checkpoint").exists()
+    monkeypatch.undo()
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == FINISHED
+
+
+def test_a_baseline_is_not_continued_as_a_federation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*QUICK, "--results-dir", str(tmp_path), "--set", "name=same"]
+    assert main(["run", "digits/centralized", *common]) == FINISHED
+    engine = ["--set", "engine=in-process", "--set", "num-clients=20", "--set", "partition=iid"]
+    capsys.readouterr()
+    assert main(["run", "demo/fedavg", *common, *engine]) == REFUSED
+    assert "engine: 'centralized' -> 'in-process'" in capsys.readouterr().err

@@ -83,11 +83,20 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
             RunDirectory(RunConfig(results_dir=str(closed)))
 
 
-def test_a_stop_file_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
-    first = RunDirectory(config(tmp_path))
-    (first.path / "stop").touch()
-    assert first.stop_requested()
-    first.close()
-    second = RunDirectory(config(tmp_path))
-    assert not second.stop_requested()
-    second.close()
+def test_a_stop_is_asked_for_once(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path))
+    (directory.path / "stop").touch()
+    assert directory.stop_requested()
+    directory.forget_stop()
+    assert not directory.stop_requested()
+    directory.close()
+
+
+def test_a_move_aside_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path)).close()
+    run = tmp_path / "table/cell/seed3"
+    (run / "checkpoint").mkdir()
+    (run / "config.toml").unlink()  # as if config.toml had been moved, and nothing else
+    RunDirectory(config(tmp_path, lr=0.5, resume=False)).close()
+    assert not (run / "checkpoint").exists()
+    assert (tmp_path / "table/cell/seed3.old-1/checkpoint").is_dir()

@@ -269,6 +269,35 @@ def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
     assert names >= {"mask_density.png", "cosine.png", "sign_conflict.png", "mask_overlap.png"}
 
 
+def test_a_second_run_in_one_process_starts_where_the_first_did(tmp_path: Path) -> None:
+    first = run(tmp_path / "first")
+    second = run(tmp_path / "first", resume=False)
+    for key in ("initial-weights-sha256", "final-weights-sha256"):
+        assert first[key] == second[key]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"sparsity": 0.999999}, {"score-threshold": 1e-30, "calibration-rounds": 1}],
+)
+def test_a_mask_without_a_weight_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="the mask trains no weight at all: s"):
+        run(tmp_path, **values)
+
+
+def test_how_much_is_measured_does_not_change_what_is_trained(tmp_path: Path) -> None:
+    shas = {run(tmp_path / str(n), **{"eval-size": n})["final-weights-sha256"] for n in (0, 15)}
+    assert len(shas) == 1
+
+
+def test_a_run_that_diverges_fails_and_leaves_valid_json(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="training diverged in round"):
+        run(tmp_path, **{"lr": 1e30, "num-server-rounds": 4})
+    text = (tmp_path / "test/seed0/summary.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["status"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -281,6 +310,11 @@ def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
         ({"sparsity": 1.0}, "sparsity = 1.0 is not allowed"),
         ({"mask-rule": "least"}, "mask-rule is one of none, least-sensitive"),
         ({"engine": "centralized", "head": "probe"}, "head = 'probe' is not allowed with engine"),
+        (
+            {"engine": "centralized", "mask-rule": "agreement"},
+            "mask-rule = 'agreement' is not allowed with mask-scope = 'global' and engine",
+        ),
+        ({"mask-scope": "vote", "sparsity-scope": "layer"}, "mask-scope = 'vote' is not allowed"),
     ],
 )
 def test_contradictions_are_refused(values: dict[str, Any], sentence: str) -> None:
