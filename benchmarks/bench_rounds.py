@@ -8,7 +8,9 @@ out (it pays for warming up). CIFAR-100 is skipped, with a word, where its files
 """
 
 import argparse
+import contextlib
 import csv
+import io
 import json
 import statistics
 import tempfile
@@ -83,11 +85,12 @@ def bare_loop(config: RunConfig) -> list[float]:
 
 def engine_rounds(config: RunConfig, engine: str) -> list[float]:
     """Return the seconds of each round of a run on one of our engines."""
-    if engine == "in-process":
-        run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
-    else:
-        cpus = 2 if "1 actor" in engine else 1
-        run_on_flower(config, client_cpus=cpus, client_gpus=0.0)
+    with contextlib.redirect_stdout(io.StringIO()):  # the table is what one wants to see
+        if engine == "in-process":
+            run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
+        else:
+            cpus = 2 if "1 actor" in engine else 1
+            run_on_flower(config, client_cpus=cpus, client_gpus=0.0)
     with (run_path(config) / "metrics.csv").open() as stream:
         return [float(row["seconds"]) for row in csv.DictReader(stream) if row["phase"] == "train"]
 
