@@ -33,5 +33,5 @@ format: $(READY) ## write the formatting that `make check` wants
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-bench: $(READY) ## seconds per round beside a bare PyTorch loop, as ratios in one run
-	$(PYTHON) -m benchmarks.bench_rounds
+bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (half an hour)
+	$(PYTHON) -m benchmarks

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.report import facts, write
 from fedta_app.sensitivity import fisher_diagonal
 
 MODEL = "vit_small_patch16_224.dino"
@@ -124,10 +125,8 @@ def main() -> None:
     result = measure(
         batch_size=arguments.batch_size, pairs=arguments.pairs, threads=arguments.threads
     )
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    write(arguments.json, {**facts(), **result})
 
 
 if __name__ == "__main__":

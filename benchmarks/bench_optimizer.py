@@ -7,7 +7,6 @@ of the machine meets both. The ratio reported is the median over pairs of Sparse
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from benchmarks.report import facts, write
 from fedta_app.optim import SparseSGDM
 from fedta_app.seeding import torch_generator
 
@@ -112,8 +112,7 @@ def main() -> None:
             f"{row['options']:<15} {row['foreach']!s:<7} {row['density']:>8} "
             f"{row['sgd_ms']:>7.1f} {row['sparse_ms']:>14.1f} {row['ratio']:>6.2f}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.json, {**facts(), **result})
 
 
 if __name__ == "__main__":

@@ -1,151 +1,166 @@
-"""Seconds per round of our engines beside a bare PyTorch loop that does the same work.
+"""Seconds per round and memory of our engines, and of others, beside a bare PyTorch loop.
 
-    python -m benchmarks.bench_rounds [--job demo] [--repeats 3] [--data-dir DIR] [--json FILE]
+    python -m benchmarks.bench_rounds [--job vit_small] [--repeats 3] [--rounds 4] [--only NAME]
+                                      [--data-dir DIR] [--json FILE]
 
-Each repeat runs the bare loop and every engine in turn; the ratio is taken within a repeat, so that
-a machine that slows down slows down both. Rounds are timed without evaluation; the first is left
-out (it pays for warming up). CIFAR-100 is skipped, with a word, where its files are not there.
+Every contender runs in fresh processes of its own. A repeat goes through all of them, with the bare
+loop between each two: a ratio is taken between neighbours, so that a machine that slows down slows
+down both. The first round (it warms up) and the last (it saves) are left out. Peaks of memory are
+taken in runs of their own, for looking at it takes time. On the CPU; where CIFAR-100 is not in the
+data directory, noise of the same size takes its place.
+
+vit_small: DINO ViT-S/16's network at 32 px with random weights (86.7 MB), 10 of 100 iid clients, 4
+steps of batch 8. "density 0.1" trains a tenth of the weights, and is divided by the dense loop.
 """
 
 import argparse
-import contextlib
-import csv
-import io
-import json
+import shlex
 import statistics
-import tempfile
-import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
+from benchmarks.contenders import BARE, CONTENDERS, Contender, Runner, Timing
+from benchmarks.jobs import JOBS, prepared
+from benchmarks.peers.pfl_env import PeerError
+from benchmarks.processes import exit_on_sigterm
+from benchmarks.report import facts, write
+from benchmarks.rounds_figure import save_rounds
 
-from client_app.app import app as client_app
-from engine.inprocess import run_in_process
-from experiments.flower import run_on_flower
-from experiments.presets import presets
-from fedta_app.config import RunConfig
-from fedta_app.data import DataError
-from fedta_app.files import write_atomically
-from fedta_app.provenance import code_facts, device_name, versions
-from fedta_app.run_directory import run_path
-from fedta_app.seeding import numpy_generator, torch_generator
-from fedta_app.workspace import build_workspace, resolve_device
-from server_app.app import app as server_app
+DEFAULT_JOBS = ("vit_small",)
 
-# Presets, and what differs so that a repeat takes seconds.
-JOBS: dict[str, tuple[str, dict[str, Any]]] = {
-    "demo": ("demo/fedavg", {"num-server-rounds": 11}),
-    "cifar100": ("small/fedavg-iid", {"num-server-rounds": 5, "batch-size": 8}),
-}
-ENGINES = ("bare loop", "in-process", "flower, 1 actor", "flower, 2 actors")
+Times = dict[str, list[tuple[Timing, Timing]]]  # of a contender, and of the bare loop beside it
 
 
-def bare_loop(config: RunConfig) -> list[float]:
-    """Return the seconds of each round of FedAvg as one would write it in a notebook."""
-    space = build_workspace(config)
-    model, parameters = space.model, list(space.model.parameters())
-    model.train()
-    weights = [parameter.detach().clone() for parameter in parameters]
-    count = max(1, round(config.fraction_train * config.num_clients))
-    seconds = []
-    for server_round in range(config.num_server_rounds):
-        began = time.perf_counter()
-        draw = numpy_generator(config.seed, "bare loop", server_round)
-        total = [torch.zeros_like(weight) for weight in weights]
-        clients = draw.choice(config.num_clients, size=count, replace=False)
-        examples = sum(len(space.partitions[client]) for client in clients)
-        for client in clients:
-            with torch.no_grad():
-                for parameter, weight in zip(parameters, weights, strict=True):
-                    parameter.copy_(weight)
-            images = space.client_data(client)
-            optimizer = torch.optim.SGD(
-                parameters,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            )
-            generator = torch_generator(config.seed, server_round, int(client))
-            for _ in range(config.local_steps):
-                size = min(config.batch_size, len(images))
-                batch = images.subset(torch.randperm(len(images), generator=generator)[:size])
-                optimizer.zero_grad()
-                logits = model(space.inputs(batch.images, generator))
-                cross_entropy(logits, batch.labels).backward()
-                optimizer.step()
-            with torch.no_grad():
-                for sum_, parameter in zip(total, parameters, strict=True):
-                    sum_.add_(parameter, alpha=len(images) / examples)
-        weights = total
-        seconds.append(time.perf_counter() - began)
-    return seconds
+def measure(
+    runner: Runner, contenders: Sequence[Contender], *, repeats: int, rounds: int, memory: bool
+) -> dict[str, Any]:
+    """Time the contenders beside the bare loop, then look at their memory.
 
-
-def engine_rounds(config: RunConfig, engine: str) -> list[float]:
-    """Return the seconds of each round of a run on one of our engines."""
-    with contextlib.redirect_stdout(io.StringIO()):  # the table is what one wants to see
-        if engine == "in-process":
-            run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
-        else:
-            cpus = 2 if "1 actor" in engine else 1
-            run_on_flower(config, client_cpus=cpus, client_gpus=0.0)
-    with (run_path(config) / "metrics.csv").open() as stream:
-        return [float(row["seconds"]) for row in csv.DictReader(stream) if row["phase"] == "train"]
-
-
-def measure(job: str, repeats: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return per engine the median seconds per round, and the median ratio to the bare loop."""
-    label, changes = JOBS[job]
-    (preset,) = presets(label)
-    times: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    for _ in range(repeats):
-        for engine in ENGINES:
-            with tempfile.TemporaryDirectory() as folder:
-                kind = "in-process" if engine == "in-process" else "flower"
-                rest = {"eval-every": 100, "eval-size": 10, "checkpoint-every": 100}
-                places = {"engine": kind, "results-dir": folder}
-                config = preset.config({**changes, **rest, **places, **overrides})
-                bare = engine == "bare loop"
-                seconds = bare_loop(config) if bare else engine_rounds(config, engine)
-                times[engine].append(statistics.median(seconds[1:]))
-    ratios = {
-        engine: statistics.median(a / b for a, b in zip(values, times["bare loop"], strict=True))
-        for engine, values in times.items()
-    }
-    medians = {engine: statistics.median(values) for engine, values in times.items()}
-    return {"preset": preset.label, "seconds": medians, "ratio": ratios, "all-seconds": times}
-
-
-def main() -> None:
-    """Print a table per job, and write everything to a file when asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", choices=JOBS, action="append")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data-dir", default="~/fedta/data")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    report: dict[str, Any] = {
-        "device": device_name(resolve_device("auto")),
-        "versions": versions(),
-        "code": code_facts(),
-        "jobs": {},
-    }
-    for job in options.job or JOBS:
+    Returns
+    -------
+    dict
+        Per name: `seconds` per round, `ratio` (both medians over the repeats), `ratios`,
+        `bare-seconds` of the loop beside it, `startup` seconds, and peaks of memory in MiB; or the
+        reason why it was `skipped`.
+    """
+    found: dict[str, Any] = {}
+    able = []
+    for contender in contenders:
         try:
-            result = measure(job, options.repeats, {"data-dir": options.data_dir})
-        except DataError as error:
-            print(f"{job}: skipped: {error}")
+            runner.check(contender)
+            able.append(contender)
+        except PeerError as error:
+            found[contender.name] = {"skipped": str(error)}
+            print(f"  {contender.name}: skipped: {error}", flush=True)
+    times: Times = {contender.name: [] for contender in able}
+    for _ in range(repeats):
+        for contender, timing, bare in _one_repeat(runner, able, rounds):
+            times[contender.name].append((timing, bare))
+    for contender in able:
+        found[contender.name] = _summary(times[contender.name])
+        if memory:
+            peaks = asdict(runner.watch(contender)).items()
+            found[contender.name]["peak-mib"] = {name: round(value) for name, value in peaks}
+    return {contender.name: found[contender.name] for contender in contenders}
+
+
+def _one_repeat(
+    runner: Runner, contenders: Sequence[Contender], rounds: int
+) -> Iterator[tuple[Contender, Timing, Timing]]:
+    """Yield every contender's time with that of the bare loop just before or after it."""
+    others = [contender for contender in contenders if contender != BARE]
+    for first in range(0, max(1, len(others)), 2):
+        pair = others[first : first + 2]
+        times = [_timed(runner, contender, rounds) for contender in pair[:1]]
+        bare = _timed(runner, BARE, rounds)
+        times += [_timed(runner, contender, rounds) for contender in pair[1:]]
+        yield from ((who, timing, bare) for who, timing in zip(pair, times, strict=True))
+        if first == 0 and BARE in contenders:
+            yield BARE, bare, bare
+
+
+def _timed(runner: Runner, contender: Contender, rounds: int) -> Timing:
+    timing = runner.time(contender, rounds)
+    print(f"  {contender.name:<30} {timing.median:8.3f} s/round", flush=True)
+    return timing
+
+
+def _summary(times: list[tuple[Timing, Timing]]) -> dict[str, Any]:
+    ratios = [timing.median / bare.median for timing, bare in times]
+    return {
+        "seconds": statistics.median(timing.median for timing, _ in times),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "all-seconds": [timing.seconds for timing, _ in times],
+        "bare-seconds": [bare.median for _, bare in times],
+        "startup": statistics.median(timing.startup for timing, _ in times),
+    }
+
+
+def show(job: str, result: dict[str, Any]) -> None:
+    """Print the table of a job."""
+    print(f"\n{job} ({result['preset']}, {result['dataset']}), {result['repeats']} repeats")
+    print(f"  {'':<30} s/round  x bare  start, s  peak, MiB")
+    for name, row in result["contenders"].items():
+        if "skipped" in row:
+            print(f"  {name:<30} skipped: {row['skipped']}")
             continue
-        report["jobs"][job] = result
-        print(f"\n{job} ({result['preset']}), {options.repeats} repeats")
-        for engine in ENGINES:
-            seconds, ratio = result["seconds"][engine], result["ratio"][engine]
-            print(f"  {engine:<18} {seconds:8.3f} s/round   {ratio:5.2f} x bare loop")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.json, json.dumps(report, indent=1) + "\n")
+        peak = row.get("peak-mib", {}).get("total", "")
+        print(
+            f"  {name:<30} {row['seconds']:7.3f} {row['ratio']:7.2f} "
+            f"{row['startup']:9.1f} {peak:>10}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print a table per job, and write everything to a file when asked."""
+    options = _parser().parse_args(arguments)
+    exit_on_sigterm()
+    chosen = [CONTENDERS[name] for name in options.only or CONTENDERS]
+    report: dict[str, Any] = {**facts(), "jobs": {}}
+    for name in options.job or DEFAULT_JOBS:
+        with prepared(JOBS[name], options.data_dir) as job:
+            runner = Runner(job, prefix=shlex.split(options.prefix), pfl=options.pfl_python)
+            print(f"\n{name}, as it comes", flush=True)
+            found = measure(
+                runner,
+                chosen,
+                repeats=options.repeats,
+                rounds=options.rounds,
+                memory=not options.no_memory,
+            )
+            report["jobs"][name] = {
+                "preset": job.job.preset,
+                "dataset": job.places["dataset"],
+                "threads": job.job.num_threads,
+                "rounds": options.rounds,
+                "repeats": options.repeats,
+                "contenders": found,
+            }
+        show(name, report["jobs"][name])
+        write(options.json, report)
+    if options.json is not None:
+        save_rounds(options.json, next(iter(report["jobs"].values())))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--job", choices=JOBS, action="append", help="default: vit_small; may be given again"
+    )
+    parser.add_argument("--only", choices=CONTENDERS, action="append", metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="that are timed, per run")
+    parser.add_argument("--no-memory", action="store_true", help="do not look at the memory")
+    parser.add_argument("--data-dir", default="~/fedta/data", help="where CIFAR-100 is, if it is")
+    parser.add_argument("--pfl-python", type=Path, help="a Python that has pfl; default: make one")
+    parser.add_argument("--prefix", default="", help="a command before each, as 'taskset -c 0,1'")
+    parser.add_argument("--json", type=Path, help="also write the result here, and its figure")
+    return parser
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from engine.records import number, whole
-from engine.transport import pack, unpack
+from engine.shared_memory import SharingError
+from engine.transport import outbox, pack, unpack
 from fedta_app.client_memory import ClientMemory, bytes_vector, client_memory, vector_bytes
 from fedta_app.config import RunConfig
 from fedta_app.head_fit import head_statistics
@@ -18,8 +19,12 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell which partition of the data this node holds."""
-    node = ConfigRecord({"partition-id": _partition_id(context)})
+    """Tell which partition of the data this node holds, and whether it reads what was shared."""
+    try:
+        shares = all(len(unpack(arrays)) > 0 for arrays in message.content.array_records.values())
+    except SharingError:
+        shares = False
+    node = ConfigRecord({"partition-id": _partition_id(context), "shares-memory": shares})
     return Message(RecordDict({"config": node}), reply_to=message)
 
 
@@ -35,6 +40,7 @@ def train(message: Message, context: Context) -> Message:
         lr=number(task, "lr"),
         down=memory.mask(str(task["down"])),
         up=memory.mask(str(task["up"])),
+        outbox=lambda update: outbox(update, str(task["transport"])),
     )
     return _trained(message, result)
 

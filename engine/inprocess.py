@@ -82,30 +82,34 @@ class InProcessGrid(Grid):
         # Flower's SuperLink would give messages their ids.
         message.metadata.__dict__["_message_id"] = secrets.token_hex(8)
         node_id = message.metadata.dst_node_id
+        context = self._context(node_id)
         try:
-            reply = self._client_app(message=message, context=self._context(node_id))
+            reply = self._client_app(message=message, context=context)
         except Exception as error:
             # What Flower makes of a client that fails: an error in place of a reply.
             reply = Message(
                 Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message
             )
+        if context.state:
+            self._contexts[node_id] = context
         reply.metadata.__dict__["_message_id"] = secrets.token_hex(8)
         return reply
 
     def _context(self, node_id: int) -> Context:
-        """Return a node's context, made when the node is first spoken to."""
-        if node_id not in self._contexts:
-            self._contexts[node_id] = Context(
-                run_id=1,
-                node_id=node_id,
-                node_config={
-                    "partition-id": node_id - _FIRST_CLIENT_NODE,
-                    "num-partitions": self._num_nodes,
-                },
-                state=RecordDict(),
-                run_config=self._run_config,
-            )
-        return self._contexts[node_id]
+        """Return a node's context: the one that holds its state, or else a new one.
+
+        Keeping ten thousand that hold nothing would cost more than the run.
+        """
+        return self._contexts.get(node_id) or Context(
+            run_id=1,
+            node_id=node_id,
+            node_config={
+                "partition-id": node_id - _FIRST_CLIENT_NODE,
+                "num-partitions": self._num_nodes,
+            },
+            state=RecordDict(),
+            run_config=self._run_config,
+        )
 
 
 def run_in_process(

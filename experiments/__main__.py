@@ -1,26 +1,28 @@
-"""`python -m experiments list | run TABLE`: tables of presets, from the command line."""
+"""`python -m experiments COMMAND`: tables of presets, from the command line."""
 
 import argparse
-import os
 import sys
-import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
+from experiments.cells import Cell, FinishedRuns, make_cells
+from experiments.collect import collect
 from experiments.comparison import save_comparison
-from experiments.launch import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED_RUN,
-    REFUSED,
-    STOPPED,
-    launch,
-    preflight,
-)
-from experiments.presets import Preset, parse_overrides, presets, tables
-from fedta_app.config import ConfigError, RunConfig
+from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.plan import print_plan
+from experiments.presets import load_table, parse_overrides, select, tables
+from experiments.records import RecordError
+from experiments.report import kept_tables, write_report
+from experiments.scales import scales
+from experiments.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
+from experiments.tune import DEFAULT_SPACE, Study
+from experiments.tuned import save_study, write_choice
+from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError, run_path
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+_MOST_LINES = 10  # runs that one comparison can show
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,84 +50,213 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
     run = commands.add_parser("run", help="run a table, or one preset of it")
     run.set_defaults(command=_run)
-    run.add_argument("selection", metavar="TABLE[/PRESET]")
-    run.add_argument("--seeds", type=int, default=1, metavar="N", help="N seeds from the first up")
-    run.add_argument("--engine", choices=["flower", "in-process"], help="default: the preset's")
-    run.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    run.add_argument("--max-minutes", type=float, help="stop cleanly before this, each run")
-    run.add_argument("--results-dir", help="where run directories go (default ~/fedta/runs)")
-    run.add_argument("--data-dir", help="where data sets are (default ~/fedta/data)")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, help="default: resume")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    cpus, gpus = _default_resources()
-    run.add_argument(
-        "--client-cpus", type=int, default=cpus, help="CPUs a Flower client takes (default 1)"
+    _add_cells(run)
+    plan = commands.add_parser("plan", help="say what a table will take, before anything runs")
+    plan.set_defaults(command=_plan)
+    _add_cells(plan)
+    plan.add_argument(
+        "--session-minutes", type=float, default=180.0, help="of a Colab session (default 180)"
     )
-    run.add_argument(
-        "--client-gpus",
-        type=float,
-        default=gpus,
-        help=f"share of a GPU a Flower client takes, such as 0.25 (default here {gpus:g})",
-    )
+    _add_resources(run)
+    _add_tuning(commands)
+    _add_results(commands)
     return parser
 
 
-def _default_resources() -> tuple[int, float]:
-    """Return CPUs and GPU share per client: one CPU, and the GPU shared by as many clients."""
-    share = 1 / (os.cpu_count() or 1)
-    return 1, max(share, 0.25) if torch.cuda.is_available() else 0.0
+def _add_results(commands: Any) -> None:
+    """Add the commands on finished cells."""
+    collection = commands.add_parser("collect", help="keep finished cells as small records")
+    collection.set_defaults(command=_collect)
+    _add_cells(collection)
+    collection.add_argument("--out", type=Path, default=RESULTS, help="default: results")
+    report = commands.add_parser("report", help="write tables and figures from the records")
+    report.set_defaults(command=_report)
+    report.add_argument("table", nargs="?", metavar="TABLE", help="default: every table")
+    report.add_argument("--scale", choices=scales(), default="", help="default: full scale")
+    report.add_argument("--records", type=Path, default=RESULTS, help="default: results")
+    report.add_argument("--out", type=Path, help="default: where the records are")
+
+
+def _add_tuning(commands: Any) -> None:
+    tuning = commands.add_parser("tune", help="search a preset's hyper-parameters")
+    tuning.set_defaults(command=_tune)
+    _add_cells(tuning)
+    _add_resources(tuning)
+    tuning.add_argument("--trials", type=int, default=20, help="in all (default 20)")
+    tuning.add_argument(
+        "--for",
+        dest="pattern",
+        metavar="PATTERN",
+        help="presets that get the values, such as nc5-*",
+    )
+    tuning.add_argument("--out", type=Path, default=RESULTS, help="default: results")
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which cells are meant."""
+    parser.add_argument("selection", metavar="TABLE[/PRESET]")
+    parser.add_argument("--scale", choices=scales(), default="", help="default: full scale")
+    parser.add_argument("--seeds", type=int, metavar="N", help="N seeds from the first up")
+    parser.add_argument("--engine", choices=["flower", "in-process"], help="default: the preset's")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--max-minutes", type=float, help="stop cleanly before this")
+    parser.add_argument("--results-dir", help="where run directories go (default ~/fedta/runs)")
+    parser.add_argument("--data-dir", help="where data sets are (default ~/fedta/data)")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, help="default: resume")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="N cells at a time")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--client-cpus", type=int, default=1, help="CPUs a Flower client takes (default 1)"
+    )
+    parser.add_argument(
+        "--client-gpus",
+        type=_gpu_share,
+        metavar="SHARE",
+        help="of a GPU that a Flower client takes, such as 0.25, or auto: measured (default)",
+    )
+
+
+def _gpu_share(text: str) -> float | None:
+    """Read a share of a GPU; None stands for one that is measured."""
+    return None if text == "auto" else float(text)
 
 
 def _list(options: argparse.Namespace) -> int:
-    for table in tables():
-        print(table)
-        for preset in presets(table):
+    for name in tables():
+        table = load_table(name)
+        print(f"{name}: {table.question}" if table.question else name)
+        for preset in table.presets:
             print(f"  {preset.label}")
     return FINISHED
 
 
-def _run(options: argparse.Namespace) -> int:
-    overrides = parse_overrides(options.overrides)
-    for key in ("engine", "device", "max-minutes", "results-dir", "data-dir", "resume"):
-        if (value := getattr(options, key.replace("-", "_"))) is not None:
+def _cells(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the options select."""
+    overrides: dict[str, Any] = parse_overrides(options.overrides)
+    for key in ("engine", "device", "resume"):
+        if (value := getattr(options, key)) is not None:
             overrides[key] = value
-    chosen = presets(options.selection)
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds {options.seeds} is not allowed: it is at least 1")
-    configs = [config for preset in chosen for config in _cells(preset, overrides, options.seeds)]
-    if len({run_path(config) for config in configs}) < len(configs):
-        raise ConfigError("two runs would share one run directory: leave name to the presets")
-    for config in configs:
-        preflight(config, client_gpus=options.client_gpus)
-    statuses = []
-    for config in configs:
-        statuses.append(_run_cell(config, options))
-        if statuses[-1] == INTERRUPTED_RUN:
-            return INTERRUPTED_RUN
-    if len(chosen) > 1 and statuses.count(FINISHED) == len(configs):
-        first_seed = configs[:: options.seeds]
-        path = run_path(configs[0]).parents[1] / "comparison.png"
-        save_comparison(path, first_seed)
+    for key in ("results-dir", "data-dir"):
+        if (folder := getattr(options, key.replace("-", "_"))) is not None:
+            overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs} is not allowed: it is at least 1")
+    table, chosen = select(options.selection, options.scale)
+    seeds = table.seeds if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds} is not allowed: it is at least 1")
+    return make_cells(chosen, overrides, seeds)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    if not options.session_minutes > 0:
+        raise ConfigError(
+            f"--session-minutes {options.session_minutes:g} is not allowed: it is above 0"
+        )
+    print_plan(_cells(options), session_minutes=options.session_minutes, jobs=options.jobs)
+    return FINISHED
+
+
+def _minutes(options: argparse.Namespace) -> float:
+    """Return the time limit of the command, 0 for none."""
+    minutes: float | None = options.max_minutes
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--max-minutes {minutes:g} is not allowed: it is above 0")
+    return minutes or 0.0
+
+
+def _run(options: argparse.Namespace) -> int:
+    cells = _cells(options)
+    outcomes = run_cells(
+        cells,
+        client_cpus=options.client_cpus,
+        client_gpus=options.client_gpus,
+        jobs=options.jobs,
+        max_minutes=_minutes(options),
+    )
+    if len(outcomes) > 1:
+        print_summary(outcomes)
+    elif outcomes[0].word.startswith(BEFORE):
+        print(f"{BEFORE}: {outcomes[0].path}; --no-resume starts it over", flush=True)
+    elif outcomes[0].word == ELSEWHERE:
+        print(f"{ELSEWHERE}: {outcomes[0].path}", flush=True)
+    status = exit_status(outcomes)
+    if status == FINISHED and all(outcome.path == outcome.cell.path for outcome in outcomes):
+        _compare(cells)
+    return status
+
+
+def _compare(cells: Sequence[Cell]) -> None:
+    """Draw the first seed of each preset, where there are several but not too many."""
+    first = list({cell.config.name: cell.config for cell in reversed(cells)}.values())[::-1]
+    if 1 < len(first) <= _MOST_LINES:
+        path = run_path(first[0]).parents[1] / "comparison.png"
+        save_comparison(path, first)
         print(f"figure: {path}", flush=True)
-    return next((status for status in (FAILED, STOPPED) if status in statuses), FINISHED)
 
 
-def _cells(preset: Preset, overrides: dict[str, Any], seeds: int) -> list[RunConfig]:
-    """Return the preset's configuration for `seeds` seeds, from the given one up."""
-    if preset.values.get("engine") == "centralized":
-        overrides = {key: value for key, value in overrides.items() if key != "engine"}
-    first = preset.config(overrides)
-    return [first.with_values(seed=first.seed + number) for number in range(seeds)]
+def _tune(options: argparse.Namespace) -> int:
+    table, chosen = select(options.selection, options.scale)
+    if len(chosen) != 1:
+        raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")
+    if options.trials < 1:
+        raise ConfigError(f"--trials {options.trials} is not allowed: it is at least 1")
+    options.seeds = 1
+    (cell,) = _cells(options)
+    study = Study(cell.config, cell.preset.label, table.tune or DEFAULT_SPACE)
+    status = study.run(
+        options.trials,
+        _minutes(options),
+        client_cpus=options.client_cpus,
+        client_gpus=options.client_gpus,
+    )
+    if status != FINISHED:
+        return status
+    best = study.chosen()
+    label = cell.preset.label
+    save_study(options.out / "tuning" / label.replace("/", "-"), best, label)
+    path = write_choice(table.name, options.scale, options.pattern or cell.preset.name, best.values)
+    words = ", ".join(f"{key} = {value}" for key, value in best.values.items())
+    print(f"chosen: {words} (validation accuracy {best.accuracy:.1%}), written to {path}")
+    return FINISHED
 
 
-def _run_cell(config: RunConfig, options: argparse.Namespace) -> int:
-    try:
-        return launch(config, client_cpus=options.client_cpus, client_gpus=options.client_gpus)
-    except Exception as error:  # the other cells shall have their turn
-        if not isinstance(error, ValueError | RunError):
-            traceback.print_exc()
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-        return FAILED
+def _collect(options: argparse.Namespace) -> int:
+    cells = _cells(options)
+    finished = FinishedRuns(cells[0].results)
+    first = cells[0].config.seed
+    kept = [
+        collect(cell, path, options.out, with_classes=cell.config.seed == first)
+        for cell in cells
+        if (path := finished.path(cell.config))
+    ]
+    print(f"{len(kept)} of {len(cells)} cells are finished, and kept in {options.out.absolute()}")
+    return FINISHED
+
+
+def _report(options: argparse.Namespace) -> int:
+    chosen = (
+        [load_table(options.table, options.scale)]
+        if options.table
+        else kept_tables(options.records)
+    )
+    if not chosen:
+        raise RecordError(f"{options.records} holds no cells: finish some, and collect them")
+    out, failed = options.out or options.records, 0
+    for table in chosen:
+        try:
+            checks = write_report(table, options.records, out)
+        except RecordError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        print(f"{table.label}: {(out / table.label / 'report.md').absolute()}")
+        for check in checks:
+            print(f"  {check}", flush=True)
+    return FAILED if failed else FINISHED
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from fedta_app.run_directory import run_path
 
 
 def save_comparison(path: Path, configs: list[RunConfig]) -> None:
-    """Save the test accuracy of finished runs against rounds, a line per run, as PNG.
+    """Save the accuracy of finished runs against rounds, a line per run, as PNG.
+
+    Test accuracy, or validation accuracy where test images were read only at the end.
 
     Parameters
     ----------
@@ -24,15 +26,15 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    split = "test" if all(config.measure_test == "always" for config in configs) else "validation"
+    column = "test_accuracy" if split == "test" else "val_accuracy"
     for config in configs:
         rows = pd.read_csv(run_path(config) / "metrics.csv")
-        measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=["test_accuracy"])
-        axis.plot(
-            measured["round"], measured["test_accuracy"], "o-", markersize=3, label=_label(config)
-        )
+        measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
+        axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
     axis.set_title(_federation(configs[0]), fontsize="medium")
     axis.set_xlabel("round")
-    axis.set_ylabel("test accuracy")
+    axis.set_ylabel(f"{split} accuracy")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)

@@ -30,9 +30,12 @@ SCRIPTS = Path(sys.executable).parent
 _START_TIMEOUT = 60.0  # seconds
 _CONNECTION = "fedta"
 _HOME_PREFIX = "fedta-flwr-"
-# What Flower says of itself on every run; errors, and everything of ours, are shown.
+# What Flower says of itself on every run, in Ray's actors too; errors, and everything of ours, are
+# shown.
+_COLOUR = r"(\x1b\[\d+m)*"
 _NOISE = re.compile(
-    r"(\x1b\[\d+m)?(DEBUG|INFO|WARNING)\b|Using SuperLink|Successfully (started|installed)"
+    rf"{_COLOUR}(\(ClientAppActor pid=\d+\){_COLOUR}\s+)?{_COLOUR}(DEBUG|INFO|WARNING)\b"
+    r"|Using SuperLink|Successfully (started|installed)"
 )
 
 
@@ -55,11 +58,16 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         f"num-supernodes={config.num_clients} client-resources-num-cpus={client_cpus} "
         f"client-resources-num-gpus={float(client_gpus)}"
     )
+    run_app(APP, to_toml(config), federation)
+
+
+def run_app(app: Path, run_config: str, federation: str) -> None:
+    """Run any Flower app of this machine in a SuperLink of its own; see `run_on_flower`."""
     _remove_stale_homes()
     with tempfile.TemporaryDirectory(prefix=f"{_HOME_PREFIX}{os.getpid()}-") as folder:
         home = Path(folder)
-        run_config = home / "run.toml"
-        run_config.write_text(to_toml(config))
+        values = home / "run.toml"
+        values.write_text(run_config)
         environment = {
             **os.environ,
             # Flower starts its own scripts by name; they lie beside this Python, activated or not.
@@ -73,8 +81,8 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         }
         with _superlink(home, environment):
             command = [
-                str(SCRIPTS / "flwr"), "run", str(APP), _CONNECTION, "--stream",
-                "--run-config", str(run_config), "--federation-config", federation,
+                str(SCRIPTS / "flwr"), "run", str(app), _CONNECTION, "--stream",
+                "--run-config", str(values), "--federation-config", federation,
             ]  # fmt: skip
             _stream(command, environment)
 
@@ -161,6 +169,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def is_chatter(line: str) -> bool:
+    """Whether a line is blank or Flower's own, below an error."""
+    return not line.strip() or _NOISE.match(line) is not None
+
+
 def _stream(command: list[str], environment: dict[str, str]) -> None:
     """Run `flwr run --stream` and print its lines, without Flower's own chatter."""
     process = subprocess.Popen(
@@ -175,7 +188,7 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if line.strip() and not _NOISE.match(line):
+            if not is_chatter(line):
                 print(line, end="", flush=True)
         process.wait()
     finally:

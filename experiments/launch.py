@@ -1,8 +1,9 @@
 """One cell of a table, on any engine, from refusal to outcome."""
 
-import json
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,30 @@ from typing import Any
 
 import torch
 
+from experiments.cells import read_summary
 from fedta_app.checkpoint import load_checkpoint
 from fedta_app.config import ConfigError, RunConfig
-from fedta_app.run_directory import STOP_FILE, check_resumable, check_writable, run_path
+from fedta_app.cuda import has_bf16
+from fedta_app.run_directory import (
+    STOP_FILE,
+    RunError,
+    check_resumable,
+    check_writable,
+    run_path,
+)
 from fedta_app.session import INTERRUPTED
-from fedta_app.workspace import shared_workspace
+from fedta_app.workspace import Workspace, shared_workspace
 
 FINISHED, FAILED, REFUSED, STOPPED, INTERRUPTED_RUN = 0, 1, 2, 3, 130  # exit statuses
 
 
-def preflight(config: RunConfig, *, client_gpus: float = 0.0) -> None:
+def preflight(config: RunConfig, *, client_gpus: float | None = None, build: bool = True) -> None:
     """Refuse, before anything is started, what would fail later.
+
+    Parameters
+    ----------
+    build : bool
+        Load data and model to see that they fit; not needed again for a cell that shares them.
 
     Raises
     ------
@@ -41,24 +55,38 @@ def preflight(config: RunConfig, *, client_gpus: float = 0.0) -> None:
     check_resumable(config)
     if config.resume:
         load_checkpoint(run_path(config) / "checkpoint")
-    for warning in shared_workspace(config).built.warnings:
+    if build:
+        _warn(shared_workspace(config))
+
+
+def _warn(workspace: Workspace) -> None:
+    for warning in workspace.built.warnings:
         print(f"warning: {warning}", flush=True)
+    if workspace.precision == "bf16" and not has_bf16(workspace.device):
+        print("warning: this GPU only emulates bf16, slowly; precision is auto or fp16", flush=True)
 
 
-def launch(config: RunConfig, *, client_cpus: int, client_gpus: float) -> int:
+def launch(
+    config: RunConfig, *, client_cpus: int, client_gpus: float | None, forget_stop: bool = True
+) -> int:
     """Run a configuration that passed `preflight` and return the exit status.
+
+    With None, the share of a GPU that a client takes is measured.
 
     Ctrl-C asks the run to stop after its round, with a checkpoint; a second one ends it at once.
     """
     directory = run_path(config)
-    before = _summary(directory)
-    (directory / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed
+    before = read_summary(directory)
+    if forget_stop:
+        (directory / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed
     with _stop_on_interrupt(directory / STOP_FILE):
         if config.engine == "flower":
+            from experiments.concurrency import client_share
             from experiments.flower import run_on_flower
 
             shared_workspace.cache_clear()  # the run has processes of its own
-            run_on_flower(config, client_cpus=client_cpus, client_gpus=client_gpus)
+            share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
+            run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
         elif config.engine == "in-process":
             from client_app.app import app as client_app
             from engine.inprocess import run_in_process
@@ -72,16 +100,19 @@ def launch(config: RunConfig, *, client_cpus: int, client_gpus: float) -> int:
     return _outcome(directory, before)
 
 
-def _summary(directory: Path) -> dict[str, Any]:
+def attempt(config: RunConfig, **options: Any) -> int:
+    """Launch, and make of whatever goes wrong an exit status: other cells shall have their turn."""
     try:
-        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary
+        return launch(config, **options)
+    except Exception as error:
+        if not isinstance(error, ValueError | RunError):
+            traceback.print_exc()
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        return FAILED
 
 
 def _outcome(directory: Path, before: dict[str, Any]) -> int:
-    summary = _summary(directory)
+    summary = read_summary(directory)
     fresh = summary.get("sessions") != before.get("sessions")
     if fresh and summary.get("status") == "finished":
         return FINISHED

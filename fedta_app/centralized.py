@@ -112,12 +112,13 @@ class CentralizedRun:
             raise RunError(f"training diverged in round {round_} (loss {loss}): lower lr, or clip")
         self.round = round_
         seconds = round(time.perf_counter() - began, 4)
-        due = round_ == self.config.num_server_rounds or round_ % self.config.eval_every == 0
-        figures = self._measure() if due else Figures()
+        last = round_ == self.config.num_server_rounds
+        due = last or round_ % self.config.eval_every == 0
+        figures = self._measure(last=last) if due else Figures()
         return Row(round_, "train", train_loss=loss, seconds=seconds, **figures)
 
-    def _measure(self) -> Figures:
-        return measure(self.workspace, self.workspace.weights.vector)
+    def _measure(self, *, last: bool = False) -> Figures:
+        return measure(self.workspace, self.workspace.weights.vector, last=last)
 
     def _sha256(self) -> str:
         head = [self.workspace.head.vector.cpu()] if self.workspace.head else []

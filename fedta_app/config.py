@@ -23,7 +23,7 @@ Allowed = Callable[[Any], bool]
 
 # Keys that steer where and how long a run works, not what it computes: a resumed run may differ.
 VOLATILE_KEYS = frozenset(
-    {"checkpoint-every", "data-dir", "engine", "max-minutes", "results-dir", "resume"}
+    ["checkpoint-every", "data-dir", "engine", "max-minutes", "results-dir", "resume", "transport"]
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
@@ -70,7 +70,7 @@ class RunConfig:
         lambda value: bool(_NAME.fullmatch(value)) and ".." not in value,
     )
     seed: int = _integer(0, 0)
-    dataset: str = _choice("digits", "digits", "cifar100")
+    dataset: str = _choice("digits", "digits", "cifar100", "synthetic")
     data_dir: str = _text("~/fedta/data", "a folder")
     model: str = _text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name")
     weights: str = _text("pretrained", "pretrained, random, or the path of a weights file")
@@ -93,7 +93,7 @@ class RunConfig:
     momentum: float = _number(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1)
     weight_decay: float = _number(0.0, "a number of at least 0", lambda value: value >= 0)
     clip_norm: float = _number(0.0, "a norm above 0, or 0 for no clipping", lambda v: v >= 0)
-    precision: str = _choice("fp32", "fp32", "bf16", "fp16")
+    precision: str = _choice("fp32", "auto", "fp32", "tf32", "bf16", "fp16")
     head: str = _choice("random", "random", "ridge", "probe")
     ridge: float = _number(0.0, "a strength above 0, or 0 to choose it", lambda v: v >= 0)
     head_temperature: float = _number(
@@ -124,6 +124,7 @@ class RunConfig:
     eval_every: int = _integer(5, 1)
     eval_size: int = _integer(0, 0)
     eval_batch_size: int = _integer(500, 1)
+    measure_test: str = _choice("always", "always", "end", "never")
     checkpoint_every: int = _integer(1, 1)
     resume: bool = _flag(True)
     results_dir: str = _text("~/fedta/runs", "a folder")
@@ -133,7 +134,11 @@ class RunConfig:
         "auto, cpu, cuda or cuda:N",
         lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)),
     )
+    compile: str = _choice("off", "off", "cuda-graph", "inductor")
+    deterministic: bool = _flag(True)
     threads: int = _integer(0, 0, 1024)
+    kernels: str = _choice("auto", "auto", "onednn", "torch")
+    transport: str = _choice("auto", "auto", "memory", "shared", "wire")
     engine: str = _choice("flower", "flower", "in-process", "centralized")
 
     @classmethod
@@ -245,7 +250,7 @@ def _check_masks(config: RunConfig) -> None:
 
 
 def _check_partition(config: RunConfig) -> None:
-    num_classes = {"digits": 10, "cifar100": 100}[config.dataset]
+    num_classes = {"digits": 10, "cifar100": 100, "synthetic": 100}[config.dataset]
     if config.partition != "classes" or config.engine == "centralized":
         return
     if config.num_classes_per_client > num_classes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import numpy_generator, torch_generator
 
 IntArray = npt.NDArray[np.int64]
 
@@ -88,10 +88,11 @@ def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int)
 
     Parameters
     ----------
-    dataset : {"digits", "cifar100"}
+    dataset : {"digits", "cifar100", "synthetic"}
         "digits": scikit-learn's 8 x 8 digits, which need no files; 1,400 images, 140 of each
         class, for train and validation, and the other 397 for test. "cifar100": 50,000 and 10,000
-        images, downloaded into `data_dir` unless they are there.
+        images, downloaded into `data_dir` unless they are there. "synthetic": noise in
+        CIFAR-100's sizes, for benchmarks where its files are not.
     data_dir : str or Path
         Where `cifar-100-python/` is, or the archive, or where to download it.
     val_size : float
@@ -110,7 +111,7 @@ def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int)
     pool, test = loader(Path(data_dir).expanduser())
     train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
     train, val = pool.subset(train_indices), pool.subset(val_indices)
-    mean, std = _channel_statistics(train.images)
+    mean, std = channel_statistics(train.images)
     digest = _digest((train, val, test))
     return DataSplits(dataset, num_classes, train, val, test, mean, std, crop_padding, flip, digest)
 
@@ -165,7 +166,7 @@ def _apportion(counts: IntArray, number: int, rng: np.random.Generator) -> IntAr
     return shares
 
 
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images, where 255 is 1.
 
     Sums of whole numbers below 2**53 are exact in float64, so the order of images is irrelevant.
@@ -272,14 +273,23 @@ def _fetch_cifar100(data_dir: Path) -> None:
         ) from error
 
 
+def _make_synthetic(_: Path) -> tuple[ImageSet, ImageSet]:
+    """Return noise, with CIFAR-100's numbers of images and classes, the same for every run."""
+    generator = torch_generator("synthetic images")
+    pool, test = (
+        ImageSet(
+            torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            torch.arange(count) % 100,
+        )
+        for count in (50_000, 10_000)
+    )
+    return pool, test
+
+
 # classes, crop padding, flip (a mirrored digit is no digit), loader of (train and val, test)
 _LOADERS: dict[str, tuple[int, int, bool, Callable[[Path], tuple[ImageSet, ImageSet]]]] = {
-    "digits": (
-        10,
-        0,
-        False,
-        _load_digits,
-    ),  # 8 pixels leave no room for crops, digits none for flips
+    "digits": (10, 0, False, _load_digits),  # 8 pixels leave no room for crops
     "cifar100": (100, 4, True, _load_cifar100),
+    "synthetic": (100, 4, True, _make_synthetic),
 }
 DATASETS = tuple(_LOADERS)

@@ -7,13 +7,22 @@ from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace
 
 
-def measure(workspace: Workspace, weights: Tensor) -> Figures:
-    """Load the weights and measure them on the server's validation and test images.
+def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Figures:
+    """Load the weights and measure them on the server's validation images, and on test images.
 
-    Test images are read for reporting only; nothing is chosen by them.
+    Test images are read for reporting only; nothing is chosen by them. With `measure-test` "end"
+    they are read once in a run, with "never" not at all.
+
+    Parameters
+    ----------
+    last : bool
+        Whether this is the last round's measurement.
     """
     workspace.weights.load(weights)
     validation, test = workspace.evaluation_sets
     _, val_accuracy = evaluate(workspace, validation)
+    when = workspace.config.measure_test
+    if when == "never" or (when == "end" and not last):
+        return {"val_accuracy": val_accuracy}
     test_loss, test_accuracy = evaluate(workspace, test)
     return {"val_accuracy": val_accuracy, "test_accuracy": test_accuracy, "test_loss": test_loss}

@@ -1,10 +1,13 @@
 """Augmentation and resizing of whole batches of images, on the device where the images are."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fedta_app.cuda import to_device
 
 
 def random_crop_flip(
@@ -37,12 +40,13 @@ def random_crop_flip(
         raise ValueError(f"padding must be at least 0 pixels, got {padding}")
     number, channels, height, width = images.shape
     device = images.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, number, 1), generator=generator).to(device)
+    offsets = torch.randint(0, 2 * padding + 1, (2, number, 1), generator=generator)
+    top, left = to_device(offsets, device)
     rows = top + torch.arange(height, device=device)
     columns = left + torch.arange(width, device=device)
     if flip:
-        mirrored = torch.randint(0, 2, (number, 1), generator=generator).bool().to(device)
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        mirrored = torch.randint(0, 2, (number, 1), generator=generator).bool()
+        columns = torch.where(to_device(mirrored, device), columns.flip(1), columns)
     padded = functional.pad(images, (padding,) * 4)
     # one gather over flattened pixels, whose source positions serve all channels of an image
     source = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
@@ -90,11 +94,15 @@ def to_input(
             f"images, got {len(mean)} and {len(std)}"
         )
     # Interpolation weights sum to one, so normalising first gives the same, on fewer pixels.
-    centre, scale = (
-        torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        for values in (mean, std)
-    )
+    centre, scale = (_per_channel(tuple(values), images.device) for values in (mean, std))
     result = (images.float() / 255 - centre) / scale
     if result.shape[2:] != (size, size):
         result = functional.interpolate(result, (size, size), mode="bicubic", antialias=True)
     return result.to(dtype)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the values as a column of channels; kept, since the copy to a GPU waits for it."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,5 +1,6 @@
 """A client's training, free of Flower."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ class LocalResult:
     """What a client sends back after training.
 
     `update` is local minus global weights, packed where a mask says which are trained. It may be
-    the workspace's own memory: it holds only until the next client trains here.
+    the workspace's own memory, or the caller's: it holds only until the next client trains here.
     """
 
     update: Tensor
@@ -33,6 +34,7 @@ def train_client(
     lr: float,
     down: FlatMask | None = None,
     up: FlatMask | None = None,
+    outbox: Callable[[Tensor], Tensor] = lambda update: update,
 ) -> LocalResult:
     """Train the global weights on a client's images for exactly `local-steps` steps of SGDM.
 
@@ -44,6 +46,9 @@ def train_client(
         Which weights came.
     up : FlatMask, optional
         Which weights are trained and returned, a subset of `down`; without it, those that came.
+    outbox : callable, optional
+        Returns where to write the update, given a tensor of its shape: memory to share, say. By
+        default that tensor itself, which nobody needs any more.
     """
     weights = workspace.weights
     trained = up or down
@@ -51,16 +56,17 @@ def train_client(
         weights.load(global_weights)
     else:
         down.scatter_(weights.vector, global_weights.to(weights.vector.device))
-    before = None if trained is None else trained.gather(weights.vector)
+    if trained is None or up is None:
+        before = global_weights.to(weights.vector.device)  # all that came is trained
+    else:
+        before = up.gather(weights.vector)
     masks = None if trained is None else weights.views(trained.mask)
     images = workspace.client_data(partition_id)
     optimizer = make_optimizer(workspace.config, workspace.model, masks)
     with optimizer.skip_frozen_tensors():
         loss = train_steps(workspace, optimizer, images, lr=lr, key=(server_round, partition_id))
-    if before is None or trained is None:
-        update = weights.vector.sub_(global_weights.to(weights.vector.device))
-    else:
-        update = trained.gather(weights.vector).sub_(before)
+    after = weights.vector if trained is None else trained.gather(weights.vector)
+    update = torch.sub(after, before, out=outbox(after))
     return LocalResult(update, len(images), loss)
 
 

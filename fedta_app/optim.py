@@ -89,7 +89,6 @@ class SparseSGDM(Optimizer):
         self._masks: dict[Tensor, Tensor] = {}
         self._frozen: set[Tensor] = set()
         self._skipping = False
-        self._scratch = Scratch()
         self.set_masks(masks)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,9 +117,10 @@ class SparseSGDM(Optimizer):
         if self._skipping:
             raise ValueError("masks cannot be set inside skip_frozen_tensors()")
         checked = self._resolve(masks or {})
-        trained = {param: int(mask.count_nonzero()) for param, mask in checked.items()}
+        trained = dict(zip(checked, _numbers_trained(list(checked.values())), strict=True))
         self._masks = {p: mask for p, mask in checked.items() if trained[p] < mask.numel()}
         self._frozen = {p for p in self._masks if trained[p] == 0}
+        self._scratch = Scratch()
         self._mask_momentum()
 
     @overload
@@ -151,9 +151,8 @@ class SparseSGDM(Optimizer):
         ``step`` does not need it. Call it before ``clip_grad_norm_`` for the norm of the trained
         entries; before ``GradScaler.unscale_`` too, for no skipped step on account of frozen ones.
         """
-        for param, mask in self._masks.items():
-            if param.grad is not None:
-                mask_(param.grad, self._scratch.factor(param.grad, mask))
+        pairs = [(p.grad, mask) for p, mask in self._masks.items() if p.grad is not None]
+        self._scratch.mask_all_(pairs)
 
     @contextmanager
     def skip_frozen_tensors(self) -> Iterator[None]:
@@ -244,7 +243,7 @@ class SparseSGDM(Optimizer):
             return
         # PyTorch has foreach kernels for CUDA; elsewhere one tensor after the other is faster.
         if group["foreach"] is not False and all(slot.param.is_cuda for slot in slots):
-            foreach_step(slots, group)
+            foreach_step(slots, group, self._scratch)
         else:
             plain_step(slots, group, self._scratch)
 
@@ -261,6 +260,12 @@ def mask_fingerprint(masks: Mapping[str, Tensor]) -> str:
             digest.update(f"{name}\x1f{bits.shape}\x1f".encode())
             digest.update(np.packbits(bits).tobytes())
     return digest.hexdigest()
+
+
+def _numbers_trained(masks: list[Tensor]) -> list[int]:
+    """Return how many entries of each mask are True, waiting for a GPU once, not for each."""
+    counts = [mask.count_nonzero().to(masks[0].device) for mask in masks]
+    return list(map(int, torch.stack(counts).tolist())) if counts else []
 
 
 def _check_lr(lr: float | Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedta_app.calibration import calibration_generator, softened
+from fedta_app.cuda import repeatable
 from fedta_app.data import ImageSet
 from fedta_app.flat_mask import FlatMask
 from fedta_app.mask_sets import flatten
@@ -80,7 +81,8 @@ def scores(
     """
     config, weights = workspace.config, workspace.weights
     named = None if mask is None else weights.views(mask.mask)
-    with softened(workspace.model, named, config.soft_value):
+    same_bits = repeatable(workspace.device, config.deterministic)
+    with same_bits, softened(workspace.model, named, config.soft_value):
         found = fisher_diagonal(
             workspace.model,
             batches,

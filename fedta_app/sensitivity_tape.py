@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fedta_app import cpu_kernels
 from fedta_app.sensitivity_layers import (
     Derived,
     Rule,
@@ -170,9 +171,14 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _linear(
-    tape: SquaredGradientTape, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    tape: SquaredGradientTape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    product: Callable[..., Tensor] = F.linear,
 ) -> Tensor:
-    output = F.linear(input, tape.constant(weight), tape.constant(bias))
+    output = product(input, tape.constant(weight), tape.constant(bias))
     return tape.watch(output, (input,), (weight, add_linear), (bias, add_sum))
 
 
@@ -241,6 +247,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
 # The operations that may take trainable parameters and activations, by their own signatures.
 _OPERATIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: _linear,
+    cpu_kernels.linear: partial(_linear, product=cpu_kernels.linear),
     F.conv2d: _conv2d,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,

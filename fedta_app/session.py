@@ -37,6 +37,8 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
         },
         "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
         "device": device_name(workspace.device),
+        "kernels": workspace.kernels,
+        "precision": workspace.precision,
         "warnings": list(workspace.built.warnings),
     }
 
@@ -118,7 +120,7 @@ class RunSession:
         self._events.add(len(self.rows) - 1, row)
         if (len(self.rows) - 1) % self.config.checkpoint_every == 0:
             self._save(state)
-        if row.test_accuracy is not None or now - self._last_print > _QUIET_SECONDS:
+        if row.val_accuracy is not None or now - self._last_print > _QUIET_SECONDS:
             self._last_print = now
             print(self._progress(row), flush=True)
 

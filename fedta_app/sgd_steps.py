@@ -36,6 +36,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._factors: dict[Tensor, Tensor] = {}
 
     def like(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a tensor of this shape and dtype whose contents the next call may overwrite."""
@@ -49,6 +50,23 @@ class Scratch:
     def factor(self, tensor: Tensor, mask: Tensor) -> Tensor:
         """Return the mask as `mask_` takes it fastest; a CPU would convert it in fresh memory."""
         return mask if tensor.is_cuda else self.like(tensor, BITS[tensor.dtype]).copy_(mask)
+
+    def mask_all_(self, pairs: list[tuple[Tensor, Tensor]], *, foreach: bool = False) -> None:
+        """Do what `mask_` does to each (tensor, mask), on a GPU with one kernel for all.
+
+        For that, masks are converted once and kept.
+        """
+        if not foreach and not all(tensor.is_cuda for tensor, _ in pairs):
+            for tensor, mask in pairs:
+                mask_(tensor, self.factor(tensor, mask))
+        elif pairs:
+            for tensor, mask in pairs:
+                if mask not in self._factors:
+                    self._factors[mask] = mask.to(BITS[tensor.dtype])
+            torch._foreach_mul_(
+                [tensor.view(BITS[tensor.dtype]) for tensor, _ in pairs],
+                [self._factors[mask] for _, mask in pairs],
+            )
 
 
 def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
@@ -80,7 +98,7 @@ def _plain_momentum(state: dict[str, Any], step: Tensor, group: Group) -> Tensor
     return buffer
 
 
-def foreach_step(slots: list[Slot], group: Group) -> None:
+def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Do the same with one kernel for all tensors, wherever PyTorch has one."""
     momentum, decay = group["momentum"], group["weight_decay"]
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
@@ -89,9 +107,8 @@ def foreach_step(slots: list[Slot], group: Group) -> None:
         steps = list(torch._foreach_add(steps, params, alpha=decay))
     if momentum != 0:
         buffers = _foreach_momentum(slots, steps, group)
-        for slot, buffer in zip(slots, buffers, strict=True):
-            if slot.mask is not None:
-                mask_(buffer, slot.mask)
+        masked = [(b, s.mask) for b, s in zip(buffers, slots, strict=True) if s.mask is not None]
+        scratch.mask_all_(masked, foreach=True)
         nesterov = group["nesterov"]
         steps = list(torch._foreach_add(steps, buffers, alpha=momentum)) if nesterov else buffers
     if group["nesterov"] or momentum == 0:

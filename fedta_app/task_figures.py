@@ -1,4 +1,4 @@
-"""Task vectors and masks of clients as heat maps, sized for a page.
+"""Task vectors and masks of clients as heat maps, sized for a page, with their numbers as CSV.
 
 Diagonals are left out: they are 1 or 0 by definition and would use up the colour scale. A value
 that does not exist (NaN) is drawn as the background.
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
+from fedta_app.files import write_atomically
 from fedta_app.task_vectors import MaskOverlap
 
 Grid = npt.NDArray[np.float64]
@@ -94,6 +95,8 @@ def _save_square(
     if number <= _MOST_ANNOTATED:
         _annotate(axis, image, grid)
     _finish(path, figure, image, title, mark)
+    lines = (",".join("" if value != value else f"{value:.6g}" for value in row) for row in grid)
+    write_atomically(path.with_suffix(".csv"), "\n".join(lines) + "\n")
 
 
 def _heat_map(axis: Axes, grid: Grid, colours: str, limits: tuple[float, float]) -> AxesImage:

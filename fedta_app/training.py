@@ -1,19 +1,20 @@
 """Mini-batch SGD on one device: the J local steps of a client, and the epochs of the baseline."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedta_app.config import RunConfig
+from fedta_app.cuda import repeatable, to_device
 from fedta_app.data import ImageSet
 from fedta_app.optim import SparseSGDM
+from fedta_app.passes import autocast
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.workspace import Workspace
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # A client takes few steps: a scale that overflows at first, as torch's 65536 can, wastes them.
 _FP16_SCALE = 1024.0
 
@@ -42,12 +43,6 @@ def mini_batches(
 def steps_of(config: RunConfig, num_examples: int) -> int:
     """Return J, or the steps of one pass over the data where `local-steps` is 0."""
     return config.local_steps or -(-num_examples // min(config.batch_size, num_examples))
-
-
-def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Return the precision of the forward pass; parameters and optimizer stay in float32."""
-    dtype = _AUTOCAST.get(config.precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def make_optimizer(
@@ -89,42 +84,41 @@ def train_steps(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler = torch.amp.GradScaler(
-        workspace.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
+        workspace.device.type, init_scale=_FP16_SCALE, enabled=workspace.precision == "fp16"
     )
     order = torch_generator(config.seed, "batches", *key)
     augmentation = torch_generator(config.seed, "augmentation", *key)
     steps = steps_of(config, len(images))
     total = torch.zeros((), device=workspace.device)
     model.train()
-    with _seeded(workspace.device, derive_seed(config.seed, "dropout", *key)):
+    dropout = _seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
+    with dropout, repeatable(workspace.device, config.deterministic):
+        # On a GPU nothing in here waits for it, but for fp16: its scaler asks what to skip.
         for positions in mini_batches(len(images), config.batch_size, steps, order):
-            batch = images.subset(positions.to(workspace.device))
+            batch = images.subset(to_device(positions, workspace.device))
             inputs = workspace.inputs(batch.images, augmentation)
-            total += _step(config, model, optimizer, scaler, inputs, batch.labels)
+            total += _step(workspace, optimizer, scaler, inputs, batch.labels)
     return float(total) / steps
 
 
 def _step(
-    config: RunConfig,
-    model: nn.Module,
+    workspace: Workspace,
     optimizer: SparseSGDM,
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    with autocast(config, inputs.device):
-        loss = cross_entropy(model(inputs), labels)
     optimizer.zero_grad()
-    scaler.scale(loss).backward()
-    if config.clip_norm:
+    loss = workspace.passes(inputs, labels, scaler)
+    if workspace.config.clip_norm:
         scaler.unscale_(optimizer)
         optimizer.mask_gradients()  # the norm of what is trained, not of what is frozen
         # Not the model's parameters: what another phase trained may still hold its gradients.
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        nn.utils.clip_grad_norm_(trained, workspace.config.clip_norm)
     scaler.step(optimizer)
     scaler.update()
-    return loss.detach()
+    return loss
 
 
 @contextmanager
@@ -141,7 +135,7 @@ def evaluate(workspace: Workspace, images: ImageSet) -> tuple[float, float]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
     correct = torch.zeros((), dtype=torch.int64, device=workspace.device)
-    with torch.inference_mode(), autocast(config, workspace.device):
+    with torch.inference_mode(), autocast(workspace.precision, workspace.device):
         for start in range(0, len(images), config.eval_batch_size):
             stop = start + config.eval_batch_size
             labels = images.labels[start:stop]

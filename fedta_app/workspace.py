@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import ConfigError, RunConfig
+from fedta_app.cpu_kernels import use_kernels
+from fedta_app.cuda import resolve_precision, set_float32_policy, to_device
 from fedta_app.data import DataSplits, ImageSet, load_data
 from fedta_app.flat import FlatWeights
 from fedta_app.images import random_crop_flip, to_input
 from fedta_app.models import BuiltModel, build_model
 from fedta_app.partition import partition
+from fedta_app.passes import Passes
 from fedta_app.seeding import numpy_generator
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -46,6 +49,8 @@ class Workspace:
     head : FlatWeights or None
         The head's parameters where it is made first and then frozen; None where it is trained
         with the rest, and part of `weights`.
+    kernels : str
+        What multiplies the matrices of linear layers: see `fedta_app.cpu_kernels`.
     """
 
     config: RunConfig
@@ -54,11 +59,17 @@ class Workspace:
     built: BuiltModel
     weights: FlatWeights
     head: FlatWeights | None
+    kernels: str
 
     @property
     def model(self) -> torch.nn.Module:
         """The model, on the device."""
         return self.built.model
+
+    @property
+    def precision(self) -> str:
+        """The precision of the forward pass, "auto" resolved."""
+        return resolve_precision(self.config.precision, self.device)
 
     @property
     def layout(self) -> str:
@@ -86,9 +97,23 @@ class Workspace:
             _cut(self.data.test, self.config, "test"),
         )
 
+    @cached_property
+    def passes(self) -> Passes:
+        """Forward and backward passes of the model, the same for all clients."""
+        config = self.config
+        central = config.engine == "centralized"
+        held = [len(self.data.train)] if central else map(len, self.partitions)
+        return Passes(
+            self.model,
+            self.device,
+            precision=self.precision,
+            mode=config.compile,
+            batch_sizes={min(config.batch_size, number) for number in held},
+        )
+
     def client_positions(self, partition_id: int) -> Tensor:
         """Return where a client's images are in the training split, int64, on the device."""
-        return torch.from_numpy(self.partitions[partition_id]).to(self.device)
+        return to_device(torch.from_numpy(self.partitions[partition_id]), self.device)
 
     def client_data(self, partition_id: int) -> ImageSet:
         """Return the training images of a client."""
@@ -132,6 +157,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     """
     torch.set_num_threads(config.threads or _DEFAULT_THREADS)
     device = resolve_device(config.device)
+    set_float32_policy(resolve_precision(config.precision, device), device)
     data = load_data(
         config.dataset,
         str(Path(config.data_dir).expanduser()),
@@ -147,8 +173,12 @@ def build_workspace(config: RunConfig) -> Workspace:
         seed=config.seed,
     )
     built.model.to(device)
+    try:
+        kernels = use_kernels(built.model, config.kernels, device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     weights, head = _split_weights(config, built)
-    workspace = Workspace(config, device, data.to(device), built, weights, head)
+    workspace = Workspace(config, device, data.to(device), built, weights, head, kernels)
     if config.engine != "centralized":
         _ = workspace.partitions  # refuses what cannot be partitioned
     return workspace

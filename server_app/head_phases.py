@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord
 from torch import Tensor
 
 from engine.records import number
-from engine.transport import pack, unpack
+from engine.transport import pack, release, unpack
 from fedta_app.head_fit import empty_statistics, fit_head
 from fedta_app.heads import RidgeStatistics
 from fedta_app.metrics import Row
@@ -101,6 +101,7 @@ class ProbeHead(Phase):
         messages = self._strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
         replies = state.send(messages)
         update, metrics = self._strategy.aggregate_train(number_, replies)
+        release(arrays)
         self._head.add_(unpack(update).to(self._head.device))
         if number_ == self.num_rounds:
             state.set_head(self._head.to(torch.float32))

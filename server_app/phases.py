@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord
 from torch import Tensor
 
 from engine.records import number
-from engine.transport import pack, unpack
+from engine.transport import pack, release, unpack
 from fedta_app.aggregation import apply_update
 from fedta_app.metrics import Figures, Row
 from fedta_app.run_directory import RunError, run_path
@@ -126,6 +126,7 @@ class Train(Phase):
         reply, metrics = self.strategy.aggregate_train(number_, replies)
         if report:
             report.save(run_path(config))
+        release(arrays)
         update = unpack(reply).to(state.weights.device)
         if travelling is None:
             apply_update({"_": state.weights}, {"_": update}, scale=self.strategy.scale())
@@ -136,7 +137,7 @@ class Train(Phase):
             raise RunError(f"training diverged in round {number_} (loss {loss}): lower lr, or clip")
         row = self.row(number_, began, loss=loss)
         if last or number_ % config.eval_every == 0:
-            row = row.measured(**state.measure())
+            row = row.measured(**state.measure(last=last))
         return row
 
     def _expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -9,9 +9,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from engine.transport import MEMORY, WIRE
+from engine.replies import replies_as_they_come
+from engine.transport import MEMORY, SHARED, WIRE
 from fedta_app.client_memory import ClientMemory, Setup, bytes_vector, client_memory
-from fedta_app.config import RunConfig
+from fedta_app.config import ConfigError, RunConfig
 from fedta_app.evaluation import measure
 from fedta_app.flat import weights_sha256
 from fedta_app.flat_mask import FlatMask
@@ -37,13 +38,16 @@ class ServerState:
     own_masks : dict from partition id to str
         Digests of the masks that clients train by, where each has its own.
     notes : dict
-        What summary.json says of the head and the mask.
+        What summary.json says of the head, the mask and the transport.
+    transport : str
+        How vectors travel.
     """
 
     grid: Grid
     workspace: Workspace
     exchange: Exchange
     weights: Tensor
+    transport: str
     head: str = ""
     mask: str = ""
     own_masks: dict[int, str] = field(default_factory=dict)
@@ -52,15 +56,16 @@ class ServerState:
     @classmethod
     def of(cls, grid: Grid, nodes: Nodes, workspace: Workspace) -> "ServerState":
         """Return the state at the start of a run."""
-        config = workspace.config
-        in_process = config.engine == "in-process"
+        transport = choose_transport(workspace.config, nodes)
         task: dict[str, int | str] = {
             "num-clients": len(nodes),
             "layout": workspace.layout,
-            "transport": MEMORY if in_process else WIRE,
+            "transport": transport,
         }
         exchange = Exchange(nodes, task, client_memory(workspace).store)
-        return cls(grid, workspace, exchange, workspace.weights.vector.clone())
+        notes = {"transport": transport.removeprefix("fedta.")}
+        weights = workspace.weights.vector.clone()
+        return cls(grid, workspace, exchange, weights, transport, notes=notes)
 
     @property
     def config(self) -> RunConfig:
@@ -68,18 +73,13 @@ class ServerState:
         return self.workspace.config
 
     @property
-    def transport(self) -> str:
-        """How vectors travel."""
-        return MEMORY if self.config.engine == "in-process" else WIRE
-
-    @property
     def memory(self) -> ClientMemory:
         """What this process was told once: blobs, and what of them is in the model."""
         return client_memory(self.workspace)
 
     def send(self, messages: Iterable[Message]) -> Iterable[Message]:
-        """Send messages and return the replies, as they come where the engine can."""
-        return self.grid.send_and_receive(messages, timeout=ROUND_TIMEOUT)
+        """Send messages and return the replies as they come."""
+        return replies_as_they_come(self.grid, messages, ROUND_TIMEOUT)
 
     def setup(self, partition_id: int) -> Setup:
         """Return what a client needs to train besides the weights."""
@@ -98,10 +98,10 @@ class ServerState:
         """Let only these weights travel from now on."""
         self.mask = self.memory.store.put(mask.to_bits())
 
-    def measure(self) -> Figures:
-        """Measure the global model on validation and test images."""
+    def measure(self, *, last: bool = False) -> Figures:
+        """Measure the global model on validation and, where due, test images."""
         self.memory.load_head(self.head)
-        return measure(self.workspace, self.weights)
+        return measure(self.workspace, self.weights, last=last)
 
     def sha256(self) -> str:
         """Return the sha256 of all weights, the head's behind the others where it is frozen."""
@@ -135,3 +135,28 @@ class ServerState:
         self.exchange.known = {int(pid): set(told) for pid, told in stored["known"].items()}
         self.notes.update(stored["notes"])
         self.memory.load_head(self.head)
+
+
+def choose_transport(config: RunConfig, nodes: Nodes) -> str:
+    """Return how vectors travel: as `transport` says, or as fast as this federation can.
+
+    Raises
+    ------
+    ConfigError
+        When the clients cannot do what `transport` asks for.
+    """
+    in_process = config.engine == "in-process"
+    if config.transport == "auto":
+        shared = SHARED if nodes.share_memory else WIRE
+        return MEMORY if in_process else shared
+    if config.transport == "memory" and not in_process:
+        raise ConfigError(
+            "transport = 'memory' is not allowed with engine = 'flower': its clients have "
+            "processes of their own; transport is auto, shared or wire"
+        )
+    if config.transport == "shared" and not nodes.share_memory:
+        raise ConfigError(
+            "transport = 'shared' is not allowed here: the clients cannot map this machine's "
+            "memory (another machine, or not Linux); transport is auto or wire"
+        )
+    return {"memory": MEMORY, "shared": SHARED, "wire": WIRE}[config.transport]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from engine.transport import WIRE, pack_many, payload_bytes
+from engine.transport import WIRE, pack_many, payload_bytes, release
 from fedta_app.blobs import BlobStore
 from fedta_app.client_memory import Setup, bytes_vector
 from strategies.nodes import Nodes
@@ -99,6 +99,7 @@ class Exchange:
     ) -> Iterator[tuple[int, Message]]:
         """Yield good replies in the order of the clients, each as soon as those before it came.
 
+        A reply's vector holds until the next one is asked for; its memory is given back then.
         Floating-point sums depend on their order; this one does not depend on who was fastest.
         Clients that failed or stayed silent are counted and left out.
         """
@@ -122,6 +123,7 @@ class Exchange:
         self.costs.clients_ok += 1
         self.costs.bytes_up += payload_bytes(reply.content.array_records["arrays"])
         yield partition_id, reply
+        release(reply.content.array_records["arrays"])
 
     def remember(self, partition_id: int, setup: Setup) -> None:
         """Note that a client has the blobs of a setup."""

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from engine.records import number, whole
-from engine.transport import pack, unpack
+from engine.transport import MEMORY, pack, unpack
 from fedta_app.accumulators import (
     MaskedMeanAccumulator,
     MeanAccumulator,
@@ -125,7 +125,7 @@ class FedAvg(Strategy):
         if not examples:
             errors = self.exchange.costs.errors
             raise RunError(f"no client finished round {server_round}: {errors[0]}")
-        result = pack(combined.result()["vector"], arrays["vector"].stype)
+        result = pack(combined.result()["vector"], MEMORY)  # it stays in this process
         return result, MetricRecord({"train-loss": loss / examples})
 
     def scale(self) -> float:

@@ -4,10 +4,14 @@ Node ids are random numbers of a run; results must not depend on them. Each node
 its partition id, and clients are sampled by that.
 """
 
+import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from engine.records import whole
+from engine.replies import replies_as_they_come
+from engine.shared_memory import can_share
+from engine.transport import SHARED, pack, release
 from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError
 from fedta_app.seeding import numpy_generator
@@ -16,10 +20,18 @@ _TIMEOUT = 600.0  # seconds: the first answer waits for every actor to import to
 
 
 class Nodes:
-    """The nodes of a federation by partition id, 0..K-1."""
+    """The nodes of a federation.
 
-    def __init__(self, by_partition: dict[int, int]) -> None:
+    Attributes
+    ----------
+    by_partition : dict from partition id, 0..K-1, to node id
+    share_memory : bool
+        Whether all of them can map this process's memory: they run on this machine.
+    """
+
+    def __init__(self, by_partition: dict[int, int], share_memory: bool = False) -> None:
         self.by_partition = by_partition
+        self.share_memory = share_memory
 
     def __len__(self) -> int:
         return len(self.by_partition)
@@ -32,7 +44,7 @@ class Nodes:
 
 
 def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
-    """Ask every node for its partition.
+    """Ask every node for its partition, and whether it can read this process's memory.
 
     Parameters
     ----------
@@ -52,16 +64,22 @@ def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
             f"num-clients = {num_clients} does not match the federation of {len(node_ids)} nodes: "
             f'add --federation-config "num-supernodes={num_clients}" to flwr run'
         )
-    questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in node_ids]
-    found = {}
-    for reply in grid.send_and_receive(questions, timeout=_TIMEOUT):
+    content = RecordDict()
+    if can_share():
+        content["arrays"] = pack(torch.arange(8), SHARED)
+    questions = [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
+    found, share_memory = {}, can_share()
+    for reply in replies_as_they_come(grid, questions, _TIMEOUT):
         if reply.has_error():
             raise RunError(f"a client did not start: {reply.error.reason}")
-        partition_id = whole(reply.content.config_records["config"], "partition-id")
-        found[partition_id] = reply.metadata.src_node_id
+        answer = reply.content.config_records["config"]
+        found[whole(answer, "partition-id")] = reply.metadata.src_node_id
+        share_memory = share_memory and answer["shares-memory"] is True
+    for arrays in content.array_records.values():
+        release(arrays)
     if sorted(found) != list(range(len(node_ids))):
         raise RunError(
             f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
             f"its own partition-id from 0 to {len(node_ids) - 1}"
         )
-    return Nodes(found)
+    return Nodes(found, share_memory)

@@ -18,3 +18,20 @@ def cifar100_dir(request: pytest.FixtureRequest) -> Path:
     directory = request.config.cache.mkdir("cifar100")
     subprocess.run([sys.executable, UNPACK, directory], check=True)
     return directory
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The first CUDA GPU; skips without one."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, then the first CUDA GPU, skipped without one."""
+    if request.param == "cpu":
+        return torch.device("cpu")
+    found: torch.device = request.getfixturevalue("cuda")
+    return found

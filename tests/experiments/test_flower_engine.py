@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from experiments.flower import is_chatter
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,3 +42,21 @@ def test_a_run_that_stops_early_on_flowers_engine_says_so_by_its_status(tmp_path
     stopped = run(tmp_path, "flower", "max-minutes=1e-9")
     assert stopped.returncode == 3
     assert "max-minutes = 1e-09 is used up" in stopped.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "chatter"),
+    [
+        ("\x1b[36m(ClientAppActor pid=19)\x1b[0m \x1b[93mWARNING \x1b[0m:   Manually ending", True),
+        ("(ClientAppActor pid=19) INFO :      Starting", True),
+        ("\x1b[92mINFO \x1b[0m:      Starting Flower Simulation", True),
+        ("Successfully installed fedta to /tmp/x", True),
+        ("\n", True),
+        ("\x1b[91mERROR \x1b[0m:     the client failed", False),
+        ("\x1b[36m(ClientAppActor pid=19)\x1b[0m \x1b[91mERROR \x1b[0m: out of memory", False),
+        ("(ClientAppActor pid=19) warning: this GPU only emulates bf16", False),
+        ("train round 3/3  loss 1.2", False),
+    ],
+)
+def test_flowers_chatter_is_hidden_and_nothing_else(line: str, chatter: bool) -> None:
+    assert is_chatter(line) == chatter

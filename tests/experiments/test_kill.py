@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.shared_memory import can_share
 from tests.experiments.killing import kill_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,5 +83,8 @@ def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_three_kills_on_flowers_engine_end_at_the_unbroken_weights(tmp_path: Path) -> None:
     expected = check_kills(tmp_path, "flower")
+    summary = json.loads((tmp_path / "killed/seed0/summary.json").read_text())
+    assert summary["transport"] == ("shared" if can_share() else "wire")
+    assert not list(Path("/dev/shm").glob("*fedta*"))
     other = finish(tmp_path, "flower", name="other", seed=1)
     assert other["final-weights-sha256"] != expected

@@ -62,7 +62,7 @@ BAD = [
     ({"momentum": -0.1}, "momentum = -0.1 is not allowed"),
     ({"weight-decay": -1e-4}, "weight-decay = -0.0001 is not allowed"),
     ({"clip-norm": -1}, "clip-norm = -1.0 is not allowed: clip-norm is a norm above 0, or 0"),
-    ({"precision": "float16"}, "precision is one of fp32, bf16, fp16"),
+    ({"precision": "float16"}, "precision is one of auto, fp32, tf32, bf16, fp16"),
     ({"strategy": "average"}, "strategy = 'average' is not allowed: strategy is one of"),
     ({"eval-every": 0}, "eval-every = 0 is not allowed"),
     ({"eval-size": -1}, "eval-size = -1 is not allowed"),

@@ -140,8 +140,10 @@ def test_subset_and_device(digits: DataSplits) -> None:
 
 
 def test_unknown_data_set() -> None:
-    assert DATASETS == ("digits", "cifar100")
-    with pytest.raises(DataError, match="dataset must be one of digits, cifar100, got 'mnist'"):
+    assert DATASETS == ("digits", "cifar100", "synthetic")
+    with pytest.raises(
+        DataError, match="dataset must be one of digits, cifar100, synthetic, got 'mnist'"
+    ):
         load_data("mnist", "unused", val_size=0.1, seed=0)
 
 

@@ -33,8 +33,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 def foreach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether to take the foreach path, which the optimizer itself keeps for CUDA."""
     if request.param:
-        forced = lambda slots, group, _: foreach_step(slots, group)  # noqa: E731
-        monkeypatch.setattr(fedta_app.optim, "plain_step", forced)
+        monkeypatch.setattr(fedta_app.optim, "plain_step", foreach_step)
     return bool(request.param)
 
 

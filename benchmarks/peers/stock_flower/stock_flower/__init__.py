@@ -1,0 +1,1 @@
+"""FedAvg as Flower's PyTorch quickstart writes it."""

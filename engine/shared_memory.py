@@ -1,0 +1,154 @@
+"""Vectors in memory that the processes of one machine share.
+
+A vector is written once into a buffer and read in place by whoever gets its handle. The buffers
+are anonymous files (`memfd_create`), which other processes of the same user open under
+``/proc/<pid>/fd``: they have no name to clean up, are no part of ``/dev/shm`` and its limits, and
+the kernel frees them when their processes end, by ``kill -9`` too.
+
+Touching fresh memory costs more than writing to it, so buffers are kept and used again: a process
+holds few, whatever the number of clients. A flag in the buffer says whether it is taken; the
+process that made it sets the flag, and whoever has read the vector last clears it.
+
+Linux only; `can_share` tells, and a handle from another machine or user raises `SharingError`.
+"""
+
+import json
+import mmap
+import os
+import secrets
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_TOKEN_BYTES = 16
+_FLAG = _TOKEN_BYTES  # where the flag is
+_HEADER = 64  # bytes before the vector, which is aligned to a cache line
+_FREE, _TAKEN = 0, 1
+_MAPPINGS_KEPT = 64  # of other processes' buffers; dropping one costs a new mapping, no data
+
+
+class SharingError(OSError):
+    """A handle whose memory this process cannot reach."""
+
+
+class _Buffer:
+    """A mapped anonymous file: a token that proves which one it is, a flag, and the data."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
+        self.capacity = size - _HEADER
+        self._memory = mmap.mmap(descriptor, size)
+        self.data = torch.frombuffer(self._memory, dtype=torch.uint8)[_HEADER:]
+
+    @property
+    def token(self) -> bytes:
+        return self._memory[:_TOKEN_BYTES]
+
+    @property
+    def taken(self) -> bool:
+        return self._memory[_FLAG] == _TAKEN
+
+    @taken.setter
+    def taken(self, value: bool) -> None:
+        self._memory[_FLAG] = _TAKEN if value else _FREE
+
+    def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the first bytes as a tensor."""
+        count = torch.Size(shape).numel() * dtype.itemsize
+        return self.data[:count].view(dtype).view(shape)
+
+    @classmethod
+    def create(cls, capacity: int) -> "_Buffer":
+        """Return a new buffer for that many bytes."""
+        descriptor = os.memfd_create("fedta")
+        os.ftruncate(descriptor, _HEADER + capacity)
+        buffer = cls(descriptor, _HEADER + capacity)
+        buffer._memory[:_TOKEN_BYTES] = secrets.token_bytes(_TOKEN_BYTES)
+        return buffer
+
+
+_own: list[_Buffer] = []
+_mapped: OrderedDict[bytes, _Buffer] = OrderedDict()
+
+
+def can_share() -> bool:
+    """Return whether this system has anonymous files that other processes can open."""
+    return (
+        sys.platform == "linux" and hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()
+    )
+
+
+def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor in a free buffer of this process, which is taken then."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    free = [buffer for buffer in _own if not buffer.taken]
+    buffer = min(
+        (buffer for buffer in free if buffer.capacity >= size),
+        key=lambda buffer: buffer.capacity,
+        default=None,
+    )
+    if buffer is None:
+        for small in free:  # in place of one that is too small, not beside it
+            _own.remove(small)
+            os.close(small.descriptor)
+        buffer = _Buffer.create(size)
+        _own.append(buffer)
+    buffer.taken = True
+    return buffer.view(shape, dtype)
+
+
+def handle(tensor: Tensor) -> bytes | None:
+    """Return the handle of a tensor that `take` made, or None for any other."""
+    for buffer in _own:
+        if tensor.data_ptr() == buffer.data.data_ptr() and tensor.is_contiguous():
+            where = {"pid": os.getpid(), "fd": buffer.descriptor, "token": buffer.token.hex()}
+            return json.dumps(where).encode()
+    return None
+
+
+def read(handle: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the vector of a handle, in place; it holds until `release`.
+
+    Raises
+    ------
+    SharingError
+        If the memory is another machine's or user's, or its process has ended.
+    """
+    return _buffer(handle).view(shape, dtype)
+
+
+def release(handle: bytes) -> None:
+    """Let the process that made the buffer use it again."""
+    _buffer(handle).taken = False
+
+
+def _buffer(handle: bytes) -> _Buffer:
+    where = json.loads(handle)
+    token = bytes.fromhex(where["token"])
+    for buffer in _own:
+        if buffer.token == token:
+            return buffer
+    if token not in _mapped:
+        _mapped[token] = _map(where["pid"], where["fd"], token)
+        if len(_mapped) > _MAPPINGS_KEPT:
+            _mapped.popitem(last=False)
+    _mapped.move_to_end(token)
+    return _mapped[token]
+
+
+def _map(pid: int, descriptor: int, token: bytes) -> _Buffer:
+    path = f"/proc/{pid}/fd/{descriptor}"
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            buffer = _Buffer(opened, os.fstat(opened).st_size)
+        finally:
+            os.close(opened)  # the mapping holds
+    except (OSError, ValueError) as error:
+        raise SharingError(f"{path} cannot be mapped: {error}") from error
+    if buffer.token != token:
+        raise SharingError(f"{path} is not the memory that was meant: another machine's, perhaps")
+    return buffer

@@ -1,0 +1,55 @@
+"""Scales: the same tables with another model and fewer rounds, for a machine without a GPU.
+
+`experiments/<scale>.toml`:
+
+    caption = "..."        # stands under every table and figure
+    rounds = 0.16          # factor on the presets' rounds, and on what a schedule counts in them
+    [values]               # keys for all presets; what a preset has on an axis is stronger
+    [centralized]          # keys for presets of the centralised baseline, stronger than all
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedta_app.config import ConfigError, read_toml
+
+FOLDER = Path(__file__).resolve().parent
+_ROUNDS = ("num-server-rounds", "warmup-rounds", "lr-step-rounds", "eval-every")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale changes in every preset."""
+
+    name: str
+    caption: str
+    rounds: float
+    values: dict[str, Any]
+    centralized: dict[str, Any]
+
+    def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        """Return a preset's keys at this scale, from those it shares and those of its own."""
+        keys = {**base, **self.values, **own}
+        for key in _ROUNDS:
+            if keys.get(key):
+                keys[key] = max(1, round(self.rounds * keys[key]))
+        if keys.get("engine") == "centralized":
+            keys |= self.centralized
+        return keys
+
+
+def scales() -> list[str]:
+    """Return the names of all scales but the full one."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_scale(name: str) -> Scale:
+    """Return a scale, or raise ConfigError with those that there are."""
+    if name not in scales():
+        raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
+    found = read_toml(FOLDER / f"{name}.toml")
+    return Scale(
+        name, found["caption"], found["rounds"], found.get("values", {}),
+        found.get("centralized", {}),
+    )  # fmt: skip

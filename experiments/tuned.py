@@ -1,0 +1,77 @@
+"""What tuning leaves behind: the chosen values, the trials, and a figure of them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tomli_w
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from experiments.figures import save_figure
+from experiments.line_figures import use_logarithms
+from experiments.presets import tuned_path
+from experiments.tune import Chosen
+from fedta_app.config import read_toml
+from fedta_app.files import write_atomically
+
+_HEADER = (
+    "# Chosen on validation images by `python -m experiments tune`; the trials are in\n"
+    "# results/tuning. Sections are presets, or patterns of them; later ones are stronger.\n\n"
+)
+
+
+def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
+    """Write the chosen values of the presets that a pattern names; return the file."""
+    path = tuned_path(table, scale)
+    sections = read_toml(path) if path.exists() else {}
+    sections.pop(pattern, None)  # what was chosen last is last, and strongest
+    write_atomically(path, _HEADER + tomli_w.dumps({**sections, pattern: values}))
+    return path
+
+
+def save_study(folder: Path, chosen: Chosen, title: str) -> None:
+    """Save the trials as CSV, and as a figure of each value against validation accuracy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(chosen.trials)
+    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    write_atomically(folder / "trials.csv", text)
+    save_figure(folder / "study", study_figure(chosen, title))
+
+
+def study_figure(chosen: Chosen, title: str) -> Figure:
+    """Draw a panel per searched key; trials that were stopped early are hollow."""
+    keys = list(chosen.values)
+    figure = Figure(figsize=(0.8 + 3.0 * len(keys), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
+    drawn = [trial for trial in chosen.trials if not math.isnan(trial["val accuracy"])]
+    for axis, key in zip(axes, keys, strict=True):
+        numbers = all(isinstance(trial[key], int | float) for trial in drawn)
+        for state, face in (("complete", "#0072B2"), ("pruned", "none")):
+            some = [trial for trial in drawn if trial["state"] == state]
+            axis.scatter(
+                [trial[key] if numbers else str(trial[key]) for trial in some],
+                [trial["val accuracy"] for trial in some],
+                facecolor=face, edgecolor="#0072B2", s=22,
+                label={"complete": "to the end", "pruned": "stopped early"}[state],
+            )  # fmt: skip
+        best = chosen.values[key] if numbers else str(chosen.values[key])
+        axis.scatter([best], [chosen.accuracy], marker="*", s=130, color="#D55E00", label="chosen")
+        if (
+            numbers
+            and np.ptp([trial[key] for trial in drawn]) > 0
+            and min(trial[key] for trial in drawn) > 0
+        ):
+            use_logarithms(axis)
+        axis.set_xlabel(key)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation accuracy")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+        fontsize="small",
+    )  # fmt: skip
+    figure.suptitle(title, fontsize="medium")
+    return figure

@@ -1,0 +1,85 @@
+"""Every part runs on small vectors and reports what it says; no speed is asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import bench_aggregation, bench_clients, bench_transport, report
+from benchmarks.contenders import Contender, Timing
+from benchmarks.processes import Memory
+from engine.transport import TRANSPORTS
+
+
+def test_aggregation_reports_every_way(tmp_path: Path) -> None:
+    out = tmp_path / "aggregation.json"
+    bench_aggregation.main(["--size", "5000", "--pairs", "2", "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    ways = {row["way"].split(",")[0]: row["bytes"] / 5000 for row in rows}
+    # 10 updates are read; each buffer is written once, then read and written 9 times
+    assert ways == {
+        "mean": 4 * (10 + 19),
+        "masked mean": 4 * (10 + 2 * 19) + 10,
+        "sign election": 4 * (10 + 4 * 19),
+    }
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_transports_reports_every_one(tmp_path: Path) -> None:
+    out = tmp_path / "transport.json"
+    bench_transport.main(["--size", "5000", "--pairs", "2", "--json", str(out)])
+    result = json.loads(out.read_text())
+    assert tuple(row["transport"] for row in result["rows"]) == TRANSPORTS
+    assert {"device", "processor", "cores", "versions", "code", "command"} < set(result)
+
+
+class FakeRunner:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def time(self, engine: Contender, rounds: int) -> Timing:
+        return Timing([self._seconds] * rounds, 10 * self._seconds)
+
+    def watch(self, engine: Contender) -> Memory:
+        return Memory(1000 * self._seconds, 0.0, 100 * self._seconds)
+
+
+def test_many_clients_are_divided_by_few(capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = FakeRunner(1.0), FakeRunner(1.5)
+    row = bench_clients.measure(few, many, bench_clients.ENGINES[0], repeats=2, rounds=3)  # type: ignore[arg-type]
+    assert row["ratio"] == row["server-ratio"] == 1.5
+    assert row["startup"] == [10.0, 15.0]
+    bench_clients.show("in-process", row)
+    assert "s/round                  1.000     1.500    1.50 x" in capsys.readouterr().out
+
+
+def test_ten_clients_a_round_whatever_the_federation() -> None:
+    for clients in (100, 10_000):
+        values = bench_clients.job_of(clients).values()
+        assert round(values["fraction-train"] * values["num-clients"]) == 10
+
+
+def test_make_bench_runs_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    def run(command: list[str], **options: object) -> Done:
+        ran.append(command[2:])
+        return Done()
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    assert everything.main(["--out", str(tmp_path), "--repeats", "1"]) == 0
+    assert [command[0] for command in ran] == [f"benchmarks.bench_{p}" for p in everything.PARTS]
+    assert ran[0] == [
+        "benchmarks.bench_rounds", "--json", str(tmp_path / "rounds.json"), "--repeats=1",
+    ]  # fmt: skip
+    Done.returncode = 1
+    assert everything.main(["--out", str(tmp_path), "--only", "transport"]) == 1
+
+
+def test_the_command_of_a_result_names_no_place() -> None:
+    given = ["--data-dir", "/here", "--repeats", "2", "--json=/there", "--only", "bare loop"]
+    assert report.command(given).endswith("--repeats 2 --only 'bare loop'")

@@ -1,0 +1,120 @@
+"""Tuning: validation images only, resumable, pruned, and written where presets are read."""
+
+import csv
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import presets
+from experiments.__main__ import main
+from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.tune import _Watch, check_space
+from fedta_app.config import ConfigError, RunConfig, read_toml
+from fedta_app.session import RunSession
+
+
+@pytest.fixture(autouse=True)
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the chosen values out of the repository."""
+    path = tmp_path / "tuned.toml"
+    for module in ("presets", "tuned"):
+        monkeypatch.setattr(f"experiments.{module}.tuned_path", lambda table, scale: path)
+    return path
+
+
+def arguments(folder: Path, trials: int, *more: str) -> list[str]:
+    quick = ["num-server-rounds=4", "eval-every=1", "local-steps=1", "calibration-rounds=1"]
+    sets = [part for setting in quick for part in ("--set", setting)]
+    places = ["--results-dir", str(folder / "runs"), "--out", str(folder / "results")]
+    return [
+        "tune", "smoke/random-iid", "--engine", "in-process", "--trials", str(trials), *places,
+        *sets, *more,
+    ]  # fmt: skip
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results/tuning/smoke-random-iid/trials.csv")
+
+
+def test_a_study_is_continued_and_its_choice_becomes_the_presets(
+    tmp_path: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, 2)) == FINISHED
+    assert capsys.readouterr().out.count("trial ") == 2
+    assert main(arguments(tmp_path, 3, "--for", "random-*")) == FINISHED
+    assert capsys.readouterr().out.count("trial ") == 1
+    trials = trials_of(tmp_path)
+    assert trials["trial"].tolist() == [0, 1, 2] and trials["lr"].nunique() == 3
+    best = trials.loc[trials["val accuracy"].idxmax()]
+    sections = read_toml(tuned)
+    assert list(sections) == ["random-iid", "random-*"]
+    assert sections["random-*"] == {"lr": best["lr"]}
+    (preset,) = presets.presets("smoke/random-nc1")
+    assert preset.config({}).lr == best["lr"]
+    (other,) = presets.presets("smoke/least-nc1")
+    assert other.config({}).lr != best["lr"]
+    figure = tmp_path / "results/tuning/smoke-random-iid/study"
+    assert figure.with_suffix(".svg").exists() and figure.with_suffix(".png").exists()
+    measured = list((tmp_path / "runs/tune").rglob("metrics.csv"))
+    assert len(measured) == 3
+    for path in measured:
+        with path.open() as stream:
+            assert not any(row["test_accuracy"] for row in csv.DictReader(stream))
+
+
+def test_ctrl_c_ends_the_study_and_the_trial_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        if len(session.rows) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    assert main(arguments(tmp_path, 1)) == INTERRUPTED_RUN
+    first = capsys.readouterr().out
+    monkeypatch.setattr(RunSession, "add", add)
+    assert main(arguments(tmp_path, 1)) == FINISHED
+    second = capsys.readouterr().out
+    assert first.split("lr = ")[1].split()[0] == second.split("lr = ")[1].split()[0]
+    assert "resumed after" in second
+    assert len(list((tmp_path / "runs/tune").rglob("metrics.csv"))) == 1
+
+
+def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
+    class Trial:
+        def __init__(self) -> None:
+            self.reported: dict[int, float] = {}
+
+        def report(self, value: float, step: int) -> None:
+            self.reported[step] = value
+
+        def should_prune(self) -> bool:
+            return bool(self.reported)
+
+    config = RunConfig.from_mapping({"results-dir": str(tmp_path), "name": "x"})
+    folder = tmp_path / "x/seed0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("round,phase,val_accuracy\n0,start,0.1\n1,train,0.2\n")
+    trial = Trial()
+    watch = _Watch(trial, config)  # type: ignore[arg-type]
+    with watch.running():
+        while not (folder / "stop").exists():
+            pass
+    assert trial.reported == {1: 0.2} and watch.pruned
+
+
+def test_a_space_is_checked() -> None:
+    check_space({"lr": {"low": 0.1, "high": 1.0}, "clip-norm": [0.0, 1.0]})
+    for space in ({"lr": {"low": 0.1}}, {"lr": []}, {"lrr": [1]}, {"lr": 3}):
+        with pytest.raises(ConfigError, match=r"\[tune\] lr"):
+            check_space(space)
+
+
+def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == REFUSED
+    assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+import os
+
+import pytest
+import torch
+
+from fedta_app.cuda import (
+    HostBuffer,
+    has_bf16,
+    repeatable,
+    resolve_precision,
+    set_float32_policy,
+    to_device,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_auto_is_bf16_where_the_card_has_it(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", GPU) == precision
+    assert has_bf16(GPU) == (precision == "bf16")
+
+
+def test_auto_is_fp32_on_the_cpu_and_a_name_is_itself() -> None:
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert has_bf16(CPU)
+    for name in ("fp32", "tf32", "bf16", "fp16"):
+        assert resolve_precision(name, CPU) == resolve_precision(name, GPU) == name
+
+
+@pytest.mark.parametrize(
+    ("precision", "where", "tf32"),
+    [("fp32", GPU, False), ("bf16", GPU, False), ("tf32", GPU, True), ("tf32", CPU, False)],
+)
+def test_float32_is_ieee_unless_tf32_is_asked_for(
+    precision: str, where: torch.device, tf32: bool
+) -> None:
+    try:
+        torch.backends.cudnn.allow_tf32 = True  # as PyTorch has it by itself
+        set_float32_policy(precision, where)
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    finally:
+        set_float32_policy("fp32", CPU)
+
+
+def test_repeatable_algorithms_end_with_their_block() -> None:
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]  # or torch would refuse
+    for wanted in (True, False):
+        with pytest.raises(KeyError), repeatable(GPU, wanted):
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+            assert torch.utils.deterministic.fill_uninitialized_memory is not wanted
+            raise KeyError
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    with repeatable(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_copies_to_a_device_and_back_keep_their_values(device: torch.device) -> None:
+    buffer = HostBuffer()
+    for size in (5, 3, 1000, 7):
+        values = torch.arange(size, dtype=torch.float32)
+        moved = to_device(values, device)
+        assert moved.device == device
+        back = buffer.copy(moved)
+        assert back.device.type == "cpu" and torch.equal(back, values)
+        assert back.is_pinned() == moved.is_cuda
