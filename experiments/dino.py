@@ -31,7 +31,8 @@ class DinoOptions:
     local_crops : int
         Small crops per image, beside the two large ones.
     global_size, local_size : int
-        Pixels per side.
+        Pixels per side. As in the paper, the small crops have a quarter of the large ones' pixels;
+        crops below the 32 px of the images cost little more than half, so there are more epochs.
     global_scale, local_scale : tuple of float
         Share of the image's area that a crop shows.
     student_temperature, teacher_temperature : float
@@ -45,8 +46,8 @@ class DinoOptions:
     hidden: int = 512
     bottleneck: int = 128
     local_crops: int = 4
-    global_size: int = 32
-    local_size: int = 16
+    global_size: int = 24
+    local_size: int = 12
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.1, 0.4)
     student_temperature: float = 0.1
