@@ -19,23 +19,24 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell which partition of the data this node holds, and whether it reads what was shared."""
+    """Tell which place among the nodes this one has, and whether it reads what was shared."""
     try:
         shares = all(len(unpack(arrays)) > 0 for arrays in message.content.array_records.values())
     except SharingError:
         shares = False
-    node = ConfigRecord({"partition-id": _partition_id(context), "shares-memory": shares})
+    place = whole(context.node_config, "partition-id")
+    node = ConfigRecord({"partition-id": place, "shares-memory": shares})
     return Message(RecordDict({"config": node}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the global weights on this node's images and return the update."""
+    """Train the global weights on the client's images and return the update."""
     memory, task = _prepare(message, context)
     result = train_client(
         memory.workspace,
         unpack(message.content.array_records["arrays"]),
-        partition_id=_partition_id(context),
+        partition_id=whole(task, "partition-id"),
         server_round=whole(task, "server-round"),
         lr=number(task, "lr"),
         down=memory.mask(str(task["down"])),
@@ -52,7 +53,7 @@ def probe(message: Message, context: Context) -> Message:
     result = train_head(
         memory.workspace,
         unpack(message.content.array_records["arrays"]),
-        partition_id=_partition_id(context),
+        partition_id=whole(task, "partition-id"),
         server_round=whole(task, "server-round"),
         lr=number(task, "lr"),
     )
@@ -62,17 +63,17 @@ def probe(message: Message, context: Context) -> Message:
 @app.train("head")
 def head(message: Message, context: Context) -> Message:
     """Return the sums from which the ridge head follows."""
-    memory, _ = _prepare(message, context)
+    memory, task = _prepare(message, context)
     workspace = memory.workspace
-    images = workspace.client_data(_partition_id(context))
+    images = workspace.client_data(whole(task, "partition-id"))
     return _reply(message, head_statistics(workspace, images).to_vector())
 
 
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
-    """Return this node's sensitivities under the mask of the rounds so far."""
+    """Return the client's sensitivities under the mask of the rounds so far."""
     memory, task = _prepare(message, context)
-    batches = client_batches(memory.workspace, _partition_id(context))
+    batches = client_batches(memory.workspace, whole(task, "partition-id"))
     mask = memory.mask(str(task["down"]))
     found = scores(memory.workspace, batches, mask, whole(task, "server-round"))
     return _reply(message, found)
@@ -80,15 +81,11 @@ def calibrate(message: Message, context: Context) -> Message:
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
-    """Calibrate this node's own mask, keep it, and return it as bits."""
-    memory, _ = _prepare(message, context)
-    bits = own_mask(memory.workspace, _partition_id(context)).to_bits()
+    """Calibrate the client's own mask, keep it, and return it as bits."""
+    memory, task = _prepare(message, context)
+    bits = own_mask(memory.workspace, whole(task, "partition-id")).to_bits()
     memory.store.put(bits)
     return _reply(message, bytes_vector(bits))
-
-
-def _partition_id(context: Context) -> int:
-    return whole(context.node_config, "partition-id")
 
 
 def _prepare(message: Message, context: Context) -> tuple[ClientMemory, ConfigRecord]:

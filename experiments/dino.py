@@ -31,7 +31,7 @@ class DinoOptions:
     local_crops : int
         Small crops per image, beside the two large ones.
     global_size, local_size : int
-        Pixels per side. As in the paper, the small crops have a quarter of the large ones' pixels;
+        Pixels per side. Small crops have a quarter of the pixels of large ones (in the paper 0.18);
         crops below the 32 px of the images cost little more than half, so there are more epochs.
     global_scale, local_scale : tuple of float
         Share of the image's area that a crop shows.

@@ -7,6 +7,7 @@ that are already installed, ends with the run, and dies with this process.
 
 import ctypes
 import getpass
+import math
 import os
 import re
 import signal
@@ -24,10 +25,14 @@ from pathlib import Path
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.files import remove_tree
 from fedta_app.run_directory import RunError
+from strategies.nodes import num_nodes
 
 APP = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 _START_TIMEOUT = 60.0  # seconds
+# Flower's simulation looks at every node, ten times a second: with more of them, some stand for
+# several clients.
+MOST_NODES = 200
 _CONNECTION = "fedta"
 _HOME_PREFIX = "fedta-flwr-"
 # What Flower says of itself on every run, in Ray's actors too; errors, and everything of ours, are
@@ -54,8 +59,11 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         When the SuperLink or the run could not be started. How the run ended is in its
         summary.json.
     """
+    if not config.clients_per_node:
+        config = config.with_values(clients_per_node=math.ceil(config.num_clients / MOST_NODES))
+    nodes = num_nodes(config.num_clients, config.clients_per_node)
     federation = (
-        f"num-supernodes={config.num_clients} client-resources-num-cpus={client_cpus} "
+        f"num-supernodes={nodes} client-resources-num-cpus={client_cpus} "
         f"client-resources-num-gpus={float(client_gpus)}"
     )
     run_app(APP, to_toml(config), federation)

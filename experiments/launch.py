@@ -63,7 +63,8 @@ def _warn(workspace: Workspace) -> None:
     for warning in workspace.built.warnings:
         print(f"warning: {warning}", flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):
-        print("warning: this GPU only emulates bf16, slowly; precision is auto or fp16", flush=True)
+        kind, better = ("GPU", "fp16") if workspace.device.type == "cuda" else ("CPU", "fp32")
+        print(f"warning: this {kind} only emulates bf16, slowly; precision is auto or {better}")
 
 
 def launch(
@@ -91,8 +92,10 @@ def launch(
             from client_app.app import app as client_app
             from engine.inprocess import run_in_process
             from server_app.app import app as server_app
+            from strategies.nodes import num_nodes
 
-            run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
+            nodes = num_nodes(config.num_clients, config.clients_per_node)
+            run_in_process(server_app, client_app, config.to_mapping(), nodes)
         else:
             from fedta_app.centralized import run_centralized
 

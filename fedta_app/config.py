@@ -23,8 +23,11 @@ Allowed = Callable[[Any], bool]
 
 # Keys that steer where and how long a run works, not what it computes: a resumed run may differ.
 VOLATILE_KEYS = frozenset(
-    ["checkpoint-every", "data-dir", "engine", "max-minutes", "results-dir", "resume", "transport"]
-)
+    [
+        "checkpoint-every", "clients-per-node", "data-dir", "engine", "max-minutes", "results-dir",
+        "resume", "transport",
+    ]
+)  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
 
@@ -139,6 +142,7 @@ class RunConfig:
     threads: int = _integer(0, 0, 1024)
     kernels: str = _choice("auto", "auto", "onednn", "torch")
     transport: str = _choice("auto", "auto", "memory", "shared", "wire")
+    clients_per_node: int = _integer(0, 0)
     engine: str = _choice("flower", "flower", "in-process", "centralized")
 
     @classmethod

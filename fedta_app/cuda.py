@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
+from fedta_app.cpu_kernels import has_bf16_units
+
 # torch refuses deterministic algorithms without it; cuBLAS reads it when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -23,20 +25,22 @@ _AMPERE = (8, 0)  # the first compute capability with bf16 and TF32 in its matri
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tell whether the device computes in bf16 itself; older CUDA cards only emulate it, slowly."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _AMPERE
+    """Tell whether the device computes in bf16 itself; older ones only emulate it, slowly."""
+    if device.type != "cuda":
+        return has_bf16_units()
+    return torch.cuda.get_device_capability(device) >= _AMPERE
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """Return the precision that `precision` names; "auto" goes by the device.
 
-    That is bf16 on a CUDA card that has it, fp16 on an older one such as a T4, fp32 on the CPU.
+    That is bf16 where the device has it, else fp16 on a CUDA card such as a T4, and fp32 on a CPU.
     """
     if name != "auto":
         return name
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if has_bf16(device) else "fp16"
+    if has_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def set_float32_policy(precision: str, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import ConfigError, RunConfig
-from fedta_app.cpu_kernels import use_kernels
+from fedta_app.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.cuda import resolve_precision, set_float32_policy, to_device
 from fedta_app.data import DataSplits, ImageSet, load_data
 from fedta_app.flat import FlatWeights
@@ -157,7 +157,8 @@ def build_workspace(config: RunConfig) -> Workspace:
     """
     torch.set_num_threads(config.threads or _DEFAULT_THREADS)
     device = resolve_device(config.device)
-    set_float32_policy(resolve_precision(config.precision, device), device)
+    precision = resolve_precision(config.precision, device)
+    set_float32_policy(precision, device)
     data = load_data(
         config.dataset,
         str(Path(config.data_dir).expanduser()),
@@ -177,6 +178,8 @@ def build_workspace(config: RunConfig) -> Workspace:
         kernels = use_kernels(built.model, config.kernels, device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if device.type == "cpu" and precision == "bf16":
+        write_out_attention(built.model)
     weights, head = _split_weights(config, built)
     workspace = Workspace(config, device, data.to(device), built, weights, head, kernels)
     if config.engine != "centralized":

@@ -24,7 +24,7 @@ from strategies import discover_nodes
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
     """Run a federated training from its start, or its last checkpoint, to its end."""
-    nodes = discover_nodes(grid, config.num_clients)
+    nodes = discover_nodes(grid, config.num_clients, config.clients_per_node)
     workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
     state = ServerState.of(grid, nodes, workspace)
     phases = make_phases(state)

@@ -6,7 +6,7 @@ Blobs (see fedta_app.blobs) ride along with the first message that a client need
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 
 from engine.transport import WIRE, pack_many, payload_bytes, release
 from fedta_app.blobs import BlobStore
@@ -50,6 +50,7 @@ class Exchange:
         self.costs = RoundCosts()
         self._task = dict(task)
         self._store = store
+        self._asked: dict[int, Metadata] = {}  # of the last message to each client
 
     def begin_round(self) -> None:
         """Start to count anew."""
@@ -79,8 +80,11 @@ class Exchange:
         setup: Setup,
     ) -> Message:
         record = ConfigRecord(
-            {**self._task, **config, "head": setup.head, "down": setup.down, "up": setup.up}
-        )
+            {
+                **self._task, **config, "partition-id": partition_id,
+                "head": setup.head, "down": setup.down, "up": setup.up,
+            }
+        )  # fmt: skip
         content = RecordDict({"config": record})
         if arrays is not None:
             content["arrays"] = arrays
@@ -88,7 +92,9 @@ class Exchange:
         if missing := setup.digests() - self.known.get(partition_id, set()):
             content["blobs"] = self._blobs(missing)
             self.costs.bytes_down += payload_bytes(content.array_records["blobs"])
-        return Message(content, self.nodes.by_partition[partition_id], message_type)
+        message = Message(content, self.nodes.by_partition[partition_id], message_type)
+        self._asked[partition_id] = message.metadata
+        return message
 
     def _blobs(self, digests: set[str]) -> ArrayRecord:
         blobs = {digest: bytes_vector(self._store.get(digest)) for digest in sorted(digests)}
@@ -99,20 +105,23 @@ class Exchange:
     ) -> Iterator[tuple[int, Message]]:
         """Yield good replies in the order of the clients, each as soon as those before it came.
 
+        Replies are told apart by the message they answer: a node may stand for several clients, and
+        Flower itself answers for a node that is gone.
         A reply's vector holds until the next one is asked for; its memory is given back then.
         Floating-point sums depend on their order; this one does not depend on who was fastest.
         Clients that failed or stayed silent are counted and left out.
         """
-        waiting = [(self.nodes.by_partition[pid], pid) for pid in partition_ids]
-        early: dict[int, Message] = {}
+        waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
+        early: dict[str, Message] = {}
         for reply in replies:
-            early[reply.metadata.src_node_id] = reply
-            while waiting and waiting[0][0] in early:
-                node_id, partition_id = waiting.pop(0)
-                yield from self._good(partition_id, early.pop(node_id))
-        for node_id, partition_id in waiting:
-            if node_id in early:
-                yield from self._good(partition_id, early.pop(node_id))
+            early[reply.metadata.reply_to_message_id] = reply
+            # The engine gives a message its id when it sends it.
+            while waiting and waiting[0][0].message_id in early:
+                asked, partition_id = waiting.pop(0)
+                yield from self._good(partition_id, early.pop(asked.message_id))
+        for asked, partition_id in waiting:
+            if asked.message_id in early:
+                yield from self._good(partition_id, early.pop(asked.message_id))
             else:
                 self.costs.errors.append(f"client {partition_id} did not answer in time")
 

@@ -1,8 +1,11 @@
-"""Which Flower node holds which partition.
+"""Which Flower node works for which clients.
 
 Node ids are random numbers of a run; results must not depend on them. Each node is asked once for
-its partition id, and clients are sampled by that.
+its partition id, and clients are sampled by that. One node may stand for several clients: Flower's
+simulation looks at each node ten times a second, which ten thousand of them do not leave time for.
 """
+
+import math
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -24,7 +27,7 @@ class Nodes:
 
     Attributes
     ----------
-    by_partition : dict from partition id, 0..K-1, to node id
+    by_partition : dict from the partition id of a client, 0..K-1, to node id
     share_memory : bool
         Whether all of them can map this process's memory: they run on this machine.
     """
@@ -43,13 +46,20 @@ class Nodes:
         return sorted(generator.choice(len(self), size=count, replace=False).tolist())
 
 
-def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
+def num_nodes(num_clients: int, clients_per_node: int) -> int:
+    """Return how many nodes stand for so many clients, where 0 per node stands for 1."""
+    return math.ceil(num_clients / max(1, clients_per_node))
+
+
+def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> Nodes:
     """Ask every node for its partition, and whether it can read this process's memory.
 
     Parameters
     ----------
     num_clients : int
-        K, or 0 for as many as the federation has.
+        K, or 0 for as many as the federation has room for.
+    clients_per_node : int
+        How many clients, of neighbouring partition ids, a node stands for; 0 is 1.
 
     Raises
     ------
@@ -59,10 +69,14 @@ def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
         When partitions are missing or held twice.
     """
     node_ids = list(grid.get_node_ids())
-    if num_clients and len(node_ids) != num_clients:
+    share = max(1, clients_per_node)
+    num_clients = num_clients or share * len(node_ids)
+    needed = num_nodes(num_clients, share)
+    if len(node_ids) != needed:
+        each = f" with clients-per-node = {share}" if share > 1 else ""
         raise ConfigError(
-            f"num-clients = {num_clients} does not match the federation of {len(node_ids)} nodes: "
-            f'add --federation-config "num-supernodes={num_clients}" to flwr run'
+            f"num-clients = {num_clients}{each} does not match the federation of {len(node_ids)} "
+            f'nodes: add --federation-config "num-supernodes={needed}" to flwr run'
         )
     content = RecordDict()
     if can_share():
@@ -82,4 +96,4 @@ def discover_nodes(grid: Grid, num_clients: int) -> Nodes:
             f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
             f"its own partition-id from 0 to {len(node_ids) - 1}"
         )
-    return Nodes(found, share_memory)
+    return Nodes({client: found[client // share] for client in range(num_clients)}, share_memory)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.flower import is_chatter
+from experiments import flower
+from experiments.flower import is_chatter, run_on_flower
+from fedta_app.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +44,22 @@ def test_a_run_that_stops_early_on_flowers_engine_says_so_by_its_status(tmp_path
     stopped = run(tmp_path, "flower", "max-minutes=1e-9")
     assert stopped.returncode == 3
     assert "max-minutes = 1e-09 is used up" in stopped.stdout
+
+
+@pytest.mark.parametrize(
+    ("clients", "per_node", "nodes", "told"),
+    [(100, 0, 100, 1), (200, 0, 200, 1), (201, 0, 101, 2), (10_000, 0, 200, 50), (100, 7, 15, 7)],
+)
+def test_a_large_federation_has_nodes_that_stand_for_several_clients(
+    monkeypatch: pytest.MonkeyPatch, clients: int, per_node: int, nodes: int, told: int
+) -> None:
+    calls = []
+    monkeypatch.setattr(flower, "run_app", lambda *arguments: calls.append(arguments))
+    config = RunConfig(num_clients=clients, clients_per_node=per_node)
+    run_on_flower(config, client_cpus=1, client_gpus=0.0)
+    (_, run_config, federation) = calls[0]
+    assert federation.startswith(f"num-supernodes={nodes} ")
+    assert f"clients-per-node = {told}\n" in run_config
 
 
 @pytest.mark.parametrize(

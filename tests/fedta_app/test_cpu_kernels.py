@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedta_app import cpu_kernels
-from fedta_app.cpu_kernels import Linear, PatchConv2d, linear, use_kernels
+from fedta_app.cpu_kernels import Linear, PatchConv2d, linear, use_kernels, write_out_attention
 from fedta_app.models import build_model
 from fedta_app.sensitivity import fisher_diagonal
 
@@ -112,6 +112,13 @@ def test_small_layers_and_overlapping_convolutions_are_left_alone():
     model = nn.Sequential(nn.Linear(8, 8), nn.Conv2d(3, 3, 3), nn.Conv2d(4, 4, 2, 2, groups=2))
     use_kernels(model, "onednn", CPU)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Conv2d, nn.Conv2d]
+
+
+def test_attention_written_out_is_the_same_up_to_rounding():
+    fused, plain = vit(), vit()
+    write_out_attention(plain)
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(plain(images), fused(images), rtol=1e-4, atol=1e-5)
 
 
 def test_torch_and_auto(monkeypatch):

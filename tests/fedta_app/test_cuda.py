@@ -26,9 +26,20 @@ def test_auto_is_bf16_where_the_card_has_it(
     assert has_bf16(GPU) == (precision == "bf16")
 
 
-def test_auto_is_fp32_on_the_cpu_and_a_name_is_itself() -> None:
-    assert resolve_precision("auto", CPU) == "fp32"
-    assert has_bf16(CPU)
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("flags\t\t: fpu avx512f avx512_bf16", "bf16"), ("Features : fp asimd bf16", "bf16"),
+     ("flags : fpu avx512f avx512_bf16x", "fp32"), ("", "fp32")],
+)  # fmt: skip
+def test_auto_is_bf16_on_a_cpu_that_has_it(
+    flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: flags)
+    assert resolve_precision("auto", CPU) == precision
+    assert has_bf16(CPU) == (precision == "bf16")
+
+
+def test_a_name_is_itself() -> None:
     for name in ("fp32", "tf32", "bf16", "fp16"):
         assert resolve_precision(name, CPU) == resolve_precision(name, GPU) == name
 

@@ -189,6 +189,29 @@ def test_without_num_clients_the_federation_decides(tmp_path: Path) -> None:
     assert result["num-clients"] == 7
 
 
+@pytest.mark.parametrize(("clients_per_node", "num_nodes"), [(5, 4), (3, 7), (20, 1)])
+def test_nodes_that_stand_for_several_clients_change_no_bit(
+    tmp_path: Path, clients_per_node: int, num_nodes: int
+) -> None:
+    masked = {"head": "ridge", "mask-rule": "least-sensitive", "mask-scope": "client"}
+    together = run(
+        tmp_path / "a", num_nodes=num_nodes, **masked, **{"clients-per-node": clients_per_node}
+    )
+    assert together["final-weights-sha256"] == run(tmp_path / "b", **masked)["final-weights-sha256"]
+    assert together["num-clients"] == 20
+
+
+def test_the_right_number_of_such_nodes_is_named(tmp_path: Path) -> None:
+    said = 'num-clients = 20 with clients-per-node = 3 does not .* "num-supernodes=7"'
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path, num_nodes=20, **{"clients-per-node": 3})
+
+
+def test_such_nodes_decide_the_number_of_clients_that_is_left_open(tmp_path: Path) -> None:
+    open_number = {"num-clients": 0, "partition": "dirichlet", "clients-per-node": 3}
+    assert run(tmp_path, num_nodes=4, **open_number)["num-clients"] == 12
+
+
 def test_other_data_under_the_same_name_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,16 @@ def test_errors_and_silence_are_counted_and_left_out() -> None:
     assert len(fedavg.exchange.costs.errors) == 2
 
 
+def test_what_flower_answers_for_a_client_that_is_gone_is_that_clients_error() -> None:
+    fedavg = strategy()
+    first, second, third = messages(fedavg)
+    gone = Message(Error(code=3, reason="Node Unavailable"), reply_to=second)
+    gone.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's own
+    fedavg.aggregate_train(2, [answer(first, [1.0, 1.0], 1), gone, answer(third, [3.0, 1.0], 1)])
+    assert fedavg.exchange.costs.clients_ok == 2
+    assert fedavg.exchange.costs.errors == ["Node Unavailable"]
+
+
 def test_nobody_is_an_error() -> None:
     fedavg = strategy()
     messages(fedavg)
