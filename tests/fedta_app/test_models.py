@@ -1,5 +1,4 @@
 import hashlib
-import json
 import random
 
 import numpy as np
@@ -7,13 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from sklearn.linear_model import RidgeClassifier
 
 from fedta_app import models
-from fedta_app.committed import FOLDER as WEIGHTS_FOLDER
 from fedta_app.models import ModelError, build_model, features, num_features
 from tests.fedta_app.dino_files import class_token_features, official_state
 
@@ -304,32 +299,3 @@ def test_dino_weights_have_no_classifier(tmp_path):
 def test_a_model_without_published_weights_is_refused():
     with pytest.raises(ModelError, match="there are no pre-trained weights of it"):
         build("gmlp_ti16_224", weights="pretrained")
-
-
-def digits_accuracy(model):
-    """Ridge accuracy on 597 digits, fitted on the other 1200."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    train = images[:1200]
-    with torch.no_grad():
-        seen = features(model.eval(), (images - train.mean()) / train.std()).numpy()
-    probe = RidgeClassifier().fit(seen[:1200], digits.target[:1200])
-    return probe.score(seen[1200:], digits.target[1200:])
-
-
-def test_the_committed_digits_weights_help_by_far():
-    pretrained = build("vit_digits", weights="pretrained", in_channels=1)
-    accuracy = digits_accuracy(pretrained.model)
-    assert accuracy > 0.85
-    assert accuracy > digits_accuracy(build("vit_digits", in_channels=1).model) + 0.25
-    assert pretrained.source.kind == "pretrained" and not pretrained.source.head_loaded
-    assert pretrained.warnings == () and pretrained.mean is None
-
-
-def test_the_committed_digits_weights_are_small_and_say_what_they_are():
-    path = WEIGHTS_FOLDER / "vit_digits.safetensors"
-    assert path.stat().st_size < 1_000_000
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-        assert not any(name.startswith("head.") for name in file.keys())  # noqa: SIM118
-    assert "no digits" in about["data"] and "pretrain_digits" in about["command"]
