@@ -64,9 +64,8 @@ def probe(message: Message, context: Context) -> Message:
 def head(message: Message, context: Context) -> Message:
     """Return the sums from which the ridge head follows."""
     memory, task = _prepare(message, context)
-    workspace = memory.workspace
-    images = workspace.client_data(whole(task, "partition-id"))
-    return _reply(message, head_statistics(workspace, images).to_vector())
+    images = memory.workspace.head_data(whole(task, "partition-id"))
+    return _reply(message, head_statistics(memory.workspace, images).to_vector())
 
 
 @app.train("calibrate")

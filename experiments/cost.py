@@ -133,7 +133,7 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
     if config.head == "probe":
         head = config.probe_rounds * (parts.probe_round + parts.row)
     elif config.head == "ridge":
-        head = parts.feature_image * (training + validation)
+        head = parts.feature_image * (config.head_fraction * training + validation)
     train = config.num_server_rounds * (parts.round + parts.row) + evaluating
     start = parts.setup + parts.evaluation_image * val_images
     return Estimate(head, _calibration(config, parts), start, train, "a measured round")

@@ -15,6 +15,8 @@ their figure into `results/tuning/`. A `[tune]` section of table.toml says what 
 Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", KDD 2019.
 """
 
+import hashlib
+import json
 import math
 import threading
 import time
@@ -77,7 +79,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         self._study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
-            study_name=label,
+            study_name=f"{label} {_digest(space)}",  # another space is another study
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
@@ -151,6 +153,10 @@ class Study:
         ]
         best = self._study.best_trial
         return Chosen(values_of(best.params, self._space), float(best.value or 0.0), trials)
+
+
+def _digest(space: Space) -> str:
+    return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check_space(space: Space) -> None:

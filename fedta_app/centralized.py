@@ -88,7 +88,7 @@ class CentralizedRun:
         return Row(1, step, seconds=round(time.perf_counter() - began, 4))
 
     def _make_head(self) -> None:
-        statistics = head_statistics(self.workspace, self.workspace.data.train)
+        statistics = head_statistics(self.workspace, self.workspace.head_data(None))
         fitted = fit_head(self.workspace, statistics)
         assert self.workspace.head is not None
         self.workspace.head.load(fitted.vector)

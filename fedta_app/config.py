@@ -98,6 +98,7 @@ class RunConfig:
     clip_norm: float = _number(0.0, "a norm above 0, or 0 for no clipping", lambda v: v >= 0)
     precision: str = _choice("fp32", "auto", "fp32", "tf32", "bf16", "fp16")
     head: str = _choice("random", "random", "ridge", "probe")
+    head_fraction: float = _number(1.0, "a share above 0, at most 1", lambda v: 0 < v <= 1)
     ridge: float = _number(0.0, "a strength above 0, or 0 to choose it", lambda v: v >= 0)
     head_temperature: float = _number(
         0.0, "a temperature above 0, or 0 to fit it", lambda value: value >= 0

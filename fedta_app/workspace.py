@@ -119,6 +119,23 @@ class Workspace:
         """Return the training images of a client."""
         return self.data.train.subset(self.client_positions(partition_id))
 
+    @cached_property
+    def _for_head(self) -> Tensor:
+        """Which training images the ridge head is made from, bool, on the device."""
+        number = len(self.data.train)
+        order = numpy_generator(self.config.seed, "head-fraction").permutation(number)
+        chosen = torch.zeros(number, dtype=torch.bool)
+        chosen[order[: max(1, round(self.config.head_fraction * number))]] = True
+        return to_device(chosen, self.device)
+
+    def head_data(self, partition_id: int | None) -> ImageSet:
+        """Return the images of a client, or of all with None, that the ridge head is made from."""
+        if partition_id is None:
+            positions = torch.arange(len(self.data.train), device=self.device)
+        else:
+            positions = self.client_positions(partition_id)
+        return self.data.train.subset(positions[self._for_head[positions]])
+
     def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn uint8 images into what the model takes; with a generator, augment them first.
 

@@ -10,7 +10,7 @@ import pytest
 from experiments import presets
 from experiments.__main__ import main
 from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED
-from experiments.tune import _Watch, check_space
+from experiments.tune import Space, Study, _Watch, check_space
 from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.session import RunSession
 
@@ -106,6 +106,14 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
         while not (folder / "stop").exists():
             pass
     assert trial.reported == {1: 0.2} and watch.pruned
+
+
+def test_another_space_is_another_study(tmp_path: Path) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    spaces: list[Space] = [{"lr": [0.1, 0.2]}, {"lr": [0.1, 0.3]}, {"lr": [0.1, 0.2]}]
+    first, other, again = (Study(config, "a", space) for space in spaces)
+    first._study.tell(first._study.ask(), 0.5)
+    assert (first.done(), other.done(), again.done()) == (1, 0, 1)
 
 
 def test_a_space_is_checked() -> None:

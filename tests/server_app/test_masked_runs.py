@@ -148,10 +148,15 @@ def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_pa
         assert int((mask != central.mask).sum()) <= 2e-4 * BACKBONE
 
 
-def test_the_start_is_the_same_for_every_partition(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fraction", "images"), [(1.0, 1260), (0.5, 630), (0.2, 252)])
+def test_the_start_is_the_same_for_every_partition(
+    tmp_path: Path, fraction: float, images: int
+) -> None:
     starts = []
+    short = {"num-server-rounds": 1, "mask-rule": "random", "head-fraction": fraction}
     for number, values in enumerate(({"partition": "iid"}, {}, {"num-classes-per-client": 5})):
-        run(tmp_path / str(number), **values, **{"num-server-rounds": 1, "mask-rule": "random"})
+        summary = run(tmp_path / str(number), **values, **short)
+        assert summary["head"]["images"] == images
         (start,) = rows(tmp_path / str(number), "start")
         starts.append((start["val_accuracy"], start["test_accuracy"]))
     assert len(set(starts)) == 1
