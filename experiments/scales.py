@@ -3,7 +3,7 @@
 `experiments/<scale>.toml`:
 
     caption = "..."        # stands under every table and figure
-    rounds = 0.1           # factor on the presets' rounds, and on what a schedule counts in them
+    rounds = 0.2           # factor on the presets' rounds, and on what a schedule counts in them
     [values]               # keys for all presets; what a preset has on an axis is stronger
     [centralized]          # keys for presets of the centralised baseline, stronger than all
 """
