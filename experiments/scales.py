@@ -4,6 +4,7 @@
 
     caption = "..."        # stands under every table and figure
     rounds = 0.2           # factor on the presets' rounds, and on what a schedule counts in them
+    eval-every = 2.0       # factor on the rounds from measurement to measurement, beyond that one
     [values]               # keys for all presets; what a preset has on an axis is stronger
     [centralized]          # keys for presets of the centralised baseline, stronger than all
 """
@@ -25,6 +26,7 @@ class Scale:
     name: str
     caption: str
     rounds: float
+    eval_every: float
     values: dict[str, Any]
     centralized: dict[str, Any]
 
@@ -33,7 +35,8 @@ class Scale:
         keys = {**base, **self.values, **own}
         for key in _ROUNDS:
             if keys.get(key):
-                keys[key] = max(1, round(self.rounds * keys[key]))
+                factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
+                keys[key] = max(1, round(factor * keys[key]))
         if keys.get("engine") == "centralized":
             keys |= self.centralized
         return keys
@@ -50,6 +53,6 @@ def load_scale(name: str) -> Scale:
         raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
     found = read_toml(FOLDER / f"{name}.toml")
     return Scale(
-        name, found["caption"], found["rounds"], found.get("values", {}),
-        found.get("centralized", {}),
+        name, found["caption"], found["rounds"], found.get("eval-every", 1.0),
+        found.get("values", {}), found.get("centralized", {}),
     )  # fmt: skip

@@ -169,7 +169,7 @@ def dino() -> Dino:
 
 def test_views_are_two_large_crops_and_some_small_ones(dino):
     large, small = dino.views(some_images(), generator())
-    assert large.shape == (12, 3, 32, 32) and small.shape == (18, 3, 16, 16)
+    assert large.shape == (12, 3, 24, 24) and small.shape == (18, 3, 12, 12)
     assert min(large.min(), small.min()) >= -2 and max(large.max(), small.max()) <= 2
 
 
