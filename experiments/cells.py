@@ -134,7 +134,7 @@ def _idle_keys(config: RunConfig) -> set[str]:
     if config.head != "probe":
         idle |= {"probe-rounds", "probe-lr"}
     if config.head != "ridge":
-        idle |= {"ridge", "head-temperature"}
+        idle |= {"head-fraction", "ridge", "head-temperature"}
     if config.lr_schedule != "step":
         idle |= {"lr-step-rounds", "lr-step-factor"}
     if config.strategy != "masked-fedavg":
