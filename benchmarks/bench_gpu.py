@@ -47,6 +47,7 @@ from fedta_app.scoring import client_batches, scores
 from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace, build_workspace, resolve_device
 from server_app.app import app as server_app
+from strategies.nodes import num_nodes
 
 JSON = Path("results/benchmarks/gpu.json")
 _OFF = "is off in this process"  # what a fallback says
@@ -81,7 +82,12 @@ def run_rounds(config: RunConfig) -> tuple[list[float], list[str]]:
     """Return the seconds of each round of a run, and what it said of its own limits."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # the table is what one wants to see
-        run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
+        run_in_process(
+            server_app,
+            client_app,
+            config.to_mapping(),
+            num_nodes(config.num_clients, config.clients_per_node),
+        )
     return train_seconds(config), [line for line in said.getvalue().splitlines() if _OFF in line]
 
 
@@ -158,7 +164,7 @@ def jobs(precisions: list[str], modes: list[str]) -> Iterator[dict[str, Any]]:
 def default_precisions(device: torch.device) -> list[str]:
     """Return the precisions that the device has itself."""
     if device.type != "cuda":
-        return ["fp32", "bf16"]
+        return ["fp32", "bf16"] if has_bf16(device) else ["fp32"]
     return ["bf16", "fp16", "tf32", "fp32"] if has_bf16(device) else ["fp16", "fp32"]
 
 

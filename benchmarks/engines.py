@@ -34,8 +34,14 @@ def run_engine(values: dict[str, Any], actors: int) -> list[float]:
         from client_app.app import app as client_app
         from engine.inprocess import run_in_process
         from server_app.app import app as server_app
+        from strategies.nodes import num_nodes
 
-        run_in_process(server_app, client_app, config.to_mapping(), config.num_clients)
+        run_in_process(
+            server_app,
+            client_app,
+            config.to_mapping(),
+            num_nodes(config.num_clients, config.clients_per_node),
+        )
     else:
         run_on_flower(config, client_cpus=cpus_per_actor(actors), client_gpus=0.0)
     return clock.stop()

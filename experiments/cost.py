@@ -27,6 +27,7 @@ _TIMELESS = (PLACE_KEYS - {"engine", "checkpoint-every"}) | {
 _COUNTED = {
     "num-server-rounds", "eval-every", "eval-size", "measure-test", "calibration-rounds",
     "calibration-fraction", "calibration-examples", "probe-rounds", "checkpoint-every", "sparsity",
+    "head-fraction",
 }  # fmt: skip
 _THREADS = torch.get_num_threads()
 

@@ -68,8 +68,9 @@ def _equal_starts(records: Sequence[Record]) -> Check:
     for record in records:
         config = record.config
         if config.head == "ridge" and record.start_accuracy is not None:
+            precision = record.summary.get("precision", config.precision)
             same = (record.seed, config.model, config.ridge, config.head_fraction, config.val_size,
-                    config.eval_size, config.image_size, config.precision)  # fmt: skip
+                    config.eval_size, config.image_size, precision)  # fmt: skip
             groups.setdefault(same, []).append(record)
     compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
     if not compared:

@@ -64,7 +64,10 @@ def _warn(workspace: Workspace) -> None:
         print(f"warning: {warning}", flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):
         kind, better = ("GPU", "fp16") if workspace.device.type == "cuda" else ("CPU", "fp32")
-        print(f"warning: this {kind} only emulates bf16, slowly; precision is auto or {better}")
+        print(
+            f"warning: this {kind} only emulates bf16, slowly; precision is auto or {better}",
+            flush=True,
+        )
 
 
 def launch(

@@ -15,7 +15,7 @@ METHODS = ("dino", "supervised")
 
 
 class Supervised(nn.Module):
-    """The control: cross-entropy on the labels, of crops as DINO's large ones."""
+    """The control: cross-entropy on the labels, of crops as DINO's large ones, at full size."""
 
     mean: Tensor
     std: Tensor
@@ -31,7 +31,10 @@ class Supervised(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch of uint8 images."""
         crops = resized_crops(
-            images, size=images.shape[-1], scale=DinoOptions.global_scale, generator=generator
+            images,
+            size=images.shape[-1],
+            scale=DinoOptions.global_scale,
+            generator=generator,
         )
         crops = (colour_jitter(crops, generator) - self.mean) / self.std
         logits: Tensor = self.result(crops).float()

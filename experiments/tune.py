@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.cells import FINISHED as CELL_FINISHED
-from experiments.cells import identity, progress, read_rows, read_summary
+from experiments.cells import deciding_keys, identity, progress, read_rows, read_summary
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, attempt, preflight
 from fedta_app.config import KEYS, ConfigError, RunConfig
 from fedta_app.run_directory import STOP_FILE, run_path
@@ -79,12 +79,17 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         self._study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
-            study_name=f"{label} {_digest(space)}",  # another space is another study
+            study_name=f"{label} {self._digest()}",
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
         )
         self._take_up_again()
+
+    def _digest(self) -> str:
+        """Tell studies apart: another space, or another configuration, is another study."""
+        rest = {k: v for k, v in deciding_keys(self._config).items() if k not in self._space}
+        return hashlib.sha256(json.dumps([self._space, rest]).encode()).hexdigest()[:8]
 
     def _take_up_again(self) -> None:
         """Try first what a killed process was trying; its run goes on where it was."""
@@ -153,10 +158,6 @@ class Study:
         ]
         best = self._study.best_trial
         return Chosen(values_of(best.params, self._space), float(best.value or 0.0), trials)
-
-
-def _digest(space: Space) -> str:
-    return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check_space(space: Space) -> None:

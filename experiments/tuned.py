@@ -1,5 +1,6 @@
 """What tuning leaves behind: the chosen values, the trials, and a figure of them."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,16 @@ def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -
     path = tuned_path(table, scale)
     sections = read_toml(path) if path.exists() else {}
     sections.pop(pattern, None)  # what was chosen last is last, and strongest
-    write_atomically(path, _HEADER + tomli_w.dumps({**sections, pattern: values}))
+    write_atomically(path, _header(path) + tomli_w.dumps({**sections, pattern: values}))
     return path
+
+
+def _header(path: Path) -> str:
+    """Return the comment that the file begins with, ours where it is new."""
+    if not path.exists():
+        return _HEADER
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return "\n".join([*lines, "", ""])
 
 
 def save_study(folder: Path, chosen: Chosen, title: str) -> None:

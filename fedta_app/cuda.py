@@ -1,6 +1,6 @@
 """What a CUDA GPU needs to be told: which precision, repeatable bits, copies nobody waits for.
 
-Nothing here does anything to a run on the CPU.
+Of a run on the CPU only "auto" is decided here: its precision.
 
 Policy for float32: "fp32" is IEEE single precision everywhere, patch embeddings and convolutions
 included, where PyTorch by itself would let cuDNN round to TF32; "tf32" lets both matrix products

@@ -99,6 +99,19 @@ class RunSession:
         self._write_summary("running", "", None)
         if self.rows:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
+            self._warn_of_another_processor()
+
+    def _warn_of_another_processor(self) -> None:
+        """Say when the bits will not be those of a run that never stopped."""
+        before = self._history[-1] if self._history else {}
+        for key in ("precision", "kernels"):
+            old, new = before.get(key), self._facts.get(key)
+            if old and new and old != new:
+                print(
+                    f"warning: {key} was {old} until now and is {new} on this processor, with "
+                    f"other bits; set {key} to have them alike",
+                    flush=True,
+                )
 
     def _check_identity(self, stored: Any) -> None:
         if stored is not None and stored != self._facts["identity"]:
@@ -178,6 +191,8 @@ class RunSession:
             "id": self._id,
             "started": self._began,
             "device": self._facts["device"],
+            "precision": self._facts.get("precision"),
+            "kernels": self._facts.get("kernels"),
             "rows": [self._first_step, len(self.rows)],
             "seconds": round(time.monotonic() - self._started, 1),
         }

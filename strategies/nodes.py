@@ -74,9 +74,12 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
     needed = num_nodes(num_clients, share)
     if len(node_ids) != needed:
         each = f" with clients-per-node = {share}" if share > 1 else ""
+        several = math.ceil(num_clients / len(node_ids)) if node_ids else 0
+        fits = several > 1 and num_nodes(num_clients, several) == len(node_ids)
+        or_else = f", or set clients-per-node = {several}" if fits else ""
         raise ConfigError(
             f"num-clients = {num_clients}{each} does not match the federation of {len(node_ids)} "
-            f'nodes: add --federation-config "num-supernodes={needed}" to flwr run'
+            f'nodes: add --federation-config "num-supernodes={needed}" to flwr run{or_else}'
         )
     content = RecordDict()
     if can_share():

@@ -73,7 +73,7 @@ def test_tables_share_the_cells_that_are_the_same_experiment() -> None:
 
 def test_keys_that_nothing_reads_decide_nothing() -> None:
     base = RunConfig.from_mapping({"num-clients": 20, "partition": "iid"})
-    assert identity(base.with_values(num_classes_per_client=7, sparsity=0.5)) == identity(base)
+    assert identity(base.with_values(num_classes_per_client=7, head_fraction=0.5)) == identity(base)
     masked = base.with_values(head="ridge", mask_rule="random")
     assert identity(masked.with_values(sparsity=0.5)) != identity(masked)
     assert identity(masked.with_values(calibration_rounds=9)) == identity(masked)

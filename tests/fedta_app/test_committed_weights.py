@@ -90,6 +90,13 @@ def test_the_cifar_weights_help(cifar100_dir: Path) -> None:
     assert found[1] > found[0] + 0.02
 
 
+def test_weights_can_be_named() -> None:
+    named, own = build("vit_cifar", "vit_cifar", 3), build("vit_cifar", "pretrained", 3)
+    assert named.source == own.source
+    with pytest.raises(ModelError):
+        build("vit_cifar", "vit_digits", 3)
+
+
 def test_a_name_that_is_none_is_a_file_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="there is no such file"):
         build("vit_cifar", "vit_cifar_supervized", 3)

@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedta_app import cpu_kernels
+from fedta_app.config import RunConfig
 from fedta_app.cpu_kernels import Linear, PatchConv2d, linear, use_kernels, write_out_attention
 from fedta_app.models import build_model
 from fedta_app.sensitivity import fisher_diagonal
+from fedta_app.workspace import build_workspace
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not cpu_kernels.is_available(), reason="PyTorch without oneDNN")
@@ -132,3 +134,11 @@ def test_torch_and_auto(monkeypatch):
 def test_onednn_elsewhere_than_on_the_cpu_is_refused():
     with pytest.raises(ValueError, match="kernels = 'onednn' is not allowed on cuda"):
         use_kernels(nn.Linear(2, 2), "onednn", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
+def test_a_run_in_bf16_on_the_cpu_has_its_attention_written_out(precision, fused):
+    values = {"dataset": "synthetic", "model": "vit_cifar", "weights": "random", "device": "cpu"}
+    config = RunConfig.from_mapping({**values, "precision": precision, "num-clients": 2})
+    modules = build_workspace(config).model.modules()
+    assert {m.fused_attn for m in modules if hasattr(m, "fused_attn")} == {fused}

@@ -182,6 +182,10 @@ def test_a_round_without_a_single_client_ends_the_run(
 def test_a_federation_of_the_wrong_size_is_told_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'add --federation-config "num-supernodes=20" to flwr'):
         run(tmp_path, num_nodes=2)
+    with pytest.raises(ConfigError, match=r"or set clients-per-node = 7$"):
+        run(tmp_path, num_nodes=3)
+    with pytest.raises(ConfigError, match=r"to flwr run$"):
+        run(tmp_path, num_nodes=30)
 
 
 def test_without_num_clients_the_federation_decides(tmp_path: Path) -> None:
@@ -221,3 +225,23 @@ def test_other_data_under_the_same_name_is_not_resumed(
     monkeypatch.setattr(loop, "partition_digest", lambda partitions: "another")
     with pytest.raises(RunError, match="cannot be resumed: partition-sha256 changed"):
         run(tmp_path)
+
+
+def test_another_precision_after_a_resume_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = local.train_steps
+
+    def train_then_ask_to_stop(*args: Any, **values: Any) -> Any:
+        (tmp_path / "test/seed0/stop").touch()
+        return train(*args, **values)
+
+    monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "")
+    monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
+    assert run(tmp_path, precision="auto")["final"]["round"] == 1
+    monkeypatch.setattr(local, "train_steps", train)
+    monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")
+    result = run(tmp_path, precision="auto")
+    said = "warning: precision was fp32 until now and is bf16 on this processor"
+    assert said in capsys.readouterr().out
+    assert [session["precision"] for session in result["sessions"]] == ["fp32", "bf16"]
