@@ -91,7 +91,9 @@ def _values(line: Line2D) -> Values:
 def use_logarithms(axis: Axes) -> None:
     """Give the horizontal axis a logarithmic scale with plain numbers that do not collide."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    low, high = axis.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
 
