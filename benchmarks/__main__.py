@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "transport": (),
     "fisher": (),
     "optimizer": (),
+    "precision": (),
 }
 
 

@@ -8,16 +8,14 @@ bandwidth of a plain copy in the same turn, are the limit: 1.0 would be an aggre
 nothing but the traffic. No update is in the cache when it comes.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio
+from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio, vector_options
 from benchmarks.report import facts, write
 from fedta_app.accumulators import (
     MaskedMeanAccumulator,
@@ -92,13 +90,7 @@ def _ways(
 
 def main(arguments: list[str] | None = None) -> None:
     """Print one line per way, and write the JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--size", type=int, default=VIT_SMALL, help="weights of an update")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    options = vector_options(__doc__, arguments)
     rows = measure(size=options.size, pairs=options.pairs)
     print(f"{CLIENTS} updates of {options.size} weights; time by the limit of the bandwidth")
     for row in rows:

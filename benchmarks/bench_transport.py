@@ -7,16 +7,14 @@ last is the plain copy, so nothing can be below 1.0. Sender and receiver are one
 Flower adds to a message on its way is not in it.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio
+from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio, vector_options
 from benchmarks.report import facts, write
 from engine import transport
 from fedta_app.seeding import torch_generator
@@ -55,13 +53,7 @@ def journey_of(vector: Tensor, name: str) -> Callable[[], Tensor]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print one line per transport, and write the JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--size", type=int, default=VIT_SMALL, help="weights of the vector")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    options = vector_options(__doc__, arguments)
     rows = measure(size=options.size, pairs=options.pairs)
     print(f"{options.size} weights there and into the model; time by that of one copy")
     for row in rows:

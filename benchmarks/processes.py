@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.signals import die_with_parent
+
 ROOT = Path(__file__).resolve().parents[1]
 _INTERVAL = 0.1  # seconds between two looks at the memory
 _PATIENCE = 900.0  # seconds
@@ -104,8 +106,8 @@ def exit_on_sigterm() -> None:
 
 def _bind_to_parent() -> None:
     """End with this process, and keep grandchildren in the tree whose parents end before them."""
-    pr_set_pdeathsig, pr_set_child_subreaper = 1, 36
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    pr_set_child_subreaper = 36
+    die_with_parent()
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
 
 

@@ -1,6 +1,7 @@
 """`python -m experiments COMMAND`: tables of presets, from the command line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError, run_path
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+OUTPUT_CLOSED = 141  # as shells report SIGPIPE
 _MOST_LINES = 10  # runs that one comparison can show
 
 
@@ -29,14 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
-    same command continues; 130: interrupted by Ctrl-C, likewise.
+    same command continues; 130: interrupted by Ctrl-C, likewise; 141: nobody reads the output.
     """
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
+        sys.stdout.flush()  # here, where a closed pipe is caught
     except (ValueError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return REFUSED
+    except BrokenPipeError:  # whoever reads, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", flush=True)
         return INTERRUPTED_RUN

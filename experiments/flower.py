@@ -5,12 +5,10 @@ second copy of every dependency. Here each run has a SuperLink of its own, which
 that are already installed, ends with the run, and dies with this process.
 """
 
-import ctypes
 import getpass
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.files import remove_tree
 from fedta_app.run_directory import RunError
@@ -133,19 +132,13 @@ def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the runner, which asks the run to stop
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         try:
             _wait_until_healthy(process, port, log)
             yield
         finally:
             _end(process)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end the SuperLink when this process is killed; what it started ends with it."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _free_port() -> int:

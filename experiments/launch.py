@@ -1,17 +1,15 @@
 """One cell of a table, on any engine, from refusal to outcome."""
 
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.cells import read_summary
+from experiments.signals import on_interrupt
 from fedta_app.checkpoint import load_checkpoint
 from fedta_app.config import ConfigError, RunConfig
 from fedta_app.cuda import has_bf16
@@ -129,24 +127,12 @@ def _outcome(directory: Path, before: dict[str, Any]) -> int:
     return FAILED
 
 
-@contextmanager
-def _stop_on_interrupt(stop_file: Path) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a notebook's kernel or a test: signals are not ours to take
-        return
-
-    asked = False
-
-    def request_stop(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+def _stop_on_interrupt(stop_file: Path) -> AbstractContextManager[None]:
+    def ask() -> None:
         stop_file.touch()
         print(" stopping after this round (Ctrl-C again to end at once)", flush=True)
 
-    previous = signal.signal(signal.SIGINT, request_stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    def end() -> None:
+        raise KeyboardInterrupt
+
+    return on_interrupt(ask, end)

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+
+from fedta_app.curves_figure import draw_line, save_panels, show_percent
 
 _LABELS = {
     "loss": "loss",
@@ -24,27 +23,16 @@ def save_curve(path: Path, rows: list[dict[str, float]], title: str) -> None:
         As `experiments.pretraining.Training.rows`; a column that a row lacks is left out.
     title : str
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
-    for column, label in _LABELS.items():
-        _line(loss, rows, column, label, "-")
-    _line(accuracy, rows, "knn", "CIFAR-10, 20-NN", "o-")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.set_ylabel("accuracy of frozen features")
-    loss.set_ylabel("nats")
-    for axis in (loss, accuracy):
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(frameon=False)
-    figure.suptitle(title)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
 
+    def line(axis: Axes, column: str, label: str, style: str) -> None:
+        points = [(row["epoch"], row[column]) for row in rows if column in row]
+        draw_line(axis, points, label, style)
 
-def _line(axis: Axes, rows: list[dict[str, float]], column: str, label: str, style: str) -> None:
-    points = [(row["epoch"], row[column]) for row in rows if column in row]
-    if points:
-        axis.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    def draw(loss: Axes, accuracy: Axes) -> None:
+        for column, label in _LABELS.items():
+            line(loss, column, label, "-")
+        line(accuracy, "knn", "CIFAR-10, 20-NN", "o-")
+        show_percent(accuracy, "accuracy of frozen features")
+        loss.set_ylabel("nats")
+
+    save_panels(path, draw, title=title, across="epoch")

@@ -4,20 +4,18 @@ Small models leave a machine with several cores idle; a cell with `threads = 1` 
 busy. A worker reads its configuration from standard input and ends with the cell's exit status.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from experiments.launch import INTERRUPTED_RUN, attempt
+from experiments.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.run_directory import STOP_FILE, run_path
 
@@ -112,35 +110,20 @@ class _Pool:
         killed = worker.returncode < 0 and self._stopping
         return INTERRUPTED_RUN if killed else worker.returncode
 
-    @contextmanager
-    def stopped_by_interrupt(self) -> Iterator[None]:
+    def stopped_by_interrupt(self) -> AbstractContextManager[None]:
         """Have the first SIGINT ask the workers to stop, and the second end them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # a notebook's kernel or a test: signals are not ours to take
-            return
 
-        def interrupt(signum: int, frame: object) -> None:
-            again, self._stopping = self._stopping, True
-            for directory, worker in list(self._workers.items()):
-                if again:
-                    worker.kill()
-                else:
-                    (directory / STOP_FILE).touch()
-            if not again:
-                print(" stopping after these rounds (Ctrl-C again to end at once)", flush=True)
+        def ask() -> None:
+            self._stopping = True
+            for directory in list(self._workers):
+                (directory / STOP_FILE).touch()
+            print(" stopping after these rounds (Ctrl-C again to end at once)", flush=True)
 
-        previous = signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        def end() -> None:
+            for worker in list(self._workers.values()):
+                worker.kill()
 
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        return on_interrupt(ask, end)
 
 
 def main() -> int:

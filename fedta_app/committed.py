@@ -1,7 +1,6 @@
 """Where the weights that come with fedta are, also in a copy of the app that Flower made."""
 
 import json
-import re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,13 +12,9 @@ FOLDER = Path(__file__).parent / "weights"
 def committed_weights(name: str) -> Path | None:
     """Return the path of `<name>.safetensors`, or None where fedta has no such weights.
 
-    A name is a word; anything else, as the path of a file, names none.
-
     `flwr run` packs .py, .toml, .json and .md files only: in its copy of the app the file is
     missing, and the one of the installed package is used.
     """
-    if not re.fullmatch(r"\w+", name):
-        return None
     file = f"{name}.safetensors"
     candidates = [FOLDER / file, *(folder / file for folder in _installed())]
     return next((path for path in candidates if path.is_file()), None)

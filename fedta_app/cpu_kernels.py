@@ -66,9 +66,8 @@ def is_available() -> bool:
 def write_out_attention(model: nn.Module) -> None:
     """Let timm's attention layers multiply and normalise step by step.
 
-    PyTorch's fused kernel for CPUs is slow in bf16: of 65 tokens it takes five times as long as the
-    steps one by one, of 197 tokens 2.6 times (forward and backward, one thread of an AMD EPYC). In
-    float32 the two are within a fifth of each other; what stays in it (head statistics, Fisher
+    PyTorch's fused kernel for CPUs is slower in bf16 than the steps one by one:
+    `python -m benchmarks.bench_precision`. What stays in float32 (head statistics, Fisher
     information) goes step by step too.
     """
     for module in model.modules():

@@ -83,24 +83,3 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class HostBuffer:
-    """Pinned host memory for vectors that leave the GPU, kept from one vector to the next.
-
-    Copies out of it run at the full rate of the bus, and a large pinned allocation takes longer
-    than the copy.
-    """
-
-    def __init__(self) -> None:
-        self._kept = torch.empty(0, dtype=torch.uint8)
-
-    def copy(self, vector: Tensor) -> Tensor:
-        """Return a vector on the CPU; one from the GPU holds until the next call of this method."""
-        if not vector.is_cuda:
-            return vector.detach()
-        size = vector.numel() * vector.element_size()
-        if self._kept.numel() < size:
-            self._kept = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        host = self._kept[:size].view(vector.dtype).view(vector.shape)
-        return host.copy_(vector.detach())

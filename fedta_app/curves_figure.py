@@ -1,5 +1,6 @@
-"""Loss and accuracy against rounds, as one picture."""
+"""Loss and accuracy against rounds, or anything else against anything, as one picture."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,19 +13,39 @@ from fedta_app.metrics import Row
 
 def save_curves(path: Path, rows: list[Row], title: str) -> None:
     """Save accuracy (validation, test) and loss (training, test) of the training rounds as PNG."""
+    trained = [row for row in rows if row.phase in ("start", "train")]
+
+    def line(axis: Axes, column: str, label: str, style: str) -> None:
+        values = [(row.round, getattr(row, column)) for row in trained]
+        draw_line(axis, [point for point in values if point[1] is not None], label, style)
+
+    def draw(accuracy: Axes, loss: Axes) -> None:
+        line(accuracy, "val_accuracy", "validation", "o-")
+        line(accuracy, "test_accuracy", "test", "s-")
+        line(loss, "train_loss", "training (sampled clients)", "-")
+        line(loss, "test_loss", "test", "s-")
+        show_percent(accuracy, "accuracy")
+        loss.set_ylabel("cross-entropy")
+
+    save_panels(path, draw, title=title, across="round")
+
+
+def save_panels(path: Path, draw: Callable[[Axes, Axes], None], *, title: str, across: str) -> None:
+    """Save what is drawn into two panels side by side as PNG; the file is the old one or the new.
+
+    Parameters
+    ----------
+    draw : callable
+        Receives the left and the right panel.
+    across : str
+        What both have on their horizontal axis.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    accuracy, loss = figure.subplots(1, 2)
-    trained = [row for row in rows if row.phase in ("start", "train")]
-    _line(accuracy, trained, "val_accuracy", "validation", "o-")
-    _line(accuracy, trained, "test_accuracy", "test", "s-")
-    _line(loss, trained, "train_loss", "training (sampled clients)", "-")
-    _line(loss, trained, "test_loss", "test", "s-")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.set_ylabel("accuracy")
-    loss.set_ylabel("cross-entropy")
-    for axis in (accuracy, loss):
-        axis.set_xlabel("round")
+    panels = figure.subplots(1, 2)
+    draw(*panels)
+    for axis in panels:
+        axis.set_xlabel(across)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(frameon=False)
@@ -34,7 +55,13 @@ def save_curves(path: Path, rows: list[Row], title: str) -> None:
     temporary.replace(path)
 
 
-def _line(axis: Axes, rows: list[Row], column: str, label: str, style: str) -> None:
-    points = [(row.round, value) for row in rows if (value := getattr(row, column)) is not None]
+def draw_line(axis: Axes, points: Sequence[tuple[float, float]], label: str, style: str) -> None:
+    """Draw a line through points, where there are any."""
     if points:
         axis.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+
+
+def show_percent(axis: Axes, label: str) -> None:
+    """Label a vertical axis of shares, in percent."""
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_ylabel(label)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fedta_app.architectures import ARCHITECTURES, ModelError, first_line
-from fedta_app.committed import committed_weights
 from fedta_app.files import file_sha256
 from fedta_app.model_names import Design, misleading_names, own_design, timm_design, wrong_size
 from fedta_app.seeding import derive_seed
@@ -92,8 +91,7 @@ def build_model(
     name : str
         ``vit_digits``, ``vit_cifar``, ``cnn``, ``resnet_gn``, or a timm name.
     weights : str
-        "pretrained", "random", the name of other weights that come with fedta, or the path of a
-        weights file.
+        "pretrained", "random", or the path of a weights file.
     image_size : int
         Pixels per side; 0 for the model's own. Position embeddings are resampled to it.
     num_classes, in_channels : int
@@ -223,8 +221,6 @@ def _load(
     if weights == "pretrained":
         kind = "pretrained"
         location, path = _find_pretrained(design, cache_dir)
-    elif named := committed_weights(weights):
-        kind, location, path = "pretrained", str(named), named
     else:
         kind, path = "file", Path(weights).expanduser().absolute()
         location = str(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import bench_aggregation, bench_clients, bench_transport, report
+from benchmarks import bench_aggregation, bench_clients, bench_precision, bench_transport, report
 from benchmarks.contenders import Contender, Timing
 from benchmarks.processes import Memory
 from engine.transport import TRANSPORTS
@@ -32,6 +32,18 @@ def test_transports_reports_every_one(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert tuple(row["transport"] for row in result["rows"]) == TRANSPORTS
     assert {"device", "processor", "cores", "versions", "code", "command"} < set(result)
+
+
+def test_precision_compares_every_variant(tmp_path: Path) -> None:
+    out = tmp_path / "precision.json"
+    bench_precision.main(["--pairs", "1", "--batch", "2", "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    expected = [
+        (name, *kind) for name in bench_precision.MODELS for kind in bench_precision.VARIANTS
+    ]
+    assert [(row["model"], row["precision"], row["attention"]) for row in rows] == expected
+    assert all(row["ratio"] == 1 for row in rows[:: len(bench_precision.VARIANTS)])
+    assert all(row["ms"] > 0 for row in rows)
 
 
 class FakeRunner:

@@ -1,6 +1,8 @@
 """`python -m experiments`, as a user types it."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,15 @@ def test_list_shows_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     for table in tables():
         for preset in presets(table):
             assert preset.label in output
+
+
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+    command = [sys.executable, "-m", "experiments", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_overrides_are_toml_or_plain_words() -> None:

@@ -14,7 +14,7 @@ from experiments.probes import embed, ridge_accuracy
 from fedta_app.committed import FOLDER
 from fedta_app.data import load_data
 from fedta_app.files import file_sha256
-from fedta_app.models import BuiltModel, ModelError, build_model, features
+from fedta_app.models import BuiltModel, build_model, features
 
 BACKBONE = Path(__file__).parents[2] / "results" / "backbone"
 
@@ -73,7 +73,7 @@ def test_the_cifar_weights_are_those_of_their_record(name: str, summary: dict[st
     told = about(name)
     assert told == {key: summary[key] for key in told}
     assert told["model"] == "vit_cifar" and "CIFAR-10" in str(told["note"])
-    built = build("vit_cifar", "pretrained" if name == "vit_cifar" else name, 3)
+    built = build("vit_cifar", "pretrained", 3)
     assert built.source.kind == "pretrained" and built.source.sha256 == summary["sha256"]
 
 
@@ -88,15 +88,3 @@ def test_the_cifar_weights_help(cifar100_dir: Path) -> None:
             parts += [embed(model, chosen.images, splits.mean, splits.std), chosen.labels]
         found.append(ridge_accuracy(*parts))
     assert found[1] > found[0] + 0.02
-
-
-def test_weights_can_be_named() -> None:
-    named, own = build("vit_cifar", "vit_cifar", 3), build("vit_cifar", "pretrained", 3)
-    assert named.source == own.source
-    with pytest.raises(ModelError):
-        build("vit_cifar", "vit_digits", 3)
-
-
-def test_a_name_that_is_none_is_a_file_that_is_not_there() -> None:
-    with pytest.raises(ModelError, match="there is no such file"):
-        build("vit_cifar", "vit_cifar_supervized", 3)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fedta_app.cuda import (
-    HostBuffer,
     has_bf16,
     repeatable,
     resolve_precision,
@@ -73,12 +72,7 @@ def test_repeatable_algorithms_end_with_their_block() -> None:
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_copies_to_a_device_and_back_keep_their_values(device: torch.device) -> None:
-    buffer = HostBuffer()
-    for size in (5, 3, 1000, 7):
-        values = torch.arange(size, dtype=torch.float32)
-        moved = to_device(values, device)
-        assert moved.device == device
-        back = buffer.copy(moved)
-        assert back.device.type == "cpu" and torch.equal(back, values)
-        assert back.is_pinned() == moved.is_cuda
+def test_copies_to_a_device_keep_their_values(device: torch.device) -> None:
+    values = torch.arange(1000, dtype=torch.float32)
+    moved = to_device(values, device)
+    assert moved.device == device and torch.equal(moved.cpu(), values)
