@@ -88,7 +88,12 @@ def _add_tuning(commands: Any) -> None:
     tuning.set_defaults(command=_tune)
     _add_cells(tuning)
     _add_resources(tuning)
-    tuning.add_argument("--trials", type=int, default=20, help="in all (default 20)")
+    tuning.add_argument(
+        "--trials",
+        type=int,
+        default=20,
+        help="in all (default 20), or every point of a space of lists once",
+    )
     tuning.add_argument(
         "--for",
         dest="pattern",

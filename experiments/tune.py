@@ -16,6 +16,7 @@ Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework",
 """
 
 import hashlib
+import itertools
 import json
 import math
 import threading
@@ -85,6 +86,16 @@ class Study:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
         )
         self._take_up_again()
+        for point in self._grid:  # a list of values is tried once each, and nothing twice
+            self._study.enqueue_trial(point, skip_if_exists=True)
+
+    @property
+    def _grid(self) -> list[dict[str, Any]]:
+        """Return every point of a space of lists; nothing where a key has a range."""
+        if not all(isinstance(choice, list) for choice in self._space.values()):
+            return []
+        points = itertools.product(*self._space.values())
+        return [dict(zip(self._space, point, strict=True)) for point in points]
 
     def _digest(self) -> str:
         """Tell studies apart: another space, or another configuration, is another study."""
@@ -106,7 +117,11 @@ class Study:
     def run(
         self, trials: int, minutes: float, *, client_cpus: int, client_gpus: float | None
     ) -> int:
-        """Run trials until there are so many, or the time is up; return an exit status."""
+        """Run trials until there are so many, or the time is up; return an exit status.
+
+        A space of lists has no more trials than points.
+        """
+        trials = min(trials, len(self._grid) or trials)
         preflight(self._config, client_gpus=client_gpus)
         began = time.monotonic()
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}

@@ -4,13 +4,14 @@ import csv
 import signal
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
 from experiments import presets
 from experiments.__main__ import main
 from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED
-from experiments.tune import Space, Study, _Watch, check_space
+from experiments.tune import Space, Study, _Watch, check_space, suggest
 from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.session import RunSession
 
@@ -114,6 +115,27 @@ def test_another_space_is_another_study(tmp_path: Path) -> None:
     first, other, again = (Study(config, "a", space) for space in spaces)
     first._study.tell(first._study.ask(), 0.5)
     assert (first.done(), other.done(), again.done()) == (1, 0, 1)
+
+
+def test_every_point_of_a_list_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space: Space = {"lr": [0.1, 0.2], "clip-norm": [0.0, 1.0]}
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    tried = []
+
+    def tell(study: Study, trial: optuna.Trial, options: object) -> int:
+        values = suggest(trial, space)
+        tried.append((values["lr"], values["clip-norm"]))
+        study._study.tell(trial, values["lr"])
+        return FINISHED
+
+    monkeypatch.setattr("experiments.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(Study, "_try", tell)
+    for _ in range(2):  # as after an interruption
+        Study(config, "a", space).run(3, 0, client_cpus=1, client_gpus=None)
+    Study(config, "a", space).run(20, 0, client_cpus=1, client_gpus=None)
+    assert sorted(tried) == [(0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0)]
 
 
 def test_a_space_is_checked() -> None:
