@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from experiments.cells import Cell, read_summary
-from experiments.records import CELLS, CLASSES_FILE, MASK_FILE, TASK_FIGURES, RecordError
+from experiments.records import CELLS, CLASSES_FILE, MASK_FILE, MATRICES, POINTS, RecordError
 from fedta_app.blobs import BlobStore
 from fedta_app.checkpoint import load_checkpoint
 from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
@@ -56,8 +56,11 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
         summary["frozen-weights-untouched"] = _untouched(path, mask, workspace)
         if (overlap := _own_masks(path, workspace)) is not None:
             summary["own-masks"] = overlap
-    if vectors := _task_vectors(path):
+    if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
         summary["task-vectors"] = vectors
+    for name in POINTS:
+        if (points := path / f"{name}.csv").exists():
+            write_atomically(folder / points.name, points.read_bytes())
     if with_classes and config.engine != "centralized":
         _keep_classes(folder / CLASSES_FILE, workspace)
     summary["name"] = cell.preset.label
@@ -145,7 +148,7 @@ def _own_masks(path: Path, workspace: Workspace) -> dict[str, float] | None:
 def _task_vectors(path: Path) -> dict[str, float]:
     """Return means over pairs of the last round's clients, where the run saved them."""
     means = {}
-    for name in TASK_FIGURES:
+    for name in MATRICES:
         file = path / f"{name.replace('-', '_')}.csv"
         if file.exists():
             means[name] = round(float(np.nanmean(np.genfromtxt(file, delimiter=","))), 6)

@@ -15,6 +15,7 @@ from experiments.probe import Parts, measure_parts
 from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.masks import needs_scores
 from fedta_app.provenance import device_name
+from fedta_app.task_arithmetic import images_measured
 from fedta_app.workspace import resolve_device
 
 # Two cells that differ in these take the same time.
@@ -130,6 +131,9 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
     evaluations = -(-config.num_server_rounds // config.eval_every)
     tests = {"always": evaluations + 1, "end": 1, "never": 0}[config.measure_test]
     evaluating = parts.evaluation_image * (evaluations * val_images + tests * test_images)
+    if config.task_figures and config.engine != "centralized":
+        clients = max(1, round(config.fraction_train * config.num_clients))
+        evaluating += parts.evaluation_image * images_measured(val_images, clients)
     head = 0.0
     if config.head == "probe":
         head = config.probe_rounds * (parts.probe_round + parts.row)

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.line_figures import against_bytes, curves
+from experiments.line_figures import against_bytes, curves, negated, scaled
 from experiments.map_figures import (
     client_classes,
     cosines,
@@ -27,6 +27,8 @@ FIGURES: dict[str, Callable[[Table, Group], Figure | None]] = {
     "sign-conflict": sign_conflicts,
     "mask-overlap": mask_overlap,
     "classes": client_classes,
+    "scaling": scaled,
+    "negation": negated,
 }
 
 

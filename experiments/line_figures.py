@@ -1,4 +1,4 @@
-"""Accuracy against rounds and against bytes: means of seeds with their intervals.
+"""Accuracy against rounds, bytes, and multiples of task vectors: means over seeds.
 
 Lines are the labels of the report's axis `lines`, panels those of `panels`; a table with more axes
 has a figure for each label of the others.
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -67,6 +68,54 @@ def against_bytes(table: Table, drawn: Group) -> Figure | None:
         use_logarithms(axis)
         axis.set_xlabel("MB up and down")
     return _finish(figure, axes)
+
+
+def scaled(table: Table, drawn: Group) -> Figure | None:
+    """Draw validation accuracy against the scale of the whole run's task vector."""
+    return _by_points(
+        table, drawn, "scaling", "scale", ["val_accuracy"], "scale of the task vector"
+    )
+
+
+def negated(table: Table, drawn: Group) -> Figure | None:
+    """Draw target (solid) and control accuracy (dashed) against how much was subtracted."""
+    label = "length subtracted, of the run's own"
+    return _by_points(table, drawn, "negation", "length", ["target", "control"], label)
+
+
+def _by_points(
+    table: Table, drawn: Group, name: str, x: str, columns: list[str], label: str
+) -> Figure | None:
+    """Draw means over seeds of columns of a record's points; the second one dashed."""
+    found = {
+        panel: {
+            line: points for line, group in lines.items() if len(points := _points(group, name))
+        }
+        for panel, lines in drawn.items()
+    }
+    found = {panel: lines for panel, lines in found.items() if lines}
+    if not found:
+        return None
+    figure, axes, style = _panels(table, {panel: drawn[panel] for panel in found})
+    for axis, lines in zip(axes, found.values(), strict=True):
+        for line, points in lines.items():
+            # First over the clients of a seed, so that every seed weighs the same.
+            seeds = points.groupby(["seed", x], as_index=False)[columns].mean()
+            means = seeds.groupby(x)[columns].mean()
+            for column, dashes in zip(columns, ("-", "--"), strict=False):
+                look = style(line) | {"linestyle": dashes}
+                axis.plot(means.index, means[column], **look)
+        axis.set_xlabel(label)
+    return _finish(figure, axes)
+
+
+def _points(group: Sequence[Record], name: str) -> pd.DataFrame:
+    frames = [
+        points.assign(seed=record.seed)
+        for record in group
+        if (points := record.points(name)) is not None
+    ]
+    return pd.concat(frames) if frames else pd.DataFrame()
 
 
 def _mean_curve(group: Sequence[Record]) -> tuple[Values, Values, Values, Values]:

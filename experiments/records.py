@@ -5,6 +5,7 @@ metrics.csv      as the run wrote it
 summary.json     likewise, without paths, and with what `experiments.collect` checked
 mask.bits        which of a fixed sample of the weights the mask trains, one bit each
 classes.csv      clients x classes, for the first seed
+scaling.csv, negation.csv    of task vectors, where the run saved them
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from experiments.cells import read_rows, read_summary
 from experiments.presets import Preset, Table
@@ -23,7 +25,9 @@ from fedta_app.config import RunConfig, read_toml
 CELLS = "cells"
 MASK_FILE = "mask.bits"
 CLASSES_FILE = "classes.csv"
-TASK_FIGURES = ("cosine", "sign-conflict")  # of the clients' task vectors in the last round
+MATRICES = ("cosine", "sign-conflict")  # of the clients' task vectors in the last round
+TASK_FIGURES = (*MATRICES, "best-scale", "forgotten")
+POINTS = ("scaling", "negation")  # CSV files of fedta_app.task_arithmetic
 
 
 class RecordError(ValueError):
@@ -68,7 +72,7 @@ class Record:
         return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6
 
     def task_figure(self, name: str) -> float | None:
-        """Return the mean over pairs of clients of one of `TASK_FIGURES`, where it is known."""
+        """Return one of `TASK_FIGURES` where it is known: of `MATRICES` the mean over pairs."""
         value = self.summary.get("task-vectors", {}).get(name)
         return None if value is None else float(value)
 
@@ -85,6 +89,11 @@ class Record:
             if row["val_accuracy"] and row["phase"] in ("start", "train"):
                 points.append((int(row["round"]), moved / 1e6, float(row["val_accuracy"])))
         return points
+
+    def points(self, name: str) -> pd.DataFrame | None:
+        """Return the points of scaling or negation, where the run saved them."""
+        path = self.folder / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else None
 
     @cached_property
     def mask(self) -> npt.NDArray[np.bool_] | None:

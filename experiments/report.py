@@ -36,6 +36,9 @@ _TITLES = {
     "cosine": "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
     "sign-conflict": "Share of conflicting signs of clients' task vectors in the last round.",
     "mask-overlap": "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
+    "scaling": "Validation accuracy of the start plus so much of the run's task vector.",
+    "negation": "Accuracy on a client's classes (solid) and on others (dashed), validation images, "
+    "after subtracting so much of its task vector; means over clients and seeds.",
     "classes": "Images of each class that each client holds, first seed.",
 }
 

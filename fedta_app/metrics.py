@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -45,10 +46,10 @@ class Row:
 COLUMNS = tuple(entry.name for entry in fields(Row))
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """Write all rows to a CSV file, atomically."""
+def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows, instances of one dataclass with these fields, to a CSV file, atomically."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_atomically(path, buffer.getvalue())

@@ -110,6 +110,8 @@ class Train(Phase):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, state.config.num_server_rounds)
         self.strategy = make_strategy(state, self._expand)
+        # Made before a checkpoint is read, when the weights are still those before training.
+        self._start = state.weights.clone() if state.config.task_figures else state.weights
 
     def run_round(self, number_: int) -> Row:
         """Train one round and measure it when that is due."""
@@ -124,8 +126,6 @@ class Train(Phase):
         report = TaskReport() if last and config.task_figures else None
         self.strategy.watch = report.watch if report else None
         reply, metrics = self.strategy.aggregate_train(number_, replies)
-        if report:
-            report.save(run_path(config))
         release(arrays)
         update = unpack(reply).to(state.weights.device)
         if travelling is None:
@@ -138,6 +138,10 @@ class Train(Phase):
         row = self.row(number_, began, loss=loss)
         if last or number_ % config.eval_every == 0:
             row = row.measured(**state.measure(last=last))
+        if report:
+            report.save(run_path(config))
+            found = report.save_arithmetic(run_path(config), state, self._start)
+            state.notes["task-vectors"] = found
         return row
 
     def _expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,9 +1,11 @@
-"""Figures of the clients' task vectors in one round, saved when `task-figures` is set."""
+"""What `task-figures` asks for: task vectors of the last round's clients, and of the whole run."""
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from fedta_app.task_arithmetic import best_scale, forgotten, negation, save_points, scaling
 from fedta_app.task_figures import (
     save_cosine_matrix,
     save_mask_overlap_matrix,
@@ -15,6 +17,7 @@ from fedta_app.task_vectors import (
     mask_overlap_matrix,
     sign_conflict_matrix,
 )
+from server_app.state import ServerState
 
 
 class TaskReport:
@@ -40,3 +43,32 @@ class TaskReport:
         if self._masks:
             overlap = mask_overlap_matrix(list(self._masks.values()))
             save_mask_overlap_matrix(folder / "mask_overlap.png", overlap, labels=labels)
+
+    def save_arithmetic(self, folder: Path, state: ServerState, start: Tensor) -> dict[str, float]:
+        """Scale the run's task vector, negate the clients', save both and return what they say.
+
+        Parameters
+        ----------
+        state : ServerState
+            After the last round.
+        start : Tensor of shape (N,)
+            The weights before training.
+        """
+        state.memory.load_head(state.head)
+        scaled = scaling(state.workspace, start, state.weights)
+        vectors = {client: self._whole(state, client) for client in self._vectors}
+        negated = negation(state.workspace, start, state.weights, vectors)
+        save_points(folder / "scaling.csv", scaled)
+        save_points(folder / "negation.csv", negated)
+        lost = forgotten(negated)
+        return {"best-scale": best_scale(scaled)} | ({} if lost is None else {"forgotten": lost})
+
+    def _whole(self, state: ServerState, client: int) -> Tensor:
+        """Return a client's task vector over all weights, zero where it trained none."""
+        vector = self._vectors[client].tensors["_"].to(state.weights.device)
+        travelling = state.travelling()
+        if travelling is None:
+            return vector
+        whole = torch.zeros_like(state.weights)
+        travelling.scatter_(whole, vector)
+        return whole

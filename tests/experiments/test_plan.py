@@ -28,6 +28,8 @@ def test_rounds_and_measurements_are_counted() -> None:
     assert dense.train == pytest.approx(20 * 2.1 + 0.02 * (4 * 100 + 50))
     assert dense.start == pytest.approx(1 + 0.02 * 100)
     assert (dense.head, dense.calibrate) == (0, 0)
+    scaled = estimate(**{"task-figures": True, "fraction-train": 0.2})
+    assert scaled.train == pytest.approx(dense.train + 0.02 * (8 * 100 + 2 * 5 * 100))
     always = estimate(**{"measure-test": "always", "eval-size": 40})
     assert always.train == pytest.approx(20 * 2.1 + 0.02 * (4 * 40 + 5 * 40))
 

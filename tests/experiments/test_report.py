@@ -13,7 +13,7 @@ from experiments.figures import groups
 from experiments.frames import comparisons_frame, page_frame
 from experiments.gate import sanity_gate
 from experiments.launch import FAILED, FINISHED
-from experiments.line_figures import against_bytes
+from experiments.line_figures import against_bytes, negated, scaled
 from experiments.origin import check_origin
 from experiments.presets import load_table
 from experiments.records import RecordError, read_records
@@ -171,6 +171,26 @@ def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["nc1"]
     assert against_bytes(TABLE, {"iid": drawn["iid"]}) is None
+
+
+def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    assert scaled(TABLE, drawn) is None and negated(TABLE, drawn) is None
+    clients = {0: [(1, 0.4, 0.8)], 1: [(1, 0.1, 0.6), (2, 0.3, 0.6)]}  # of each seed
+    for seed, found in clients.items():
+        folder = tmp_path / f"smoke/cells/least-nc1/seed{seed}"
+        lines = [f"{client},0.5,{target},{control}" for client, target, control in found]
+        (folder / "negation.csv").write_text("\n".join(["client,length,target,control", *lines]))
+        (folder / "scaling.csv").write_text(f"scale,val_loss,val_accuracy\n1.0,1.0,0.{seed + 2}\n")
+    figure, other = negated(TABLE, drawn), scaled(TABLE, drawn)
+    assert figure is not None and other is not None
+    (axis,) = figure.axes
+    assert [line.get_ydata() for line in axis.lines] == [
+        pytest.approx([0.3]), pytest.approx([0.7])
+    ]  # fmt: skip
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+    assert other.axes[0].lines[0].get_ydata() == pytest.approx([0.25])
 
 
 def test_a_record_of_no_preset_is_refused(tmp_path: Path) -> None:

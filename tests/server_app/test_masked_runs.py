@@ -274,6 +274,23 @@ def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
     assert names >= {"mask_density.png", "cosine.png", "sign_conflict.png", "mask_overlap.png"}
 
 
+def test_scaling_and_negation_end_a_run_that_asks_for_them(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    summary = run(tmp_path / "asked", **{"task-figures": True})
+    assert summary["final-weights-sha256"] == plain["final-weights-sha256"]
+    folder = tmp_path / "asked/test/seed0"
+    with (folder / "scaling.csv").open() as stream:
+        scaled = {float(row["scale"]): float(row["val_accuracy"]) for row in csv.DictReader(stream)}
+    assert scaled[0] == pytest.approx(float(rows(tmp_path / "asked", "start")[0]["val_accuracy"]))
+    last = float(rows(tmp_path / "asked", "train")[-1]["val_accuracy"])
+    assert scaled[1] == pytest.approx(last, abs=0.01)  # added up in another order
+    assert scaled[summary["task-vectors"]["best-scale"]] == max(scaled.values())
+    with (folder / "negation.csv").open() as stream:
+        negated = list(csv.DictReader(stream))
+    assert len({row["client"] for row in negated}) == 5
+    assert "forgotten" in summary["task-vectors"]
+
+
 def test_a_second_run_in_one_process_starts_where_the_first_did(tmp_path: Path) -> None:
     first = run(tmp_path / "first")
     second = run(tmp_path / "first", resume=False)
