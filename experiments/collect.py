@@ -22,7 +22,7 @@ from fedta_app.files import write_atomically
 from fedta_app.flat_mask import FlatMask
 from fedta_app.partition import class_counts
 from fedta_app.seeding import numpy_generator
-from fedta_app.task_vectors import mask_overlap_matrix
+from fedta_app.task_vectors import block_density, mask_overlap_matrix
 from fedta_app.workspace import Workspace, build_workspace
 
 MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
@@ -53,6 +53,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
     mask = _final_mask(path, summary, workspace)
     if mask is not None:
         summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
+        summary["mask-density"] = _densities(mask, workspace)
         summary["frozen-weights-untouched"] = _untouched(path, mask, workspace)
         if (overlap := _own_masks(path, workspace)) is not None:
             summary["own-masks"] = overlap
@@ -117,6 +118,15 @@ def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:
         values = values[np.sort(order[:MASK_SAMPLE])]
     write_atomically(path, np.packbits(values).tobytes())
     return {"entries": len(values), "of": mask.mask.numel()}
+
+
+def _densities(mask: FlatMask, workspace: Workspace) -> dict[str, dict[str, float]]:
+    """Return the trained share of every block and kind of layer."""
+    shares = block_density(workspace.weights.views(mask.mask))
+    return {
+        block: {kind: round(share, 6) for kind, share in row.items()}
+        for block, row in shares.items()
+    }
 
 
 def _untouched(path: Path, mask: FlatMask, workspace: Workspace) -> bool:

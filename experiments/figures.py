@@ -13,6 +13,7 @@ from experiments.map_figures import (
     client_classes,
     cosines,
     heat_map,
+    mask_density,
     mask_overlap,
     sign_conflicts,
 )
@@ -25,6 +26,7 @@ FIGURES: dict[str, Callable[[Table, Group], Figure | None]] = {
     "heat-map": heat_map,
     "cosine": cosines,
     "sign-conflict": sign_conflicts,
+    "mask-density": mask_density,
     "mask-overlap": mask_overlap,
     "classes": client_classes,
     "scaling": scaled,

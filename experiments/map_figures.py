@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -124,6 +125,40 @@ def _overlaps(lines: dict[str, list[Record]]) -> Grid:
         if pairs:
             grid[i, j] = np.mean([_jaccard(first, second) for first, second in pairs])
     return grid
+
+
+def mask_density(table: Table, drawn: Group) -> Figure | None:
+    """Draw which share of each kind of layer is trained, a row per line, over panels and seeds.
+
+    Kinds are those of `fedta_app.task_vectors.block_density`, over all blocks that have them.
+    """
+    found: dict[str, list[pd.Series[float]]] = {}
+    for line, record in (
+        (line, record) for lines in drawn.values() for line, group in lines.items()
+        for record in group
+    ):  # fmt: skip
+        if densities := record.summary.get("mask-density"):
+            found.setdefault(line, []).append(pd.DataFrame(densities).mean(axis=1))
+    if not found:
+        return None
+    shares = pd.DataFrame(
+        {line: pd.concat(rows, axis=1).mean(axis=1) for line, rows in found.items()}
+    )
+    grid = 100 * shares.T.to_numpy()
+    figure = Figure(
+        figsize=(2.4 + 0.62 * grid.shape[1], 1.5 + 0.4 * grid.shape[0]), layout="constrained"
+    )
+    axis = figure.add_subplot()
+    axis.set_facecolor("0.88")
+    image = axis.imshow(grid, cmap="YlGnBu", aspect="auto", interpolation="nearest", vmin=0)
+    texts = {place: f"{value:.1f}" for place, value in np.ndenumerate(grid)}
+    _annotate(axis, image, grid, texts)
+    kinds = list(shares.index)
+    axis.set_xticks(range(len(kinds)), kinds, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(found)), list(found))
+    axis.set_ylabel(table.report.get("lines", ""))
+    figure.colorbar(image, ax=axis, label="trained entries, %")
+    return figure
 
 
 def client_classes(table: Table, drawn: Group) -> Figure | None:

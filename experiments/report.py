@@ -35,6 +35,7 @@ _TITLES = {
     "heat-map": "Final test accuracy, %, with its 95 % interval over seeds.",
     "cosine": "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
     "sign-conflict": "Share of conflicting signs of clients' task vectors in the last round.",
+    "mask-density": "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
     "mask-overlap": "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
     "scaling": "Validation accuracy of the start plus so much of the run's task vector.",
     "negation": "Accuracy on a client's classes (solid) and on others (dashed), validation images, "

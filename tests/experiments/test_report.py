@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.__main__ import main
@@ -14,6 +15,7 @@ from experiments.frames import comparisons_frame, page_frame
 from experiments.gate import sanity_gate
 from experiments.launch import FAILED, FINISHED
 from experiments.line_figures import against_bytes, negated, scaled
+from experiments.map_figures import mask_density
 from experiments.origin import check_origin
 from experiments.presets import load_table
 from experiments.records import RecordError, read_records
@@ -193,6 +195,19 @@ def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path:
     assert other.axes[0].lines[0].get_ydata() == pytest.approx([0.25])
 
 
+def test_densities_are_means_over_blocks_and_records(tmp_path: Path) -> None:
+    for seed, share in enumerate((0.1, 0.3)):
+        shares = {"blocks.0": {"qkv": share, "fc1": 0.2}, "blocks.1": {"qkv": share, "fc1": 0.4}}
+        write(tmp_path, "least-iid", seed, **{"mask-density": shares})
+        write(tmp_path, "random-iid", seed)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    figure = mask_density(TABLE, drawn)
+    assert figure is not None
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["least"]
+    np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), [[20.0, 30.0]])
+
+
 def test_a_record_of_no_preset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds no cells"):
         read_records(TABLE, tmp_path)
@@ -225,6 +240,7 @@ def test_cells_are_collected_and_reported(
     assert kept == {"config.toml", "metrics.csv", "summary.json", "mask.bits", "classes.csv"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["frozen-weights-untouched"] is True
+    assert 0 < summary["mask-density"]["blocks.0"]["attn.qkv"] < 1
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.glob("*[ljn]"))
     (record, other) = read_records(TABLE, results)
     assert record.mask is not None and other.mask is not None
