@@ -9,7 +9,9 @@ from experiments.cost import Forecast
 
 
 def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> None:
-    """Print each cell, how far it is and what it takes, and how many sessions are left.
+    """Print how far each cell is and what it takes, and how many sessions are left.
+
+    Seeds of a preset that are equally far share a line.
 
     Parameters
     ----------
@@ -19,7 +21,8 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
         Cells at a time.
     """
     forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))
-    lines, seconds, done = [], 0.0, 0
+    seeds: dict[tuple[str, ...], list[int]] = {}
+    seconds, done = 0.0, 0
     finished = FinishedRuns(cells[0].results)
     for cell in cells:
         found = Progress(FINISHED) if finished.path(cell.config) else progress(cell.config)
@@ -27,10 +30,12 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
         left = estimate.left(found, cell.config.num_server_rounds)
         seconds += left
         done += found.state == FINISHED
-        rounds = cell.config.num_server_rounds
+        rounds = str(cell.config.num_server_rounds)
         times = (_clock(estimate.total), _clock(left))
-        lines.append((cell.label, str(found), str(rounds), *times, estimate.source))
-    header = ("cell", "state", "rounds", "takes", "left", "measured by")
+        line = (cell.config.name, str(found), rounds, *times, estimate.source)
+        seeds.setdefault(line, []).append(cell.config.seed)
+    header = ("preset", "seeds", "state", "rounds", "takes", "left", "measured by")
+    lines = [(line[0], ", ".join(map(str, those)), *line[1:]) for line, those in seeds.items()]
     _print_columns([header, *lines])
     minutes = seconds / 60 / jobs
     sessions = math.ceil(minutes / session_minutes)
@@ -44,7 +49,7 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
 
 def _print_columns(lines: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    numbers = range(2, 5)
+    numbers = range(3, 6)
     for line in lines:
         cells = [
             text.rjust(width) if column in numbers else text.ljust(width)

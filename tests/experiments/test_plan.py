@@ -78,4 +78,11 @@ def test_plan_says_what_is_left_and_runs_nothing(
     after = capsys.readouterr().out
     assert "measuring" not in after  # another partition takes the same time
     assert "0:00:00  finished cells" in after and "2 cells, 1 finished" in after
+    assert main(["plan", "smoke/random-*", *place, "--seeds", "2"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert [line[:4] for line in lines] == [
+        ["smoke/random-iid", "0,", "1", "waiting"],
+        ["smoke/random-nc1", "0", "finished", "12"],
+        ["smoke/random-nc1", "1", "waiting", "12"],
+    ]
     assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == REFUSED
