@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from fedta_app.config import RunConfig
+from fedta_app.curves_figure import show_percent
 from fedta_app.run_directory import run_path
 
 
@@ -34,8 +34,7 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
     axis.set_title(_federation(configs[0]), fontsize="medium")
     axis.set_xlabel("round")
-    axis.set_ylabel(f"{split} accuracy")
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    show_percent(axis, f"{split} accuracy")
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     figure.legend(

@@ -15,11 +15,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.intervals import interval
 from experiments.presets import Table
 from experiments.records import Group, Record
+from fedta_app.curves_figure import show_percent
 
 Style = Callable[[str], dict[str, Any]]
 Values = npt.NDArray[np.float64]
@@ -166,9 +167,7 @@ def _panels(table: Table, drawn: Group) -> tuple[Figure, list[Axes], Style]:
     for number, (axis, panel) in enumerate(zip(axes, drawn, strict=True)):
         axis.set_title(panel, fontsize="medium")
         axis.grid(alpha=0.3)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        if number % columns == 0:
-            axis.set_ylabel("validation accuracy")
+        show_percent(axis, "" if number % columns else "validation accuracy")
     labels = table.axes.get(table.report.get("lines", "")) or [
         line for lines in drawn.values() for line in lines
     ]

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import tomli_w
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from experiments.figures import save_figure
 from experiments.line_figures import use_logarithms
 from experiments.presets import tuned_path
 from experiments.tune import Chosen
 from fedta_app.config import read_toml
+from fedta_app.curves_figure import show_percent
 from fedta_app.files import write_atomically
 
 _HEADER = (
@@ -76,8 +76,7 @@ def study_figure(chosen: Chosen, title: str) -> Figure:
             use_logarithms(axis)
         axis.set_xlabel(key)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("validation accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    show_percent(axes[0], "validation accuracy")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
         fontsize="small",

@@ -6,7 +6,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from fedta_app.metrics import Row
 
@@ -62,6 +61,6 @@ def draw_line(axis: Axes, points: Sequence[tuple[float, float]], label: str, sty
 
 
 def show_percent(axis: Axes, label: str) -> None:
-    """Label a vertical axis of shares, in percent."""
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    """Label a vertical axis of shares, in percent with as many digits as it takes."""
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
     axis.set_ylabel(label)

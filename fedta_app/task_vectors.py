@@ -183,16 +183,18 @@ def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Return the trained share per block and kind of layer, in the order of the mask.
 
     A timm vision transformer gives the blocks ``embed``, ``blocks.0`` ... and ``norm``, with kinds
-    such as ``attn.qkv``, ``mlp.fc1``, ``norm1`` (weight and bias together), ``pos_embed``. Any
-    other model gives its first-level modules, of the one kind ``all``.
+    such as ``mlp.fc1``, ``norm1`` (weight and bias together), ``pos_embed``; queries, keys and
+    values, which are one layer, are told apart as ``attn.q``, ``attn.k`` and ``attn.v``. Any other
+    model gives its first-level modules, of the one kind ``all``.
     """
     trained: dict[tuple[str, str], int] = {}
     total: dict[tuple[str, str], int] = {}
     is_vit = any(name.startswith("blocks.0.attn.") for name in mask)
     for name, entry in mask.items():
-        place = _vit_place(name) if is_vit else (name.split(".")[0], "all")
-        trained[place] = trained.get(place, 0) + int(entry.sum())
-        total[place] = total.get(place, 0) + entry.numel()
+        whole = ((name.split(".")[0], "all"), entry)
+        for place, part in _vit_parts(name, entry) if is_vit else [whole]:
+            trained[place] = trained.get(place, 0) + int(part.sum())
+            total[place] = total.get(place, 0) + part.numel()
     table: dict[str, dict[str, float]] = {}
     for (block, kind), size in total.items():
         table.setdefault(block, {})[kind] = trained[block, kind] / max(1, size)
@@ -247,13 +249,20 @@ def disentanglement_error(
     return error
 
 
-def _vit_place(name: str) -> tuple[str, str]:
+def _vit_parts(name: str, entry: Tensor) -> list[tuple[tuple[str, str], Tensor]]:
+    """Return block and kind of a parameter with its entries, of the parts of one that has some."""
     parts = name.split(".")
     if parts[0] == "blocks":
-        return ".".join(parts[:2]), ".".join(parts[2:-1])
+        block, kind = ".".join(parts[:2]), ".".join(parts[2:-1])
+        if kind == "attn.qkv":  # rows of queries, then of keys, then of values
+            return [
+                ((block, f"attn.{which}"), third)
+                for which, third in zip("qkv", entry.chunk(3), strict=True)
+            ]
+        return [((block, kind), entry)]
     if parts[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed"):
-        return "embed", parts[0]
-    return parts[0], parts[0]
+        return [(("embed", parts[0]), entry)]
+    return [((parts[0], parts[0]), entry)]
 
 
 def _pair_sums(vectors: Sequence[TaskVector], products: Callable[[Tensor], Tensor]) -> Tensor:

@@ -240,7 +240,7 @@ def test_cells_are_collected_and_reported(
     assert kept == {"config.toml", "metrics.csv", "summary.json", "mask.bits", "classes.csv"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["frozen-weights-untouched"] is True
-    assert 0 < summary["mask-density"]["blocks.0"]["attn.qkv"] < 1
+    assert 0 < summary["mask-density"]["blocks.0"]["attn.k"] < 1
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.glob("*[ljn]"))
     (record, other) = read_records(TABLE, results)
     assert record.mask is not None and other.mask is not None

@@ -214,16 +214,19 @@ def test_block_density_of_a_vision_transformer() -> None:
     mask = {
         name: torch.zeros(value.shape, dtype=torch.bool) for name, value in model.named_parameters()
     }
-    mask["blocks.1.attn.qkv.weight"][:12] = True  # 96 of 192 + 24
+    mask["blocks.1.attn.qkv.weight"][:12] = True  # queries: 64 of 64 + 8; keys: 32 of 72
     mask["blocks.0.mlp.fc2.bias"][:] = True  # 8 of 256 + 8
     mask["cls_token"][:] = True
     mask["norm.bias"][:] = True
     table = block_density(mask)
     assert list(table) == ["embed", "blocks.0", "blocks.1", "norm"]
     assert table["embed"] == {"cls_token": 1.0, "pos_embed": 0.0, "patch_embed": 0.0}
-    kinds = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
+    attention = ["attn.q", "attn.k", "attn.v", "attn.proj"]
+    kinds = ["norm1", *attention, "norm2", "mlp.fc1", "mlp.fc2"]
     assert list(table["blocks.0"]) == list(table["blocks.1"]) == kinds
-    assert table["blocks.1"]["attn.qkv"] == pytest.approx(96 / 216)
+    assert [table["blocks.1"][kind] for kind in attention] == pytest.approx(
+        [64 / 72, 32 / 72, 0, 0]
+    )
     assert table["blocks.0"]["mlp.fc2"] == pytest.approx(8 / 264)
     assert table["norm"] == {"norm": 0.5}
 
