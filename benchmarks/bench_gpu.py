@@ -34,8 +34,7 @@ from benchmarks.operations import (
     operations_by_name,
 )
 from benchmarks.round_parts import round_parts
-from client_app.app import app as client_app
-from engine.inprocess import run_in_process
+from experiments.launch import run_here
 from fedta_app.config import RunConfig
 from fedta_app.cuda import has_bf16
 from fedta_app.data import DataError, DataSplits, ImageSet, load_data
@@ -46,8 +45,6 @@ from fedta_app.run_directory import run_path
 from fedta_app.scoring import client_batches, scores
 from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace, build_workspace, resolve_device
-from server_app.app import app as server_app
-from strategies.nodes import num_nodes
 
 JSON = Path("results/benchmarks/gpu.json")
 _OFF = "is off in this process"  # what a fallback says
@@ -82,12 +79,7 @@ def run_rounds(config: RunConfig) -> tuple[list[float], list[str]]:
     """Return the seconds of each round of a run, and what it said of its own limits."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # the table is what one wants to see
-        run_in_process(
-            server_app,
-            client_app,
-            config.to_mapping(),
-            num_nodes(config.num_clients, config.clients_per_node),
-        )
+        run_here(config)
     return train_seconds(config), [line for line in said.getvalue().splitlines() if _OFF in line]
 
 

@@ -30,18 +30,9 @@ def run_engine(values: dict[str, Any], actors: int) -> list[float]:
     config = RunConfig.from_mapping(values)
     clock = RoundClock(run_path(config) / "metrics.csv")
     if config.engine == "in-process":
-        # Not above: a process that only starts Flower's would carry them.
-        from client_app.app import app as client_app
-        from engine.inprocess import run_in_process
-        from server_app.app import app as server_app
-        from strategies.nodes import num_nodes
+        from experiments.launch import run_here  # not above: Flower's own process would carry it
 
-        run_in_process(
-            server_app,
-            client_app,
-            config.to_mapping(),
-            num_nodes(config.num_clients, config.clients_per_node),
-        )
+        run_here(config)
     else:
         run_on_flower(config, client_cpus=cpus_per_actor(actors), client_gpus=0.0)
     return clock.stop()

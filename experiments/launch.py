@@ -90,18 +90,24 @@ def launch(
             share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
             run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
         elif config.engine == "in-process":
-            from client_app.app import app as client_app
-            from engine.inprocess import run_in_process
-            from server_app.app import app as server_app
-            from strategies.nodes import num_nodes
-
-            nodes = num_nodes(config.num_clients, config.clients_per_node)
-            run_in_process(server_app, client_app, config.to_mapping(), nodes)
+            run_here(config)
         else:
             from fedta_app.centralized import run_centralized
 
             run_centralized(config)
     return _outcome(directory, before)
+
+
+def run_here(config: RunConfig) -> None:
+    """Run a federation on the in-process engine, with no word on how it ended."""
+    # Not above: a process that only starts Flower's engine would carry them.
+    from client_app.app import app as client_app
+    from engine.inprocess import run_in_process
+    from server_app.app import app as server_app
+    from strategies.nodes import num_nodes
+
+    nodes = num_nodes(config.num_clients, config.clients_per_node)
+    run_in_process(server_app, client_app, config.to_mapping(), nodes)
 
 
 def attempt(config: RunConfig, **options: Any) -> int:

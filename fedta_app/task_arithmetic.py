@@ -99,7 +99,8 @@ def negation(
 def _target_and_control(workspace: Workspace, client: int) -> tuple[ImageSet, ImageSet]:
     """Return validation images of the client's classes, and of the others."""
     images = workspace.evaluation_sets[0]
-    held = torch.isin(images.labels, workspace.client_data(client).labels.unique())
+    own = workspace.data.train.labels[workspace.client_positions(client)]
+    held = torch.isin(images.labels, own.unique())
     return _some(workspace, held, client, "target"), _some(workspace, ~held, client, "control")
 
 

@@ -203,7 +203,7 @@ def test_a_threshold_in_place_of_a_share(tmp_path: Path) -> None:
     [
         {},
         {"mask-scope": "client"},
-        {"mask-rule": "agreement"},
+        {"mask-rule": "agreement", "task-figures": True},
         {
             "head": "probe",
             "probe-rounds": 3,
@@ -239,6 +239,10 @@ def test_a_stop_after_every_round_changes_no_bit(
         assert broken[key] == unbroken[key], key
     assert broken.get("mask") == unbroken.get("mask")
     assert broken["head"] == unbroken["head"]
+    for name in ("scaling.csv", "negation.csv"):
+        one, other = (tmp_path / run / "test/seed0" / name for run in ("unbroken", "broken"))
+        assert one.exists() == bool(values.get("task-figures"))
+        assert not one.exists() or one.read_text() == other.read_text()
 
 
 def test_pretrained_weights_at_chance_are_refused(
