@@ -10,7 +10,7 @@ from experiments.scales import scales
 from fedta_app.config import RunConfig
 
 RESEARCH = {
-    "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 41,
+    "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 47,
     "six-models": 6, "aggregation": 12, "communication": 8, "architectures": 12, "task-vectors": 15,
 }  # fmt: skip
 
