@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import Cell, FinishedRuns, make_cells
+from experiments.cells import Cell, FinishedRuns, identity, make_cells
 from experiments.collect import collect
 from experiments.comparison import save_comparison
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
 from experiments.plan import print_plan
 from experiments.presets import load_table, parse_overrides, select, tables
-from experiments.records import RecordError
+from experiments.records import RecordError, kept_cells
 from experiments.report import kept_tables, write_report
 from experiments.scales import scales
 from experiments.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
@@ -57,9 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a table, or one preset of it")
     run.set_defaults(command=_run)
     _add_cells(run)
+    _add_kept(run)
     plan = commands.add_parser("plan", help="say what a table will take, before anything runs")
     plan.set_defaults(command=_plan)
     _add_cells(plan)
+    _add_kept(plan)
     plan.add_argument(
         "--session-minutes", type=float, default=180.0, help="of a Colab session (default 180)"
     )
@@ -118,6 +120,12 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
 
 
+def _add_kept(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-kept", action="store_true", help="leave out cells that results/ has records of"
+    )
+
+
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--client-cpus", type=int, default=1, help="CPUs a Flower client takes (default 1)"
@@ -162,12 +170,24 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     return make_cells(chosen, overrides, seeds)
 
 
+def _cells_left(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the options select, without those that are to be skipped."""
+    cells = _cells(options)
+    if not options.skip_kept:
+        return cells
+    kept = kept_cells(RESULTS)
+    left = [cell for cell in cells if identity(cell.config) not in kept]
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are kept in {RESULTS}: left out")
+    return left
+
+
 def _plan(options: argparse.Namespace) -> int:
     if not options.session_minutes > 0:
         raise ConfigError(
             f"--session-minutes {options.session_minutes:g} is not allowed: it is above 0"
         )
-    print_plan(_cells(options), session_minutes=options.session_minutes, jobs=options.jobs)
+    if cells := _cells_left(options):
+        print_plan(cells, session_minutes=options.session_minutes, jobs=options.jobs)
     return FINISHED
 
 
@@ -180,7 +200,9 @@ def _minutes(options: argparse.Namespace) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    cells = _cells(options)
+    cells = _cells_left(options)
+    if not cells:
+        return FINISHED
     outcomes = run_cells(
         cells,
         client_cpus=options.client_cpus,

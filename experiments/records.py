@@ -9,6 +9,7 @@ scaling.csv, negation.csv    of task vectors, where the run saved them
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.cells import read_rows, read_summary
+from experiments.cells import identity, read_rows, read_summary
 from experiments.presets import Preset, Table
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import ConfigError, RunConfig, read_toml
 
 CELLS = "cells"
 MASK_FILE = "mask.bits"
@@ -146,6 +147,15 @@ def _read(folder: Path, preset: Preset) -> Record:
         # A result filed under the wrong setting is worse than none.
         raise RecordError(f"{folder} holds the record of {summary['name']}")
     return Record(preset, config.seed, config, summary, rows, folder)
+
+
+def kept_cells(results: Path) -> set[str]:
+    """Return the identities of all cells that have a record, whatever their table."""
+    found = set()
+    for summary in results.glob(f"*/{CELLS}/*/seed*/summary.json"):
+        with suppress(ConfigError):  # of another version
+            found.add(identity(RunConfig.from_mapping(read_toml(summary.parent / "config.toml"))))
+    return found
 
 
 def by_preset(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -249,3 +249,19 @@ def test_cells_are_collected_and_reported(
     monkeypatch.setattr("experiments.report.check_origin", lambda *_: [])  # a changed checkout
     assert main(["report", "--records", str(results)]) == FINISHED
     assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
+
+
+def test_cells_with_a_record_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.__main__.RESULTS", tmp_path / "kept")
+    write(tmp_path / "kept", "least-iid", 0)
+    write(tmp_path / "kept", "random-iid", 1, config={"lr": 0.5})  # not what the preset says now
+    arguments = ["--skip-kept", "--results-dir", str(tmp_path / "runs")]
+    assert main(["run", "smoke/least-iid", "--seeds", "1", *arguments]) == FINISHED
+    assert capsys.readouterr().out.startswith("1 of 1 cells are kept in ")
+    assert main(["plan", "smoke/least-iid", *arguments]) == FINISHED
+    assert "1 cell, 0 finished" in capsys.readouterr().out
+    main(["plan", "smoke/random-iid", *arguments])
+    assert "2 cells, 0 finished" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").glob("smoke/*/seed*"))
