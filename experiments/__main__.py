@@ -12,7 +12,7 @@ from experiments.collect import collect
 from experiments.comparison import save_comparison
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
 from experiments.plan import print_plan
-from experiments.presets import load_table, parse_overrides, select, tables
+from experiments.presets import check_pattern, load_table, parse_overrides, select, tables
 from experiments.records import RecordError, kept_cells
 from experiments.report import kept_tables, write_report
 from experiments.scales import scales
@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", flush=True)
         return INTERRUPTED_RUN
@@ -239,6 +242,8 @@ def _tune(options: argparse.Namespace) -> int:
         raise ConfigError(f"--trials {options.trials} is not allowed: it is at least 1")
     options.seeds = 1
     (cell,) = _cells(options)
+    if options.pattern:
+        check_pattern(options.pattern, [preset.name for preset in table.presets], "--for")
     study = Study(cell.config, cell.preset.label, table.tune or DEFAULT_SPACE)
     status = study.run(
         options.trials,
@@ -282,7 +287,7 @@ def _report(options: argparse.Namespace) -> int:
     for table in chosen:
         try:
             checks = write_report(table, options.records, out)
-        except RecordError as error:
+        except (RecordError, ConfigError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed += 1
             continue

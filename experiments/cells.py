@@ -4,6 +4,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ FINISHED, INTERRUPTED, FAILED, RUNNING, WAITING = (
     "finished", "interrupted", "failed", "running", "waiting",
 )  # fmt: skip
 OTHER = "another configuration"
+_SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
 
 # A cell is what is computed: not where the files lie or what the run is called, and not on which
 # device. Another device, number of threads or kernel changes the last bits of sums, which is noise
@@ -172,10 +174,7 @@ class FinishedRuns:
 
     def __init__(self, results: Path) -> None:
         self._paths: dict[str, Path] = {}
-        for summary in sorted(results.glob("*/*/seed*/summary.json"), reverse=True):
-            folder = summary.parent
-            if read_summary(folder).get("status") != "finished":
-                continue
+        for folder in reversed(finished_folders(results)):
             with suppress(ConfigError):  # of another version
                 config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
                 self._paths[identity(config)] = folder
@@ -185,6 +184,16 @@ class FinishedRuns:
         if progress(config).state == FINISHED:
             return run_path(config)
         return self._paths.get(identity(config))
+
+
+def finished_folders(results: Path) -> list[Path]:
+    """Return the directories of all finished runs, without those that were moved aside."""
+    found = (summary.parent for summary in sorted(results.glob("*/*/seed*/summary.json")))
+    return [
+        folder
+        for folder in found
+        if _SEED_FOLDER.fullmatch(folder.name) and read_summary(folder).get("status") == "finished"
+    ]
 
 
 def _same(stored: Path, config: RunConfig) -> bool:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import torch
 
-from experiments.cells import FINISHED, PLACE_KEYS, Progress, read_rows, read_summary
+from experiments.cells import (
+    FINISHED,
+    PLACE_KEYS,
+    Progress,
+    finished_folders,
+    read_rows,
+    read_summary,
+)
 from experiments.probe import Parts, measure_parts
 from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.masks import needs_scores
@@ -76,16 +83,14 @@ class Forecast:
         self._report = report
         self._parts: dict[str, Parts] = {}
         self._finished: dict[str, list[tuple[str, Estimate]]] = {}
-        for summary in sorted(results.glob("*/*/seed*/summary.json")):
-            self._remember(summary.parent)
+        for folder in finished_folders(results):
+            self._remember(folder)
 
     def _remember(self, folder: Path) -> None:
         summary = read_summary(folder)
         try:
             config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
         except ConfigError:
-            return
-        if summary.get("status") != "finished":
             return
         spent: dict[str, float] = {}
         for row in read_rows(folder):

@@ -10,7 +10,7 @@ from experiments.presets import Table
 from experiments.records import TASK_FIGURES, Record, RecordError, by_preset
 
 ALPHA = 0.05
-NONE, ONE_SEED = "none", "one seed"
+NONE, NO_TEST = "none", "no test"
 
 
 def cells_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -127,8 +127,8 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     """Return the paired comparisons of the methods, None where the report names none.
 
     Methods are the labels of the axis `lines`. Each is compared with `reference`, or with each
-    other, where everything else is equal; a pair is a seed. Holm's correction is over all
-    comparisons of the table.
+    other, where everything else is equal; a pair is a seed. Holm's correction is over the
+    comparisons that the table plans in one setting of the other axes (`family`), run or not.
     """
     axis = table.report.get("compare")
     if axis is None:
@@ -141,6 +141,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
         setting = tuple(label for name, label in place.items() if name != axis)
         scores = settings.setdefault(setting, {}).setdefault(place[axis], {})
         scores[record.seed] = record.final("test_accuracy")
+    planned = _planned(table, axis)
     rows = []
     others = [name for name in table.axes if name != axis]
     for setting, methods in settings.items():
@@ -159,17 +160,31 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                     "difference": difference.mean,
                     "± (95 %)": difference.half,
                     "p": p,
+                    "family": planned[setting],
                 }
             )
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    frame["p (Holm)"] = holm(frame["p"].tolist())
+    families = frame.groupby(others, sort=False) if others else [((), frame)]
+    for _, family in families:
+        size = int(family["family"].iloc[0])
+        frame.loc[family.index, "p (Holm)"] = holm(family["p"].tolist(), size)
     frame["verdict"] = [
         _verdict(difference, p)
         for difference, p in zip(frame["difference"], frame["p (Holm)"], strict=True)
     ]
     return frame
+
+
+def _planned(table: Table, axis: str) -> dict[tuple[str, ...], int]:
+    """Return how many comparisons the table plans in each setting of its other axes."""
+    methods: dict[tuple[str, ...], list[str]] = {}
+    for preset in table.presets:
+        setting = tuple(label for name, label in preset.coordinates.items() if name != axis)
+        methods.setdefault(setting, []).append(preset.coordinates[axis])
+    reference = table.report.get("reference")
+    return {setting: len(_pairs(names, reference)) for setting, names in methods.items()}
 
 
 def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:
@@ -182,7 +197,7 @@ def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:
 
 def _verdict(difference: float, p: float) -> str:
     if math.isnan(p):
-        return ONE_SEED
+        return NO_TEST
     if p >= ALPHA:
         return NONE
     return "better" if difference > 0 else "worse"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.records import Record, by_preset
+from experiments.records import Record
 from fedta_app.config import RunConfig
 
 _POOL = {
@@ -98,9 +98,14 @@ def _density(records: Sequence[Record]) -> Check:
     for record in records:
         config, mask = record.config, record.summary.get("mask")
         exact = config.mask_scope in ("global", "vote", "server") or config.engine == "centralized"
-        if not mask or not exact or config.sparsity_scope != "global" or config.score_threshold:
+        if config.mask_rule == "none" or not exact:
+            continue
+        if config.sparsity_scope != "global" or config.score_threshold:
             continue
         checked += 1
+        if not mask:
+            wrong.append(f"{record.label} has no mask")
+            continue
         asked = round((1 - config.sparsity) * mask["of"])
         if abs(mask["trained"] - asked) > 1:  # 0.9 is no binary fraction
             wrong.append(f"{record.label}: {mask['trained']} of {mask['of']}, not {asked}")
@@ -111,7 +116,7 @@ def _density(records: Sequence[Record]) -> Check:
 
 def _frozen(records: Sequence[Record]) -> Check:
     name = "frozen weights kept their bits"
-    masked = [record for record in records if record.summary.get("mask")]
+    masked = [record for record in records if record.config.mask_rule != "none"]
     if not masked:
         return Check(name, None, "no cell has a mask")
     wrong = [
@@ -123,16 +128,16 @@ def _frozen(records: Sequence[Record]) -> Check:
 
 
 def _seeds(records: Sequence[Record]) -> Check:
-    name = "seeds are different runs"
-    groups = [group for group in by_preset(records).values() if len(group) > 1]
-    if not groups:
-        return Check(name, None, "every preset has one seed")
+    name = "seeds and presets are different runs"
+    if len(records) < 2:
+        return Check(name, None, "there is one cell")
+    seen: dict[str, Record] = {}
     wrong = []
-    for group in groups:
-        finals = {record.summary["final-weights-sha256"] for record in group}
-        if len(finals) < len(group):
-            wrong.append(f"{group[0].preset.label} ends with equal weights for different seeds")
-    return _verdict(name, wrong, f"{sum(map(len, groups))} cells end with different weights")
+    for record in records:
+        other = seen.setdefault(record.summary["final-weights-sha256"], record)
+        if other is not record:
+            wrong.append(f"{other.label} and {record.label} end with equal weights")
+    return _verdict(name, wrong, f"{len(records)} cells end with different weights")
 
 
 def _verdict(name: str, wrong: Sequence[str], fine: str) -> Check:

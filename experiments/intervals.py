@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-9  # of differences of shares
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,36 @@ def interval(values: Sequence[float]) -> Interval:
 def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[Interval, float]:
     """Return the interval of first - second over pairs, and the p-value of no difference.
 
-    Equal pairs have p = 1; a difference that is the same in every pair has p = 0. A single pair
-    has no p-value: NaN.
+    Equal pairs have p = 1. A single pair has no p-value, and neither have equal differences, in
+    which the spread that a test needs does not show: NaN.
     """
     differences = [one - other for one, other in zip(first, second, strict=True)]
     found = interval(differences)
     if found.number < 2:
         return found, math.nan
-    if found.half == 0:
-        return found, 1.0 if found.mean == 0 else 0.0
+    if not any(differences):
+        return found, 1.0
+    if np.ptp(differences) <= _ROUNDING:
+        return found, math.nan
     spread = float(np.std(differences, ddof=1)) / math.sqrt(found.number)
     return found, float(2 * stats.t.sf(abs(found.mean) / spread, found.number - 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given; NaN stays NaN and does not count.
+def holm(p_values: Sequence[float], family: int) -> list[float]:
+    """Return Holm's adjusted p-values, in the order given; NaN stays NaN.
 
-    Of m values in ascending order, the k-th is max over j <= k of min(1, (m - j + 1) p_j).
+    Of the p-values in ascending order, the k-th is max over j <= k of min(1, (m - j + 1) p_j).
+
+    Parameters
+    ----------
+    family : int
+        The m above: comparisons that are planned, at least as many as p-values. Those without one
+        count like p = 1, so that a verdict stands when they are added.
     """
     counted = sorted((p, position) for position, p in enumerate(p_values) if not math.isnan(p))
     adjusted = [math.nan] * len(p_values)
     largest = 0.0
     for rank, (p, position) in enumerate(counted):
-        largest = max(largest, min(1.0, (len(counted) - rank) * p))
+        largest = max(largest, min(1.0, (family - rank) * p))
         adjusted[position] = largest
     return adjusted

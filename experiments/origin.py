@@ -38,22 +38,25 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     _one(records, "weights", _kind)
     _one(records, "weights", _weights)
     excuse = _excuse(folder)
-    versions = _versions(records)
+    versions = {code["sha256"] for record in records for code in _codes(record)}
     if len(versions) > 1 and not excuse:
-        commits = ", ".join(sorted({_commit(record)[:8] for record in records}))
         raise RecordError(
             f"{folder.name} mixes cells of {len(versions)} versions of the code (commits "
-            f"{commits}): run them again, or say in {folder / 'origin.toml'} why it changes no "
-            'figure, as mixed-code = "..."'
+            f"{commits(records)}): run them again, or say in {folder / 'origin.toml'} why it "
+            'changes no figure, as mixed-code = "..."'
         )
-    changed = [record.label for record in records if record.summary["code"].get("changed")]
-    if changed and not excuse:
-        raise RecordError(
-            f"{changed[0]} was run with changes that are not committed: run it again from a commit"
-        )
+    for record in records:
+        if any(code.get("changed") for code in _codes(record)):
+            raise RecordError(
+                f"{record.label} was run with changes that are not committed: run it again from a "
+                "commit"
+            )
     notes = _departures(records)
     if len(versions) > 1:
         notes.append(f"cells of {len(versions)} versions of the code: {excuse}")
+    for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
+        if len(found) > 1:
+            notes.append(f"cells of several {what}: {' and '.join(found)}")
     return notes
 
 
@@ -99,12 +102,10 @@ def _weights(record: Record) -> tuple[str, str]:
     return f"{config.model} {config.image_size} {draw}", sha256
 
 
-def _versions(records: Sequence[Record]) -> set[str]:
-    return {record.summary["code"]["sha256"] for record in records}
-
-
-def _commit(record: Record) -> str:
-    return str(record.summary["code"]["commit"])
+def _codes(record: Record) -> list[dict[str, Any]]:
+    """Return what every session of a run says of its code; old records know of the last only."""
+    sessions = [session["code"] for session in record.summary["sessions"] if "code" in session]
+    return [*sessions, record.summary["code"]]
 
 
 def _excuse(folder: Path) -> str:
@@ -147,14 +148,23 @@ def _departure(record: Record) -> dict[str, Any]:
 
 
 def hardware(records: Sequence[Record]) -> str:
-    """Return the devices that the cells ran on, and in which precision."""
+    """Return the devices that the cells ran on, in which precision, and with which PyTorch."""
+    return "; ".join([*_devices(records), *(f"torch {name}" for name in _torches(records))])
+
+
+def _devices(records: Sequence[Record]) -> list[str]:
     found = {
         f"{record.summary['device']}, {record.summary.get('precision', record.config.precision)}"
         for record in records
     }
-    return "; ".join(sorted(found))
+    return sorted(found)
+
+
+def _torches(records: Sequence[Record]) -> list[str]:
+    return sorted({record.summary.get("versions", {}).get("torch", "?") for record in records})
 
 
 def commits(records: Sequence[Record]) -> str:
     """Return the commits that the cells ran at, shortened."""
-    return ", ".join(sorted({_commit(record)[:8] for record in records}))
+    found = {str(code["commit"])[:8] for record in records for code in _codes(record)}
+    return ", ".join(sorted(found))

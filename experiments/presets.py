@@ -117,8 +117,9 @@ def load_table(name: str, scale: str = "") -> Table:
     axes: dict[str, dict[str, Any]] = about.get("axes", {})
     tuned = tuned_path(name, scale)
     choices = read_toml(tuned) if tuned.exists() else {}
-    label = f"{name}-{scale}" if scale else name
     rows = [*_grid(about), *_files(name)]
+    _check_choices(tuned, choices, [row[0] for row in rows])
+    label = f"{name}-{scale}" if scale else name
     presets = [
         Preset(
             label,
@@ -166,6 +167,24 @@ def _files(table: str) -> list[Row]:
 def _layered(scale: Scale | None, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a preset: its own are stronger than the scale, which is than base."""
     return {**base, **own} if scale is None else scale.apply(base, own)
+
+
+def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str]) -> None:
+    for pattern, section in choices.items():
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"{path}: {pattern} = {section!r} is not allowed outside of a section: sections "
+                "are presets, or patterns of them"
+            )
+        check_pattern(pattern, names, str(path))
+
+
+def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
+    """Refuse a pattern that is for none of the presets."""
+    if not fnmatch.filter(names, pattern):
+        raise ConfigError(
+            f"{where}: {pattern!r} is for no preset of the table; presets are: {', '.join(names)}"
+        )
 
 
 def _tuned(choices: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -148,11 +148,21 @@ def _markdown(
     origin = (
         f"`python -m experiments run {table.name}{scale}`, then `collect {table.name}{scale}` and "
         f"`report {table.name}{scale}`. {len(records)} cells; commit {commits(records)}; "
-        f"{hardware(records)}; {hours:.1f} hours."
+        f"{hardware(records)}; {hours:.1f} hours. Learning rates: {_rates(records)}."
     )
     gate = "\n".join(f"- {check}" for check in checks)
     parts += ["## Where it comes from", origin, "## Sanity gate", gate]
     return "\n\n".join(parts) + "\n"
+
+
+def _rates(records: Sequence[Record]) -> str:
+    """Return which presets have which learning rate; tables are often won by it."""
+    names: dict[float, list[str]] = {}
+    for name, group in by_preset(records).items():
+        names.setdefault(group[0].config.lr, []).append(name)
+    if len(names) == 1:
+        return f"{next(iter(names)):g}"
+    return "; ".join(f"{lr:g} ({', '.join(names[lr])})" for lr in sorted(names))
 
 
 def _comparison_part(table: Table, comparisons: pd.DataFrame | None) -> list[str]:
@@ -162,11 +172,16 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame | None) -> list[str
     whom = f"with {against}" if against else "with each other"
     how = (
         f"Paired t-tests over seeds, each {table.report['compare']} {whom}; Holm's correction over "
-        f"all {len(comparisons)} comparisons of this table. Differences are percent points of test "
-        f"accuracy, with their own 95 % interval; one with a corrected p of {ALPHA} or more is "
-        "called none."
+        f"the comparisons that the table plans{_where(table)}, run or not (family). Differences "
+        "are percent points of test accuracy, with their own 95 % interval; one with a corrected "
+        f"p of {ALPHA} or more is called none."
     )
     return ["## Differences", how, _pipes(print_comparisons(comparisons))]
+
+
+def _where(table: Table) -> str:
+    others = [axis for axis in table.axes if axis != table.report["compare"]]
+    return f" in each {' and '.join(others)}" if others else ""
 
 
 def _pipes(frame: pd.DataFrame) -> str:

@@ -24,13 +24,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cells import FINISHED as CELL_FINISHED
 from experiments.cells import deciding_keys, identity, progress, read_rows, read_summary
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, attempt, preflight
 from fedta_app.config import KEYS, ConfigError, RunConfig
-from fedta_app.run_directory import STOP_FILE, run_path
+from fedta_app.run_directory import DIVERGED, STOP_FILE, run_path
 from fedta_app.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -132,15 +133,15 @@ class Study:
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
-            if self._try(self._study.ask(), options) == INTERRUPTED_RUN:
-                return INTERRUPTED_RUN
+            if (status := self._try(self._study.ask(), options)) != FINISHED:
+                return status  # the trial goes on, or is tried again, with the same command
         return FINISHED
 
     def _try(self, trial: "optuna.Trial", options: dict[str, Any]) -> int:
         values = suggest(trial, self._space)
         config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
         config = config.with_values(name=f"{config.name}/{identity(config)[:12]}")
-        words = ", ".join(f"{key} = {value:g}" for key, value in values.items())
+        words = ", ".join(f"{key} = {value}" for key, value in values.items())
         print(f"trial {trial.number}: {words}", flush=True)
         watch = _Watch(trial, config)
         status = FINISHED
@@ -154,8 +155,9 @@ class Study:
             self._study.tell(trial, accuracy)
         elif watch.pruned:
             self._study.tell(trial, state=states.PRUNED)
-        elif status == FAILED:
-            self._study.tell(trial, 0.0)  # it diverged: as bad as can be, and worth knowing
+        elif status == FAILED and _diverged(run_path(config)):
+            self._study.tell(trial, 0.0)  # as bad as can be, and worth knowing
+            return FINISHED
         return FINISHED if watch.pruned else status
 
     def chosen(self) -> Chosen:
@@ -173,6 +175,11 @@ class Study:
         ]
         best = self._study.best_trial
         return Chosen(values_of(best.params, self._space), float(best.value or 0.0), trials)
+
+
+def _diverged(folder: Path) -> bool:
+    """Tell whether a run failed by its values, and not by its surroundings."""
+    return str(read_summary(folder).get("reason")).startswith(DIVERGED)
 
 
 def check_space(space: Space) -> None:

@@ -4,7 +4,6 @@ A round is `local-steps` steps, or one epoch where that is 0; the optimizer keep
 round to round, as a client's does not. Head and mask are made from the training images.
 """
 
-import math
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ from fedta_app.flat import weights_sha256
 from fedta_app.flat_mask import FlatMask
 from fedta_app.head_fit import fit_head, head_statistics
 from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import RunError
+from fedta_app.run_directory import check_loss
 from fedta_app.schedule import learning_rate
 from fedta_app.scoring import own_mask
 from fedta_app.session import RunSession, State, run_facts
@@ -108,8 +107,7 @@ class CentralizedRun:
         images = self.workspace.data.train
         with self.optimizer.skip_frozen_tensors():
             loss = train_steps(self.workspace, self.optimizer, images, lr=lr, key=(round_,))
-        if not math.isfinite(loss):
-            raise RunError(f"training diverged in round {round_} (loss {loss}): lower lr, or clip")
+        check_loss(loss, round_)
         self.round = round_
         seconds = round(time.perf_counter() - began, 4)
         last = round_ == self.config.num_server_rounds

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import time
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,15 @@ _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be go
 
 class RunError(RuntimeError):
     """A run that cannot start or go on; the message is one sentence."""
+
+
+DIVERGED = "training diverged"  # how the reason begins, for who has to tell
+
+
+def check_loss(loss: float, number: int) -> None:
+    """Raise RunError where the training loss of a round is not finite."""
+    if not math.isfinite(loss):
+        raise RunError(f"{DIVERGED} in round {number} (loss {loss}): lower lr, or clip")
 
 
 def run_path(config: RunConfig) -> Path:

@@ -85,6 +85,7 @@ class RunSession:
         stored = self.checkpoint.state if self.checkpoint else {}
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
+        self._code = code_facts()  # now: a commit may follow while the run goes on with this code
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
@@ -193,6 +194,7 @@ class RunSession:
             "device": self._facts["device"],
             "precision": self._facts.get("precision"),
             "kernels": self._facts.get("kernels"),
+            "code": self._code,
             "rows": [self._first_step, len(self.rows)],
             "seconds": round(time.monotonic() - self._started, 1),
         }
@@ -212,7 +214,7 @@ class RunSession:
             **self._notes,
             "bytes-down": sum(row.bytes_down for row in self.rows),
             "bytes-up": sum(row.bytes_up for row in self.rows),
-            "code": code_facts(),
+            "code": self._code,
             "versions": versions(),
             "sessions": [*self._history, self._session()],
         }

@@ -12,7 +12,7 @@ from engine.records import number
 from engine.transport import pack, release, unpack
 from fedta_app.aggregation import apply_update
 from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import RunError, run_path
+from fedta_app.run_directory import RunError, check_loss, run_path
 from fedta_app.schedule import learning_rate
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
@@ -133,8 +133,7 @@ class Train(Phase):
         else:
             travelling.add_(state.weights, update, self.strategy.scale())
         loss = number(metrics, "train-loss")
-        if not math.isfinite(loss):
-            raise RunError(f"training diverged in round {number_} (loss {loss}): lower lr, or clip")
+        check_loss(loss, number_)
         row = self.row(number_, began, loss=loss)
         if last or number_ % config.eval_every == 0:
             row = row.measured(**state.measure(last=last))

@@ -33,14 +33,20 @@ def test_a_paired_test_is_scipys() -> None:
 
 def test_pairs_without_spread_or_company() -> None:
     assert paired_test([0.5, 0.5], [0.5, 0.5])[1] == 1.0
-    assert paired_test([0.75, 0.5], [0.5, 0.25])[1] == 0.0
+    assert math.isnan(paired_test([0.75, 0.5], [0.5, 0.25])[1])
+    assert math.isnan(paired_test([0.9, 0.7], [0.8, 0.6])[1])  # equal but for rounding
     assert math.isnan(paired_test([0.5], [0.4])[1])
 
 
 def test_holms_correction_by_hand() -> None:
     # ascending 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never smaller than the one before
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    with_gap = holm([0.01, math.nan, 0.04])
-    assert with_gap[0] == pytest.approx(0.02) and math.isnan(with_gap[1])
-    assert holm([]) == []
+    assert holm([0.04, 0.01, 0.03, 0.02], 4) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8], 2) == [1.0, 1.0]
+    with_gap = holm([0.01, math.nan, 0.04], 3)
+    assert with_gap == pytest.approx([0.03, math.nan, 0.08], nan_ok=True)
+    assert holm([], 0) == []
+
+
+def test_comparisons_that_are_not_run_yet_count_like_the_least_convincing_ones() -> None:
+    known = [0.004, 0.03]
+    assert holm(known, 4) == pytest.approx(holm([*known, 1.0, 1.0], 4)[:2])

@@ -32,6 +32,12 @@ def test_a_notebook_imports_experiments_only(path: Path) -> None:
                 assert module.split(".")[0] in allowed
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_begins_with_its_title(path: Path) -> None:
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+
+
 @pytest.mark.parametrize(
     "path", [path for path in NOTEBOOKS if path.name != COLAB], ids=lambda path: path.name
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from experiments.launch import FAILED, FINISHED
 from experiments.line_figures import against_bytes, negated, scaled
 from experiments.map_figures import mask_density
 from experiments.origin import check_origin
-from experiments.presets import load_table
+from experiments.presets import Preset, load_table
 from experiments.records import RecordError, read_records
 from fedta_app.config import to_toml
 
@@ -80,7 +81,16 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert frame["partition"].tolist() == ["iid", "nc1"]
     assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
     assert frame["verdict"].tolist() == ["better", "none"]
-    assert frame["p (Holm)"][0] == pytest.approx(2 * frame["p"][0])
+    assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+
+
+def test_comparisons_that_are_planned_count_before_they_are_run(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    other = Preset("smoke", "most-iid", {}, {"rule": "most", "partition": "iid"})
+    table = replace(TABLE, presets=[*TABLE.presets, other])
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None and frame["family"].tolist() == [3, 1]  # most with both others
+    assert frame["p (Holm)"].tolist() == pytest.approx([3 * frame["p"][0], frame["p"][1]])
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -121,7 +131,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"config": {"partition": "iid"}}, "ran the same configuration"),
         ({"status": "stopped"}, "is not the record of a finished cell"),
         ({"config": {"seed": 0}}, "seed1 holds the record of another seed"),
-        ({"final-weights-sha256": "random-nc1 0"}, "seeds are different runs"),
+        ({"final-weights-sha256": "random-nc1 0"}, "random-nc1 seed 1 end with equal weights"),
+        ({"final-weights-sha256": "least-iid 1"}, "seeds and presets are different runs"),
+        ({"mask": None}, "smoke/random-nc1 seed 1 has no mask"),
+        (
+            {"sessions": [{"seconds": 1, "code": {"sha256": "x", "commit": "f" * 40}}]},
+            "2 versions of the code (commits 01234567, ffffffff)",
+        ),
         ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
         ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
     ],
@@ -136,6 +152,16 @@ def test_a_table_of_mixed_or_impossible_cells_is_refused(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "smoke/report.md").exists()
+
+
+def test_one_record_of_another_version_stops_its_table_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_all(tmp_path)
+    file = tmp_path / "smoke/cells/least-iid/seed0/config.toml"
+    file.write_text(file.read_text() + "lrr = 1\n")
+    assert main(["report", "--records", str(tmp_path)]) == FAILED
+    assert "did you mean lr?" in capsys.readouterr().err
 
 
 def test_starts_are_held_against_chance_and_each_other(tmp_path: Path) -> None:
@@ -154,6 +180,17 @@ def test_several_versions_of_the_code_need_a_reason(tmp_path: Path) -> None:
     records = read_records(TABLE, tmp_path)
     notes = check_origin(records, tmp_path / "smoke")
     assert notes == ["cells of 2 versions of the code: it prints more"]
+    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": True})
+    with pytest.raises(RecordError, match="changes that are not committed"):  # no reason helps
+        check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
+
+
+def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    write(tmp_path, "least-iid", 0, device="Tesla T4", precision="fp16")
+    records = read_records(TABLE, tmp_path)
+    (note,) = check_origin(records, tmp_path / "smoke")
+    assert note == "cells of several devices: Tesla T4, fp16 and cpu, fp32"
 
 
 def test_equal_departures_are_named_in_the_caption(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Cells of a table: skipped when finished, continued when not, and one that fails alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.cells import identity, make_cells, progress
+from experiments.cells import FinishedRuns, identity, make_cells, progress
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
 from experiments.presets import load_table, select
-from fedta_app.config import ConfigError, RunConfig
+from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,12 @@ def test_finished_cells_are_skipped_and_the_summary_says_so(
     assert main(arguments(tmp_path, "demo/fedavg", "--device", "cpu", "--set", "threads=0")) == 0
     assert "finished before: " in capsys.readouterr().out
     assert main(arguments(tmp_path, "demo/fedavg", "--no-resume")) == FINISHED
-    assert (tmp_path / "demo/fedavg/seed0.old-1").is_dir()
+    assert (tmp_path / "demo/fedavg/seed0.old-1/summary.json").exists()
+    config = RunConfig.from_mapping(read_toml(tmp_path / "demo/fedavg/seed0/config.toml"))
+    config = config.with_values(resume=True)
+    assert FinishedRuns(tmp_path).path(config) == tmp_path / "demo/fedavg/seed0"
+    shutil.rmtree(tmp_path / "demo/fedavg/seed0")
+    assert FinishedRuns(tmp_path).path(config) is None  # what was thrown out is no result
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(

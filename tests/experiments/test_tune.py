@@ -1,6 +1,7 @@
 """Tuning: validation images only, resumable, pruned, and written where presets are read."""
 
 import csv
+import json
 import signal
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from experiments import presets
 from experiments.__main__ import main
-from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
 from experiments.tune import Space, Study, _Watch, check_space, suggest
 from fedta_app.config import ConfigError, RunConfig, read_toml
+from fedta_app.run_directory import run_path
 from fedta_app.session import RunSession
 
 
@@ -138,6 +140,36 @@ def test_every_point_of_a_list_is_tried_once(
     assert sorted(tried) == [(0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0)]
 
 
+@pytest.mark.parametrize("status", [FAILED, STOPPED])
+def test_a_trial_that_could_not_run_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    monkeypatch.setattr("experiments.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr("experiments.tune.attempt", lambda *arguments, **options: status)
+    study = Study(config, "a", {"lr": [0.1, 0.2]})
+    assert study.run(2, 0, client_cpus=1, client_gpus=None) == status
+    assert study.done() == 0
+
+
+def test_a_run_that_diverged_is_the_worst_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(config: RunConfig, **options: object) -> int:
+        reason = "training diverged in round 1 (loss nan): lower lr, or clip"
+        folder = run_path(config)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"status": "failed", "reason": reason}))
+        return FAILED
+
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    monkeypatch.setattr("experiments.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr("experiments.tune.attempt", attempt)
+    study = Study(config, "a", {"strategy": ["fedavg", "ties"]})
+    assert study.run(2, 0, client_cpus=1, client_gpus=None) == FINISHED
+    assert [trial["val accuracy"] for trial in study.chosen().trials] == [0.0, 0.0]
+
+
 def test_a_space_is_checked() -> None:
     check_space({"lr": {"low": 0.1, "high": 1.0}, "clip-norm": [0.0, 1.0]})
     for space in ({"lr": {"low": 0.1}}, {"lr": []}, {"lrr": [1]}, {"lr": 3}):
@@ -148,3 +180,19 @@ def test_a_space_is_checked() -> None:
 def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == REFUSED
     assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err
+    assert main(arguments(tmp_path, 1, "--for", "dense-*")) == REFUSED
+    assert "--for: 'dense-*' is for no preset of the table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('["leasst-*"]\nlr = 1.0', "'leasst-*' is for no preset of the table; presets are: least"),
+        ("lr = 1.0", "lr = 1.0 is not allowed outside of a section"),
+    ],
+)
+def test_choices_for_no_preset_are_refused(tuned: Path, text: str, sentence: str) -> None:
+    tuned.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        presets.load_table("smoke")
+    assert sentence in str(caught.value)

@@ -227,7 +227,7 @@ def test_other_data_under_the_same_name_is_not_resumed(
         run(tmp_path)
 
 
-def test_another_precision_after_a_resume_is_said(
+def test_another_precision_or_code_after_a_resume_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = local.train_steps
@@ -238,6 +238,8 @@ def test_another_precision_after_a_resume_is_said(
 
     monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "")
     monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
+    codes = iter("abcd")  # looked at once in a session, when it begins
+    monkeypatch.setattr("fedta_app.session.code_facts", lambda: {"sha256": next(codes)})
     assert run(tmp_path, precision="auto")["final"]["round"] == 1
     monkeypatch.setattr(local, "train_steps", train)
     monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")
@@ -245,3 +247,5 @@ def test_another_precision_after_a_resume_is_said(
     said = "warning: precision was fp32 until now and is bf16 on this processor"
     assert said in capsys.readouterr().out
     assert [session["precision"] for session in result["sessions"]] == ["fp32", "bf16"]
+    assert [session["code"]["sha256"] for session in result["sessions"]] == ["a", "b"]
+    assert result["code"]["sha256"] == "b"
