@@ -160,13 +160,15 @@ class Architecture:
 
 
 _VIT_KEYWORDS = {"channels_keyword": "in_chans", "size_keyword": "img_size"}
+_VIT_CIFAR = Architecture(
+    _vit(patch=4, dim=192, depth=6, heads=3, mlp_ratio=2), 32, 4, **_VIT_KEYWORDS
+)
 ARCHITECTURES: dict[str, Architecture] = {
     "vit_digits": Architecture(
         _vit(patch=2, dim=64, depth=4, heads=4, mlp_ratio=2), 8, 2, **_VIT_KEYWORDS
     ),
-    "vit_cifar": Architecture(
-        _vit(patch=4, dim=192, depth=6, heads=3, mlp_ratio=2), 32, 4, **_VIT_KEYWORDS
-    ),
+    "vit_cifar": _VIT_CIFAR,
+    "vit_cifar_supervised": _VIT_CIFAR,  # the control: only the weights that come with it differ
     "cnn": Architecture(CNN, 32, 4),
     "resnet_gn": Architecture(ResNetGN, 32),
 }
