@@ -78,6 +78,7 @@ def test_the_cifar_weights_are_those_of_their_record(name: str, summary: dict[st
     assert built.source.kind == "pretrained" and built.source.sha256 == summary["sha256"]
 
 
+@pytest.mark.slow
 def test_the_cifar_weights_help(cifar100_dir: Path) -> None:
     splits = load_data("cifar100", str(cifar100_dir), val_size=0.1, seed=0)
     found = []
