@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,17 +173,22 @@ class FinishedRuns:
     """The finished runs of a results directory by identity: two tables may share a cell."""
 
     def __init__(self, results: Path) -> None:
-        self._paths: dict[str, Path] = {}
-        for folder in reversed(finished_folders(results)):
-            with suppress(ConfigError):  # of another version
-                config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
-                self._paths[identity(config)] = folder
+        self._paths = by_identity(reversed(finished_folders(results)))
 
     def path(self, config: RunConfig) -> Path | None:
         """Return the directory of a finished run of this configuration, its own before others."""
         if progress(config).state == FINISHED:
             return run_path(config)
         return self._paths.get(identity(config))
+
+
+def by_identity(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return the folders of runs, or of their records, by identity; the last of equal ones."""
+    found = {}
+    for folder in folders:
+        with suppress(ConfigError):  # of another version
+            found[identity(RunConfig.from_mapping(read_toml(folder / "config.toml")))] = folder
+    return found
 
 
 def finished_folders(results: Path) -> list[Path]:

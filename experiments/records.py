@@ -9,7 +9,6 @@ scaling.csv, negation.csv    of task vectors, where the run saved them
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.cells import identity, read_rows, read_summary
+from experiments.cells import by_identity, read_rows, read_summary
 from experiments.presets import Preset, Table
-from fedta_app.config import ConfigError, RunConfig, read_toml
+from fedta_app.config import RunConfig, read_toml
 
 CELLS = "cells"
 MASK_FILE = "mask.bits"
@@ -151,11 +150,8 @@ def _read(folder: Path, preset: Preset) -> Record:
 
 def kept_cells(results: Path) -> set[str]:
     """Return the identities of all cells that have a record, whatever their table."""
-    found = set()
-    for summary in results.glob(f"*/{CELLS}/*/seed*/summary.json"):
-        with suppress(ConfigError):  # of another version
-            found.add(identity(RunConfig.from_mapping(read_toml(summary.parent / "config.toml"))))
-    return found
+    summaries = results.glob(f"*/{CELLS}/*/seed*/summary.json")
+    return set(by_identity(summary.parent for summary in summaries))
 
 
 def by_preset(records: Sequence[Record]) -> dict[str, list[Record]]:

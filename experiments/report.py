@@ -98,7 +98,7 @@ def _caption(table: Table, records: Sequence[Record], notes: Sequence[str]) -> s
         f"seed{plural}."
         if numbers != [1]
         else "Test accuracy after the last round, %, of one seed.",
-        f"Differs from the presets: {'; '.join(notes)}." if notes else "",
+        f"Note: {'; '.join(notes)}." if notes else "",
     ]
     return " ".join(part for part in parts if part)
 
