@@ -14,6 +14,7 @@ from typing import Any
 from experiments.presets import Preset
 from fedta_app.config import VOLATILE_KEYS, ConfigError, RunConfig, Value, read_toml
 from fedta_app.masks import needs_scores
+from fedta_app.metrics import COLUMNS
 from fedta_app.run_directory import run_path
 
 FINISHED, INTERRUPTED, FAILED, RUNNING, WAITING = (
@@ -209,12 +210,16 @@ def _same(stored: Path, config: RunConfig) -> bool:
 
 
 def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
-    """Return the rows of metrics.csv, none where there is no such file."""
+    """Return the rows of metrics.csv, none where it is missing or damaged."""
     try:
         with (folder / "metrics.csv").open() as stream:
-            return tuple(csv.DictReader(stream))
-    except OSError:
+            rows = tuple(csv.DictReader(stream))
+        for row in rows:
+            for name in COLUMNS:
+                _ = row[name] if name == "phase" else float(row[name] or 0)
+    except (OSError, ValueError, KeyError, TypeError):  # the last: a row that was cut off
         return ()
+    return rows
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from experiments.origin import check_origin
 from experiments.presets import Preset, load_table
 from experiments.records import RecordError, read_records
 from fedta_app.config import to_toml
+from fedta_app.metrics import Row, write_csv
 
 TABLE = load_table("smoke")
 # test accuracy of seeds 0 and 1
@@ -38,10 +39,11 @@ def write(results: Path, preset: str, seed: int, **changes: Any) -> Path:
     values = {"seed": seed, **changes.pop("config", {})}
     (folder / "config.toml").write_text(to_toml(chosen.config(values)))
     accuracy = ACCURACY[preset][seed]
-    header = "round,phase,train_loss,val_accuracy,test_accuracy,test_loss,bytes_down,bytes_up"
-    (folder / "metrics.csv").write_text(
-        f"{header}\n0,start,,0.6,,,1000,3000\n12,train,0.5,{accuracy},{accuracy},0.4,1000,1000\n"
-    )
+    rows = [
+        Row(0, "start", val_accuracy=0.6, bytes_down=1000, bytes_up=3000),
+        Row(12, "train", 0.5, accuracy, accuracy, 0.4, bytes_down=1000, bytes_up=1000),
+    ]
+    write_csv(folder / "metrics.csv", rows)
     summary = {
         "status": "finished", "name": f"smoke/{preset}", "seed": seed,
         "final": {"test_accuracy": accuracy, "val_accuracy": accuracy, "test_loss": 0.4},
@@ -152,6 +154,18 @@ def test_a_table_of_mixed_or_impossible_cells_is_refused(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "smoke/report.md").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "round,phase\n0,start\n", None])
+def test_a_damaged_metrics_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str | None
+) -> None:
+    write_all(tmp_path)
+    path = tmp_path / "smoke/cells/random-nc1/seed1/metrics.csv"
+    path.write_text(path.read_text()[:-15] + "x" if damage is None else damage)
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == FAILED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "seed1 is not the record of a finished cell" in error
 
 
 def test_one_record_of_another_version_stops_its_table_alone(

@@ -18,7 +18,8 @@ from fedta_app.config import ConfigError, RunConfig, read_toml
 from fedta_app.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
+SHORT = {"num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "calibration-examples": 4}
+QUICK = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
 
 
 def arguments(folder: Path, selection: str = "demo", *more: str) -> list[str]:
@@ -96,7 +97,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(
 ) -> None:
     (cell,) = make_cells(
         select("demo/fedavg")[1],
-        {"results-dir": str(tmp_path), "num-server-rounds": 2, "eval-size": 50, "local-steps": 1},
+        {"results-dir": str(tmp_path), **SHORT},
         1,
     )
     directory = RunDirectory(cell.config)

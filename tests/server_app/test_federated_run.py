@@ -56,6 +56,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.draws
 def test_a_run_leaves_what_the_design_promises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

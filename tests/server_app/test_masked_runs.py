@@ -18,9 +18,9 @@ from fedta_app.config import ConfigError, RunConfig
 from fedta_app.flat_mask import FlatMask
 from fedta_app.head_fit import fit_head, head_statistics
 from fedta_app.mask_sets import round_density
-from fedta_app.masks import MASK_RULES
+from fedta_app.masks import MASK_RULES, calibrate_mask
 from fedta_app.run_directory import RunError
-from fedta_app.scoring import ScoringBatches, mask_of_round, scores
+from fedta_app.scoring import ScoringBatches, mask_of_round, own_mask, scores, server_batches
 from fedta_app.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
 
@@ -39,6 +39,7 @@ MASKED = {
     "head": "ridge",
     "mask-rule": "least-sensitive",
     "calibration-rounds": 2,
+    "calibration-examples": 8,
     "strategy": "masked-fedavg",
     "engine": "in-process",
 }
@@ -130,11 +131,12 @@ def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_pa
         {"num-classes-per-client": 5},
         {"num-classes-per-client": 1},
     ]
+    everyone = {"num-server-rounds": 1, "calibration-examples": 0}  # all images of all clients
     for number, values in enumerate(partitions):
         folder = tmp_path / str(number)
-        summary = run(folder, **values, **{"num-server-rounds": 1})
+        summary = run(folder, **values, **everyone)
         masks[number] = stored_mask(folder, summary)
-    space = build_workspace(RunConfig.from_mapping(MASKED))
+    space = build_workspace(RunConfig.from_mapping({**MASKED, **everyone}))
     assert space.head is not None
     space.head.load(fit_head(space, head_statistics(space, space.data.train)).vector)
     everything = ScoringBatches(space, space.data.train, torch.arange(len(space.data.train)))
@@ -146,6 +148,24 @@ def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_pa
     for mask in masks.values():
         # Sums in another order may swap entries whose scores are equal up to rounding.
         assert int((mask != central.mask).sum()) <= 2e-4 * BACKBONE
+
+
+@pytest.mark.parametrize("rule", ["least-sensitive", "random"])
+def test_the_server_finds_the_mask_that_calibrate_mask_finds(rule: str) -> None:
+    space = build_workspace(RunConfig.from_mapping({**MASKED, "mask-rule": rule, "seed": 3}))
+    assert space.head is not None
+    space.head.load(fit_head(space, head_statistics(space, space.data.train)).vector)
+    config = space.config
+    alone = calibrate_mask(
+        space.model,
+        server_batches(space),
+        rule=rule,
+        sparsity=config.sparsity,
+        num_rounds=config.calibration_rounds,
+        soft_value=config.soft_value,
+        seed=config.seed,
+    )
+    assert torch.equal(own_mask(space, None).mask, FlatMask.of(alone, space.weights).mask)
 
 
 @pytest.mark.parametrize(("fraction", "images"), [(1.0, 1260), (0.5, 630), (0.2, 252)])
@@ -272,9 +292,11 @@ def test_a_head_without_all_clients_is_refused(
         run(tmp_path)
 
 
+@pytest.mark.draws
 def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
     run(tmp_path, **{"task-figures": True, "mask-scope": "client"})
-    names = {path.name for path in (tmp_path / "test/seed0").glob("*.png")}
+    found = (tmp_path / "test/seed0").glob("*.png")
+    names = {path.name for path in found if path.read_bytes().startswith(b"\x89PNG")}
     assert names >= {"mask_density.png", "cosine.png", "sign_conflict.png", "mask_overlap.png"}
 
 
