@@ -93,7 +93,7 @@ def _caption(table: Table, records: Sequence[Record], notes: Sequence[str]) -> s
     plural = "" if numbers == [1] else "s"
     parts = [
         table.question,
-        table.scale.caption if table.scale else "",
+        table.scale.caption_of(preset.values for preset in table.presets) if table.scale else "",
         f"Test accuracy after the last round, %: mean and 95 % interval (Student's t) over {seeds} "
         f"seed{plural}."
         if numbers != [1]

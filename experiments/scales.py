@@ -3,12 +3,14 @@
 `experiments/<scale>.toml`:
 
     caption = "..."        # stands under every table and figure
+    model-caption = "..."  # follows it where presets run the model and weights of [values]
     rounds = 0.2           # factor on the presets' rounds, and on what a schedule counts in them
     eval-every = 2.0       # factor on the rounds from measurement to measurement, beyond that one
     [values]               # keys for all presets; what a preset has on an axis is stronger
     [centralized]          # keys for presets of the centralised baseline, stronger than all
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ class Scale:
 
     name: str
     caption: str
+    model_caption: str
     rounds: float
     eval_every: float
     values: dict[str, Any]
@@ -41,6 +44,14 @@ class Scale:
             keys |= self.centralized
         return keys
 
+    def caption_of(self, presets: Iterable[Mapping[str, Any]]) -> str:
+        """Return what stands under a table with presets of these keys."""
+        replaced = any(
+            all(values.get(key) == self.values.get(key) for key in ("model", "weights"))
+            for values in presets
+        )
+        return f"{self.caption} {self.model_caption}".strip() if replaced else self.caption
+
 
 def scales() -> list[str]:
     """Return the names of all scales but the full one."""
@@ -53,6 +64,6 @@ def load_scale(name: str) -> Scale:
         raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
     found = read_toml(FOLDER / f"{name}.toml")
     return Scale(
-        name, found["caption"], found["rounds"], found.get("eval-every", 1.0),
-        found.get("values", {}), found.get("centralized", {}),
+        name, found["caption"], found.get("model-caption", ""), found["rounds"],
+        found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
     )  # fmt: skip

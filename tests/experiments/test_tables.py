@@ -50,8 +50,11 @@ def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
         models = {config.model for config in configs(table, "").values()}
         assert models == {"vit_small_patch16_224.dino"}
         assert {config.model for config in configs(table, "small").values()} == {"vit_cifar"}
-    caption = load_table("heterogeneity", "small").scale
-    assert caption is not None and "not DINO ViT-S/16" in caption.caption
+    for name, replaced in (("heterogeneity", True), ("architectures", False)):
+        table = load_table(name, "small")
+        assert table.scale is not None
+        caption = table.scale.caption_of(preset.values for preset in table.presets)
+        assert ("not DINO ViT-S/16" in caption) == replaced
     models = {config.model for config in configs("architectures", "small").values()}
     assert models == {"cnn", "resnet_gn", "vit_cifar"}  # an axis is stronger than the scale
 
