@@ -134,6 +134,8 @@ def _idle_keys(config: RunConfig) -> set[str]:
         idle |= _MASK
     elif not needs_scores(config.mask_rule):
         idle |= _SCORES
+        if config.mask_scope in ("vote", "union", "intersection"):
+            idle -= {"calibration-fraction"}  # of the clients, who draw masks of their own
     if config.head != "probe":
         idle |= {"probe-rounds", "probe-lr"}
     if config.head != "ridge":

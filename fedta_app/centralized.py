@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
-from fedta_app.evaluation import measure
+from fedta_app.evaluation import check_above_chance, measure
 from fedta_app.flat import weights_sha256
 from fedta_app.flat_mask import FlatMask
 from fedta_app.head_fit import fit_head, head_statistics
@@ -83,7 +83,10 @@ class CentralizedRun:
             self._use_mask(own_mask(self.workspace, None))
         else:
             self.session.initial_sha256 = self._sha256()
-            return Row(0, "start", **self._measure())
+            figures = self._measure()
+            if self.workspace.head:
+                check_above_chance(self.workspace, figures["val_accuracy"])
+            return Row(0, "start", **figures)
         return Row(1, step, seconds=round(time.perf_counter() - began, 4))
 
     def _make_head(self) -> None:

@@ -1,8 +1,11 @@
 """The figures of a row: validation and test, measured on the server's images."""
 
+import math
+
 from torch import Tensor
 
 from fedta_app.metrics import Figures
+from fedta_app.run_directory import RunError
 from fedta_app.training import evaluate
 from fedta_app.workspace import Workspace
 
@@ -26,3 +29,22 @@ def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Fig
         return {"val_accuracy": val_accuracy}
     test_loss, test_accuracy = evaluate(workspace, test)
     return {"val_accuracy": val_accuracy, "test_accuracy": test_accuracy, "test_loss": test_loss}
+
+
+def check_above_chance(workspace: Workspace, accuracy: float) -> None:
+    """Refuse pre-trained weights whose head, made from their features, does no better than chance.
+
+    Raises
+    ------
+    RunError
+        When the validation accuracy is within three standard errors of 1 / classes.
+    """
+    chance = 1 / workspace.data.num_classes
+    images = len(workspace.evaluation_sets[0])
+    if not workspace.built.source.pretrained or images < workspace.data.num_classes:
+        return  # too few images to tell
+    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
+        raise RunError(
+            f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
+            f"weights = {workspace.config.weights!r} are pre-trained: check that they fit the model"
+        )

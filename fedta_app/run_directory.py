@@ -45,7 +45,9 @@ def check_resumable(config: RunConfig) -> None:
     stored = path / "config.toml"
     if not config.resume or not stored.exists():
         return
-    changed = difference(read_toml(stored), config.to_mapping())
+    # A key that is newer than the run has its default, which changes nothing.
+    before = {**RunConfig().to_mapping(), **read_toml(stored)}
+    changed = difference(before, config.to_mapping())
     if changed:
         raise ConfigError(
             f"{path} holds a run with another configuration ({'; '.join(changed)}): "

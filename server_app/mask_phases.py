@@ -15,6 +15,7 @@ from fedta_app.masks import needs_scores
 from fedta_app.metrics import Row
 from fedta_app.run_directory import RunError, run_path
 from fedta_app.scoring import mask_of_round, own_mask
+from fedta_app.seeding import torch_generator
 from fedta_app.task_figures import save_block_density
 from fedta_app.task_vectors import block_density
 from server_app.phases import Phase
@@ -91,11 +92,12 @@ class SummedScores(Phase):
         total = torch.zeros(size, dtype=torch.float64)
         agreement = _Agreement(size) if config.mask_rule == "agreement" else None
         for vector in self._replies(sampled, number_):
+            if len(vector) != size * (1 if agreement is None else 2):
+                raise RunError(f"a client scored {len(vector)} numbers for {size} weights")
             total += vector[:size]
             if agreement is not None:
                 agreement.add(vector[size:])
-        if not state.exchange.costs.clients_ok:
-            raise RunError(f"no client scored in round {number_}: {state.exchange.costs.errors[0]}")
+        self._check_replies(number_)
         if agreement is not None:
             total = agreement.scores(total)
         previous = state.travelling()
@@ -103,6 +105,18 @@ class SummedScores(Phase):
         state.set_mask(mask)
         _note_mask(state, mask)
         return self.row(number_, began)
+
+    def _check_replies(self, number_: int) -> None:
+        """Refuse a mask without anybody's scores; or without somebody's, where all are asked."""
+        costs, fraction = self.state.exchange.costs, self.state.config.calibration_fraction
+        if not costs.clients_ok:
+            raise RunError(f"no client scored in round {number_}: {costs.errors[0]}")
+        if costs.errors and fraction == 1:
+            raise RunError(
+                "calibration-fraction = 1.0 promises the mask of all data, and "
+                f"{len(costs.errors)} clients did not score in round {number_} (a smaller share "
+                f"does without them): {costs.errors[0]}"
+            )
 
     def _replies(self, sampled: list[int], number_: int) -> Iterator[Tensor]:
         state, step = self.state, self._at_a_time()
@@ -158,6 +172,7 @@ class OwnMasks(Phase):
         fraction = 1.0 if self._keep else config.calibration_fraction
         self._sampled = nodes.sample(fraction, config.seed, "calibrate", 1)
         self._step = _per_round(state)
+        self._lots = torch_generator(config.seed, "ties of votes")
         super().__init__(state, -(-len(self._sampled) // self._step))
 
     def run_round(self, number_: int) -> Row:
@@ -185,7 +200,9 @@ class OwnMasks(Phase):
             raise RunError(f"no client found a mask: {state.exchange.costs.errors[0]}")
         masks = ({"_": state.memory.mask(d).mask} for _, d in sorted(state.own_masks.items()))  # type: ignore[union-attr]
         if scope == "vote":
-            combined = vote_mask(masks, sparsity=state.config.sparsity)
+            # Ties are many. Broken by position they would favour the first layers.
+            lots = torch.rand(state.weights.numel(), generator=self._lots).to(state.weights.device)
+            combined = vote_mask(masks, sparsity=state.config.sparsity, scores={"_": lots})
         elif scope == "intersection":
             combined = intersection_mask(masks)
         else:

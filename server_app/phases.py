@@ -1,6 +1,5 @@
 """What a phase of a run is, and the two that every run has: the start and the training."""
 
-import math
 import time
 from typing import Any, ClassVar
 
@@ -11,8 +10,9 @@ from torch import Tensor
 from engine.records import number
 from engine.transport import pack, release, unpack
 from fedta_app.aggregation import apply_update
+from fedta_app.evaluation import check_above_chance
 from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import RunError, check_loss, run_path
+from fedta_app.run_directory import check_loss, run_path
 from fedta_app.schedule import learning_rate
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
@@ -78,28 +78,8 @@ class Start(Phase):
         """Measure the model, head and all."""
         figures = self.state.measure()
         if self.state.head:
-            check_above_chance(self.state, figures["val_accuracy"])
+            check_above_chance(self.state.workspace, figures["val_accuracy"])
         return Row(0, self.name, **figures)
-
-
-def check_above_chance(state: ServerState, accuracy: float) -> None:
-    """Refuse pre-trained weights whose head, made from their features, does no better than chance.
-
-    Raises
-    ------
-    RunError
-        When the accuracy is within three standard errors of 1 / classes.
-    """
-    workspace = state.workspace
-    chance = 1 / workspace.data.num_classes
-    images = len(workspace.evaluation_sets[0])
-    if not workspace.built.source.pretrained or images < workspace.data.num_classes:
-        return  # too few images to tell
-    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
-        raise RunError(
-            f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
-            f"weights = {workspace.config.weights!r} are pre-trained: check that they fit the model"
-        )
 
 
 class Train(Phase):
@@ -172,4 +152,6 @@ def make_strategy(state: ServerState, expand: Any) -> FedAvg:
         return TaskArithmetic(state.exchange, server_scale=config.server_scale, **options)
     if config.strategy == "ties":
         return TiesFedAvg(state.exchange, **options)
-    return FedAvg(state.exchange, **options)
+    if config.strategy == "fedavg":
+        return FedAvg(state.exchange, **options)
+    raise ValueError(f"strategy = {config.strategy!r} has no class here")

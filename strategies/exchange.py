@@ -127,6 +127,8 @@ class Exchange:
 
     def _good(self, partition_id: int, reply: Message) -> Iterator[tuple[int, Message]]:
         if reply.has_error():
+            # It may have been restarted on an empty disk: what it was told is told again.
+            self.known.pop(partition_id, None)
             self.costs.errors.append(reply.error.reason or "a client failed without a reason")
             return
         self.costs.clients_ok += 1

@@ -61,6 +61,8 @@ class FedAvg(Strategy):
     Notes
     -----
     `aggregate_train` returns the combined *update*, not weights: the round loop applies it.
+
+    A strategy keeps nothing from one round to the next: a checkpoint would not have it.
     """
 
     def __init__(

@@ -80,6 +80,8 @@ def test_keys_that_nothing_reads_decide_nothing() -> None:
     masked = base.with_values(head="ridge", mask_rule="random")
     assert identity(masked.with_values(sparsity=0.5)) != identity(masked)
     assert identity(masked.with_values(calibration_rounds=9)) == identity(masked)
+    several = masked.with_values(mask_scope="union")
+    assert identity(several.with_values(calibration_fraction=0.5)) != identity(several)
     scored = masked.with_values(mask_rule="least-sensitive")
     assert identity(scored.with_values(calibration_rounds=9)) != identity(scored)
 

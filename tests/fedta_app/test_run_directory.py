@@ -35,6 +35,16 @@ def test_where_and_how_long_may_change(tmp_path: Path) -> None:
     check_resumable(config(tmp_path, **other))
 
 
+def test_a_run_from_before_a_key_existed_goes_on(tmp_path: Path) -> None:
+    RunDirectory(config(tmp_path)).close()
+    path = run_path(config(tmp_path)) / "config.toml"
+    lines = [line for line in path.read_text().splitlines() if "head-fraction" not in line]
+    path.write_text("\n".join(lines))
+    check_resumable(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"\(head-fraction: 1.0 -> 0.5\)"):
+        check_resumable(config(tmp_path, **{"head-fraction": 0.5}))
+
+
 def test_without_resume_the_earlier_run_is_moved_aside(tmp_path: Path) -> None:
     first = RunDirectory(config(tmp_path))
     (first.path / "metrics.csv").write_text("kept")

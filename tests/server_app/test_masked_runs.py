@@ -292,6 +292,31 @@ def test_a_head_without_all_clients_is_refused(
         run(tmp_path)
 
 
+def test_scores_without_all_clients_are_refused_where_all_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client_app.app as client
+
+    real = client.scores
+
+    def sometimes(workspace: Any, batches: Any, mask: Any, round_: int) -> torch.Tensor:
+        if 3 in batches.ids:  # one client has this image
+            raise MemoryError("too large")
+        return real(workspace, batches, mask, round_)
+
+    monkeypatch.setattr(client, "scores", sometimes)
+    everything = {"calibration-examples": 0, "calibration-rounds": 1, "num-server-rounds": 1}
+    with pytest.raises(RunError, match=r"1 clients did not score in round 1 .*: too large"):
+        run(tmp_path, **everything)
+    run(tmp_path / "some", **everything, **{"calibration-fraction": 0.95})
+
+
+def test_ties_of_votes_favour_no_layer(tmp_path: Path) -> None:
+    summary = run(tmp_path, **{"mask-scope": "vote", "mask-rule": "random"})
+    first, second = stored_mask(tmp_path, summary).chunk(2)
+    assert float(first.float().mean()) == pytest.approx(float(second.float().mean()), abs=0.01)
+
+
 @pytest.mark.draws
 def test_figures_of_task_vectors_are_saved_on_request(tmp_path: Path) -> None:
     run(tmp_path, **{"task-figures": True, "mask-scope": "client"})

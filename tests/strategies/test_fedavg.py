@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.transport import WIRE, pack, unpack
 from fedta_app.blobs import BlobStore
+from fedta_app.client_memory import Setup
 from fedta_app.run_directory import RunError
 from strategies import Exchange, FedAvg, Nodes
 
@@ -120,3 +121,22 @@ def test_nobody_is_an_error() -> None:
     messages(fedavg)
     with pytest.raises(RunError, match=r"no client finished round 2: client .* did not answer"):
         fedavg.aggregate_train(2, [])
+
+
+def test_a_client_that_failed_is_told_its_blobs_again(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    setup = Setup(head=store.put(b"head"))
+    exchange = Exchange(NODES, {"num-clients": 10}, store)
+
+    def sent() -> Message:
+        (message,) = exchange.messages([4], "train", setup=lambda _: setup)
+        return message
+
+    assert "blobs" in sent().content
+    exchange.remember(4, setup)
+    message = sent()
+    assert "blobs" not in message.content
+    message.metadata.__dict__["_message_id"] = "0"
+    lost = Message(Error(code=0, reason="blobs/x cannot be read"), reply_to=message)
+    assert list(exchange.in_order([4], [lost])) == []
+    assert "blobs" in sent().content
