@@ -18,7 +18,7 @@ from experiments.report import kept_tables, write_report
 from experiments.scales import scales
 from experiments.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
 from experiments.tune import DEFAULT_SPACE, Study
-from experiments.tuned import save_study, write_choice
+from experiments.tuned import changed_presets, save_study, write_choice
 from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError, run_path
 
@@ -259,6 +259,8 @@ def _tune(options: argparse.Namespace) -> int:
     path = write_choice(table.name, options.scale, options.pattern or cell.preset.name, best.values)
     words = ", ".join(f"{key} = {value}" for key, value in best.values.items())
     print(f"chosen: {words} (validation accuracy {best.accuracy:.1%}), written to {path}")
+    changed = changed_presets(table, load_table(table.name, options.scale))
+    print("\n".join(f"  {line}" for line in changed) or "  no preset changed by it")
     return FINISHED
 
 

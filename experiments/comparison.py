@@ -32,7 +32,7 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         rows = pd.read_csv(run_path(config) / "metrics.csv")
         measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
         axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
-    axis.set_title(_federation(configs[0]), fontsize="medium")
+    axis.set_title(_title(configs), fontsize="medium")
     axis.set_xlabel("round")
     show_percent(axis, f"{split} accuracy")
     axis.set_ylim(0, 1)
@@ -48,7 +48,15 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
     temporary.replace(path)
 
 
+def _title(configs: list[RunConfig]) -> str:
+    """Return what all runs have in common."""
+    found = {_federation(config) for config in configs}
+    return found.pop() if len(found) == 1 else ", ".join(sorted({c.dataset for c in configs}))
+
+
 def _federation(config: RunConfig) -> str:
+    if config.engine == "centralized":
+        return f"{config.dataset}, centralised"
     kinds = {
         "iid": "iid",
         "classes": f"classes per client: {config.num_classes_per_client}",
@@ -63,5 +71,7 @@ def _label(config: RunConfig) -> str:
     trained = "all weights"
     if config.mask_rule != "none":
         trained = f"{summary['mask']['density']:.0%} of the weights, {config.mask_rule}"
-    moved = (summary["bytes-up"] + summary["bytes-down"]) / 1e6
-    return f"{config.strategy}: {head[config.head]}, {trained}, {moved:.0f} MB moved"
+    parts = [head[config.head], trained]
+    if moved := (summary["bytes-up"] + summary["bytes-down"]) / 1e6:
+        parts.append(f"{moved:.0f} MB moved")
+    return f"{config.name.rpartition('/')[2]}: {', '.join(parts)}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments.intervals import Interval, holm, interval, paired_test
-from experiments.presets import Table
+from experiments.presets import Preset, Table
 from experiments.records import TASK_FIGURES, Record, RecordError, by_preset
 
 ALPHA = 0.05
@@ -93,7 +93,7 @@ def page_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
             {
                 **({axis: rows[axis] for axis in table.axes} or {"preset": rows["preset"]}),
                 "test accuracy, %": [found[name].percent() for name in rows["preset"]],
-                "start, %": [_percent(value) for value in rows["start val accuracy"]],
+                "start (validation), %": [_percent(value) for value in rows["start val accuracy"]],
                 "density": [_number(value) for value in rows["density"]],
                 "MB moved": [f"{value:,.0f}" for value in rows["megabytes"]],
                 "seeds": rows["seeds"],
@@ -126,24 +126,22 @@ def _number(value: float | None) -> str:
 def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame | None:
     """Return the paired comparisons of the methods, None where the report names none.
 
-    Methods are the labels of the axis `lines`. Each is compared with `reference`, or with each
-    other, where everything else is equal; a pair is a seed. Holm's correction is over the
-    comparisons that the table plans in one setting of the other axes (`family`), run or not.
+    Methods are the labels of the axis `compare`, or of several, joined. Each is compared with
+    `reference`, or with each other, where everything else is equal; a pair is a seed. Holm's
+    correction is over the comparisons that the table plans in one setting of the other axes
+    (`family`), run or not.
     """
-    axis = table.report.get("compare")
-    if axis is None:
+    if not table.compared:
         return None
-    if axis not in table.axes:
-        raise RecordError(f"table {table.name!r} compares {axis!r}, which is not one of its axes")
+    check_comparison(table)
     settings: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in records:
-        place = record.preset.coordinates
-        setting = tuple(label for name, label in place.items() if name != axis)
-        scores = settings.setdefault(setting, {}).setdefault(place[axis], {})
+        setting, method = _split(table, record.preset)
+        scores = settings.setdefault(setting, {}).setdefault(method, {})
         scores[record.seed] = record.final("test_accuracy")
-    planned = _planned(table, axis)
+    planned = _planned(table)
     rows = []
-    others = [name for name in table.axes if name != axis]
+    others = [name for name in table.axes if name not in table.compared]
     for setting, methods in settings.items():
         for first, second in _pairs(list(methods), table.report.get("reference")):
             seeds = sorted(methods[first].keys() & methods[second].keys())
@@ -154,7 +152,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
             rows.append(
                 {
                     **dict(zip(others, setting, strict=True)),
-                    axis: first,
+                    " and ".join(table.compared): first,
                     "against": second,
                     "seeds": len(seeds),
                     "difference": difference.mean,
@@ -177,14 +175,41 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     return frame
 
 
-def _planned(table: Table, axis: str) -> dict[tuple[str, ...], int]:
-    """Return how many comparisons the table plans in each setting of its other axes."""
+def check_comparison(table: Table) -> None:
+    """Refuse a report that would compare with a method that is not there."""
+    for axis in table.compared:
+        if axis not in table.axes:
+            raise RecordError(f"table {table.name!r} compares {axis!r}, which is none of its axes")
+    reference = table.report.get("reference")
+    for setting, methods in _methods(table).items():
+        if reference is not None and reference not in methods:
+            where = f" of {'-'.join(setting)}" if setting else ""
+            raise RecordError(
+                f"table {table.name!r} compares with {reference!r}, which is not among the "
+                f"methods{where}: {', '.join(methods)}"
+            )
+
+
+def _split(table: Table, preset: Preset) -> tuple[tuple[str, ...], str]:
+    """Return the labels of a preset on the axes that are not compared, and its method."""
+    place = preset.coordinates
+    setting = tuple(label for name, label in place.items() if name not in table.compared)
+    return setting, "-".join(place[axis] for axis in table.compared)
+
+
+def _methods(table: Table) -> dict[tuple[str, ...], list[str]]:
+    """Return the methods that the table plans in each setting of its other axes."""
     methods: dict[tuple[str, ...], list[str]] = {}
     for preset in table.presets:
-        setting = tuple(label for name, label in preset.coordinates.items() if name != axis)
-        methods.setdefault(setting, []).append(preset.coordinates[axis])
+        setting, method = _split(table, preset)
+        methods.setdefault(setting, []).append(method)
+    return methods
+
+
+def _planned(table: Table) -> dict[tuple[str, ...], int]:
+    """Return how many comparisons the table plans in each setting of its other axes."""
     reference = table.report.get("reference")
-    return {setting: len(_pairs(names, reference)) for setting, names in methods.items()}
+    return {setting: len(_pairs(names, reference)) for setting, names in _methods(table).items()}
 
 
 def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 
 from experiments.records import Record
 from fedta_app.config import RunConfig
+from fedta_app.datasets import DATASETS
 
-_POOL = {
-    "digits": 1_400,
-    "cifar100": 50_000,
-    "synthetic": 50_000,
-}  # images for training and validation
-_CLASSES = {"digits": 10, "cifar100": 100, "synthetic": 100}
 _START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart
 
 
@@ -38,7 +33,7 @@ def sanity_gate(records: Sequence[Record]) -> list[Check]:
 
 
 def _validation_images(config: RunConfig) -> int:
-    images = round(config.val_size * _POOL[config.dataset])
+    images = round(config.val_size * DATASETS[config.dataset].images)
     return min(images, config.eval_size) if config.eval_size else images
 
 
@@ -53,7 +48,7 @@ def _above_chance(records: Sequence[Record]) -> Check:
         return Check(name, None, "every head is trained from random weights")
     wrong = []
     for record in made:
-        chance = 1 / _CLASSES[record.config.dataset]
+        chance = 1 / DATASETS[record.config.dataset].classes
         error = math.sqrt(chance * (1 - chance) / _validation_images(record.config))
         assert record.start_accuracy is not None
         if record.start_accuracy <= chance + 3 * error:
@@ -69,8 +64,10 @@ def _equal_starts(records: Sequence[Record]) -> Check:
         config = record.config
         if config.head == "ridge" and record.start_accuracy is not None:
             precision = record.summary.get("precision", config.precision)
-            same = (record.seed, config.model, config.ridge, config.head_fraction, config.val_size,
-                    config.eval_size, config.image_size, precision)  # fmt: skip
+            weights = record.summary["identity"]["weights-file-sha256"]
+            same = (record.seed, config.dataset, config.model, weights, config.ridge,
+                    config.head_fraction, config.val_size, config.eval_size, config.image_size,
+                    precision)  # fmt: skip
             groups.setdefault(same, []).append(record)
     compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
     if not compared:

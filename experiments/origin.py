@@ -57,6 +57,12 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
         if len(found) > 1:
             notes.append(f"cells of several {what}: {' and '.join(found)}")
+    if failed := {record.label: n for record in records if (n := record.failed_replies)}:
+        worst = max(failed, key=lambda label: failed[label])
+        notes.append(
+            f"{sum(failed.values())} replies of failed clients are missing, in {len(failed)} of "
+            f"{len(records)} cells; most in {worst}"
+        )
     return notes
 
 

@@ -11,7 +11,8 @@
     [axes.steps]
     j4 = { local-steps = 4 }
     [report]                         # lines, panels: axes of the figures; figures: which of them
-    lines = "partition"              # compare: the axis whose labels are tested against reference
+    lines = "partition"              # compare: the axis, or axes, whose labels are the methods
+    reference = "iid"                # the method that all others are tested against
     [tune]                           # what experiments.tune searches
 
 `tuned.toml` beside them holds the values that `python -m experiments tune` chose, by preset.
@@ -87,6 +88,12 @@ class Table:
     def label(self) -> str:
         """The folder of its results: the name, and the scale where it is not full."""
         return f"{self.name}-{self.scale.name}" if self.scale else self.name
+
+    @property
+    def compared(self) -> list[str]:
+        """The axes whose labels, joined, are the methods that the report compares."""
+        named = self.report.get("compare", [])
+        return [named] if isinstance(named, str) else named
 
 
 def tables() -> list[str]:

@@ -71,6 +71,11 @@ class Record:
         """What crossed between server and clients, head and calibration included."""
         return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6
 
+    @property
+    def failed_replies(self) -> int:
+        """How often a client that was asked failed, in all rounds."""
+        return sum(int(row["clients_failed"]) for row in self.rows)
+
     def task_figure(self, name: str) -> float | None:
         """Return one of `TASK_FIGURES` where it is known: of `MATRICES` the mean over pairs."""
         value = self.summary.get("task-vectors", {}).get(name)

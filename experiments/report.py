@@ -29,7 +29,7 @@ from experiments.records import CELLS, Record, RecordError, by_preset, read_reco
 from experiments.scales import scales
 from fedta_app.files import write_atomically
 
-_TITLES = {
+TITLES = {
     "curves": "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
     "bytes": "Validation accuracy against what was moved, head and calibration included.",
     "heat-map": "Final test accuracy, %, with its 95 % interval over seeds.",
@@ -140,9 +140,10 @@ def _markdown(
         *_comparison_part(table, comparisons),
     ]
     for path in figures:
-        kind = next(kind for kind in _TITLES if path.name.startswith(kind))
+        # The longest that fits: a figure's name may begin with another's.
+        kind = max((kind for kind in TITLES if path.name.startswith(kind)), key=len)
         extra = path.name.removeprefix(kind).lstrip("-")
-        title = f"{extra}: {_TITLES[kind]}" if extra else _TITLES[kind]
+        title = f"{extra}: {TITLES[kind]}" if extra else TITLES[kind]
         parts.append(f"![{title}](figures/{path.name}.png)\n\n{title}")
     hours = sum(record.minutes for record in records) / 60
     origin = (
@@ -171,16 +172,16 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame | None) -> list[str
     against = table.report.get("reference")
     whom = f"with {against}" if against else "with each other"
     how = (
-        f"Paired t-tests over seeds, each {table.report['compare']} {whom}; Holm's correction over "
-        f"the comparisons that the table plans{_where(table)}, run or not (family). Differences "
-        "are percent points of test accuracy, with their own 95 % interval; one with a corrected "
-        f"p of {ALPHA} or more is called none."
+        f"Paired t-tests over seeds, each {' and '.join(table.compared)} {whom}; Holm's correction "
+        f"over the comparisons that the table plans{_where(table)}, run or not (family). "
+        "Differences are percent points of test accuracy, with their own 95 % interval; one with a "
+        f"corrected p of {ALPHA} or more is called none."
     )
     return ["## Differences", how, _pipes(print_comparisons(comparisons))]
 
 
 def _where(table: Table) -> str:
-    others = [axis for axis in table.axes if axis != table.report["compare"]]
+    others = [axis for axis in table.axes if axis not in table.compared]
     return f" in each {' and '.join(others)}" if others else ""
 
 

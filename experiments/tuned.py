@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures import save_figure
 from experiments.line_figures import use_logarithms
-from experiments.presets import tuned_path
+from experiments.presets import Table, tuned_path
 from experiments.tune import Chosen
 from fedta_app.config import read_toml
 from fedta_app.curves_figure import show_percent
@@ -27,10 +27,20 @@ _HEADER = (
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
     """Write the chosen values of the presets that a pattern names; return the file."""
     path = tuned_path(table, scale)
-    sections = read_toml(path) if path.exists() else {}
-    sections.pop(pattern, None)  # what was chosen last is last, and strongest
-    write_atomically(path, _header(path) + tomli_w.dumps({**sections, pattern: values}))
+    # A section that is there keeps its place: what is said after it is still stronger.
+    sections = (read_toml(path) if path.exists() else {}) | {pattern: values}
+    write_atomically(path, _header(path) + tomli_w.dumps(sections))
     return path
+
+
+def changed_presets(before: Table, after: Table) -> list[str]:
+    """Return a line `preset: key = value` for every preset whose values differ now."""
+    lines = []
+    for old, new in zip(before.presets, after.presets, strict=True):
+        values = [f"{k} = {v}" for k, v in new.values.items() if old.values.get(k) != v]
+        if values:
+            lines.append(f"{new.name}: {', '.join(values)}")
+    return lines
 
 
 def _header(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import tomli_w
 
+from fedta_app.datasets import DATASETS
 from fedta_app.masks import MASK_RULES
 
 Value = bool | int | float | str
@@ -73,7 +74,7 @@ class RunConfig:
         lambda value: bool(_NAME.fullmatch(value)) and ".." not in value,
     )
     seed: int = _integer(0, 0)
-    dataset: str = _choice("digits", "digits", "cifar100", "synthetic")
+    dataset: str = _choice("digits", *DATASETS)
     data_dir: str = _text("~/fedta/data", "a folder")
     model: str = _text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name")
     weights: str = _text("pretrained", "pretrained, random, or the path of a weights file")
@@ -255,7 +256,7 @@ def _check_masks(config: RunConfig) -> None:
 
 
 def _check_partition(config: RunConfig) -> None:
-    num_classes = {"digits": 10, "cifar100": 100, "synthetic": 100}[config.dataset]
+    num_classes = DATASETS[config.dataset].classes
     if config.partition != "classes" or config.engine == "centralized":
         return
     if config.num_classes_per_client > num_classes:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from fedta_app.datasets import DATASETS
 from fedta_app.seeding import numpy_generator, torch_generator
 
 IntArray = npt.NDArray[np.int64]
@@ -107,12 +108,13 @@ def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int)
     """
     if dataset not in _LOADERS:
         raise DataError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
-    num_classes, crop_padding, flip, loader = _LOADERS[dataset]
+    crop_padding, flip, loader = _LOADERS[dataset]
     pool, test = loader(Path(data_dir).expanduser())
     train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
     train, val = pool.subset(train_indices), pool.subset(val_indices)
     mean, std = channel_statistics(train.images)
     digest = _digest((train, val, test))
+    num_classes = DATASETS[dataset].classes
     return DataSplits(dataset, num_classes, train, val, test, mean, std, crop_padding, flip, digest)
 
 
@@ -286,10 +288,9 @@ def _make_synthetic(_: Path) -> tuple[ImageSet, ImageSet]:
     return pool, test
 
 
-# classes, crop padding, flip (a mirrored digit is no digit), loader of (train and val, test)
-_LOADERS: dict[str, tuple[int, int, bool, Callable[[Path], tuple[ImageSet, ImageSet]]]] = {
-    "digits": (10, 0, False, _load_digits),  # 8 pixels leave no room for crops
-    "cifar100": (100, 4, True, _load_cifar100),
-    "synthetic": (100, 4, True, _make_synthetic),
+# crop padding, flip (a mirrored digit is no digit), loader of (train and val, test)
+_LOADERS: dict[str, tuple[int, bool, Callable[[Path], tuple[ImageSet, ImageSet]]]] = {
+    "digits": (0, False, _load_digits),  # 8 pixels leave no room for crops
+    "cifar100": (4, True, _load_cifar100),
+    "synthetic": (4, True, _make_synthetic),
 }
-DATASETS = tuple(_LOADERS)

@@ -207,6 +207,30 @@ def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:
     assert note == "cells of several devices: Tesla T4, fp16 and cpu, fp32"
 
 
+def test_clients_that_failed_are_named_in_the_caption(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    folder = write(tmp_path, "random-nc1", 1)
+    rows = [Row(0, "start", val_accuracy=0.6), Row(12, "train", 0.5, 0.7, clients_failed=3)]
+    write_csv(folder / "metrics.csv", rows)
+    notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
+    assert notes == [
+        "3 replies of failed clients are missing, in 1 of 4 cells; most in smoke/random-nc1 seed 1"
+    ]
+
+
+def test_several_axes_are_compared_as_one(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    report = {**TABLE.report, "compare": ["rule", "partition"], "reference": "random-iid"}
+    table = replace(TABLE, report=report)
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None
+    assert frame["rule and partition"].tolist() == ["least-iid", "least-nc1", "random-nc1"]
+    assert set(frame["family"]) == {3}
+    wrong = replace(table, report={**report, "reference": "random"})
+    with pytest.raises(RecordError, match="compares with 'random', which is not among the methods"):
+        comparisons_frame(wrong, read_records(wrong, tmp_path))
+
+
 def test_equal_departures_are_named_in_the_caption(tmp_path: Path) -> None:
     for preset in ACCURACY:
         for seed in (0, 1):

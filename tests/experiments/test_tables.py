@@ -1,13 +1,16 @@
 """The tables of the design: complete, comparable, and the same at a smaller scale."""
 
+import fnmatch
+
 import pytest
 
 from experiments.cells import deciding_keys, identity
 from experiments.figures import FIGURES
-from experiments.presets import load_table, tables
-from experiments.report import kept_tables
+from experiments.frames import check_comparison
+from experiments.presets import load_table, tables, tuned_path
+from experiments.report import TITLES, kept_tables
 from experiments.scales import scales
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, read_toml
 
 RESEARCH = {
     "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 47,
@@ -30,11 +33,10 @@ def test_tables_are_complete_and_read_test_images_once(table: str, scale: str) -
         assert config.measure_test == "end", name
         assert config.name == f"{about.label}/{name}"
         assert config.num_server_rounds // config.eval_every >= 5, name
-    named = {about.report.get(key) for key in ("lines", "panels", "compare")} - {None}
-    assert named <= set(about.axes)
-    reference = about.report.get("reference")
-    assert reference is None or reference in about.axes[about.report["compare"]]
-    assert set(about.report["figures"]) <= set(FIGURES)
+    named = {about.report.get(key) for key in ("lines", "panels")} - {None}
+    assert named | set(about.compared) <= set(about.axes)
+    check_comparison(about)
+    assert set(about.report["figures"]) <= set(FIGURES) == set(TITLES)
     # No two presets of a table are one experiment under two names.
     assert len({identity(config) for config in found.values()}) == len(found)
 
@@ -57,6 +59,16 @@ def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
         assert ("not DINO ViT-S/16" in caption) == replaced
     models = {config.model for config in configs("architectures", "small").values()}
     assert models == {"cnn", "resnet_gn", "vit_cifar"}  # an axis is stronger than the scale
+
+
+@pytest.mark.parametrize("table", RESEARCH)
+def test_masked_presets_of_the_small_scale_have_rates_of_their_own(table: str) -> None:
+    path = tuned_path(table, "small")
+    sections = read_toml(path) if path.exists() else {}
+    patterns = [pattern for pattern, values in sections.items() if "lr" in values]
+    for name, config in configs(table, "small").items():
+        tuned = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        assert tuned or config.mask_rule == "none", name
 
 
 def test_tables_share_the_cells_that_are_the_same_experiment() -> None:

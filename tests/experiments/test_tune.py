@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import time
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,9 @@ from experiments import presets
 from experiments.__main__ import main
 from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
 from experiments.tune import Space, Study, _Watch, check_space, suggest
+from experiments.tuned import changed_presets, write_choice
 from fedta_app.config import ConfigError, RunConfig, read_toml
+from fedta_app.metrics import Row, write_csv
 from fedta_app.run_directory import run_path
 from fedta_app.session import RunSession
 
@@ -67,6 +70,14 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
             assert not any(row["test_accuracy"] for row in csv.DictReader(stream))
 
 
+def test_a_choice_that_is_made_anew_keeps_its_place(tuned: Path) -> None:
+    tuned.write_text('["random-*"]\nlr = 0.1\n\n[random-nc1]\nlr = 0.2\n')
+    before = presets.load_table("smoke")
+    write_choice("smoke", "", "random-*", {"lr": 0.3})
+    assert list(read_toml(tuned)) == ["random-*", "random-nc1"]
+    assert changed_presets(before, presets.load_table("smoke")) == ["random-iid: lr = 0.3"]
+
+
 def test_ctrl_c_ends_the_study_and_the_trial_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,12 +113,14 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
     config = RunConfig.from_mapping({"results-dir": str(tmp_path), "name": "x"})
     folder = tmp_path / "x/seed0"
     folder.mkdir(parents=True)
-    (folder / "metrics.csv").write_text("round,phase,val_accuracy\n0,start,0.1\n1,train,0.2\n")
+    rows = [Row(0, "start", val_accuracy=0.1), Row(1, "train", val_accuracy=0.2)]
+    write_csv(folder / "metrics.csv", rows)
     trial = Trial()
     watch = _Watch(trial, config)  # type: ignore[arg-type]
     with watch.running():
-        while not (folder / "stop").exists():
-            pass
+        deadline = time.monotonic() + 60
+        while not (folder / "stop").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert trial.reported == {1: 0.2} and watch.pruned
 
 

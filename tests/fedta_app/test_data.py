@@ -10,13 +10,14 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100
 
 from fedta_app.data import (
-    DATASETS,
+    _LOADERS,
     DataError,
     DataSplits,
     ImageSet,
     load_data,
     stratified_split,
 )
+from fedta_app.datasets import DATASETS
 
 
 def _rows(images: torch.Tensor) -> list[bytes]:
@@ -140,11 +141,18 @@ def test_subset_and_device(digits: DataSplits) -> None:
 
 
 def test_unknown_data_set() -> None:
-    assert DATASETS == ("digits", "cifar100", "synthetic")
+    assert set(DATASETS) == set(_LOADERS)
     with pytest.raises(
         DataError, match="dataset must be one of digits, cifar100, synthetic, got 'mnist'"
     ):
         load_data("mnist", "unused", val_size=0.1, seed=0)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "synthetic"])
+def test_data_sets_are_what_is_said_of_them(dataset: str) -> None:
+    facts, data = DATASETS[dataset], load_data(dataset, "unused", val_size=0.1, seed=0)
+    assert data.num_classes == facts.classes
+    assert len(data.train) + len(data.val) == facts.images
 
 
 # --- CIFAR-100 itself
