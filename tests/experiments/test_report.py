@@ -214,7 +214,7 @@ def test_clients_that_failed_are_named_in_the_caption(tmp_path: Path) -> None:
     write_csv(folder / "metrics.csv", rows)
     notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
     assert notes == [
-        "3 replies of failed clients are missing, in 1 of 4 cells; most in smoke/random-nc1 seed 1"
+        "3 replies of failed clients are missing, in 1 of 8 cells; most in smoke/random-nc1 seed 1"
     ]
 
 
