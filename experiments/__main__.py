@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.arguments import RESULTS, make_parser
 from experiments.cells import Cell, FinishedRuns, identity, make_cells
 from experiments.collect import collect
 from experiments.comparison import save_comparison
@@ -15,14 +16,12 @@ from experiments.plan import print_plan
 from experiments.presets import check_pattern, load_table, parse_overrides, select, tables
 from experiments.records import RecordError, kept_cells
 from experiments.report import kept_tables, write_report
-from experiments.scales import scales
 from experiments.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
 from experiments.tune import DEFAULT_SPACE, Study
 from experiments.tuned import changed_presets, save_study, write_choice
 from fedta_app.config import ConfigError
 from fedta_app.run_directory import RunError, run_path
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 OUTPUT_CLOSED = 141  # as shells report SIGPIPE
 _MOST_LINES = 10  # runs that one comparison can show
 
@@ -33,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
     same command continues; 130: interrupted by Ctrl-C, likewise; 141: nobody reads the output.
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        status = _COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (ValueError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -52,100 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="show the tables and their presets")
-    listing.set_defaults(command=_list)
-    run = commands.add_parser("run", help="run a table, or one preset of it")
-    run.set_defaults(command=_run)
-    _add_cells(run)
-    _add_kept(run)
-    plan = commands.add_parser("plan", help="say what a table will take, before anything runs")
-    plan.set_defaults(command=_plan)
-    _add_cells(plan)
-    _add_kept(plan)
-    plan.add_argument(
-        "--session-minutes", type=float, default=180.0, help="of a Colab session (default 180)"
-    )
-    _add_resources(run)
-    _add_tuning(commands)
-    _add_results(commands)
-    return parser
-
-
-def _add_results(commands: Any) -> None:
-    """Add the commands on finished cells."""
-    collection = commands.add_parser("collect", help="keep finished cells as small records")
-    collection.set_defaults(command=_collect)
-    _add_cells(collection)
-    collection.add_argument("--out", type=Path, default=RESULTS, help="default: results")
-    report = commands.add_parser("report", help="write tables and figures from the records")
-    report.set_defaults(command=_report)
-    report.add_argument("table", nargs="?", metavar="TABLE", help="default: every table")
-    report.add_argument("--scale", choices=scales(), default="", help="default: full scale")
-    report.add_argument("--records", type=Path, default=RESULTS, help="default: results")
-    report.add_argument("--out", type=Path, help="default: where the records are")
-
-
-def _add_tuning(commands: Any) -> None:
-    tuning = commands.add_parser("tune", help="search a preset's hyper-parameters")
-    tuning.set_defaults(command=_tune)
-    _add_cells(tuning)
-    _add_resources(tuning)
-    tuning.add_argument(
-        "--trials",
-        type=int,
-        default=20,
-        help="in all (default 20), or every point of a space of lists once",
-    )
-    tuning.add_argument(
-        "--for",
-        dest="pattern",
-        metavar="PATTERN",
-        help="presets that get the values, such as nc5-*",
-    )
-    tuning.add_argument("--out", type=Path, default=RESULTS, help="default: results")
-
-
-def _add_cells(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which cells are meant."""
-    parser.add_argument("selection", metavar="TABLE[/PRESET]")
-    parser.add_argument("--scale", choices=scales(), default="", help="default: full scale")
-    parser.add_argument("--seeds", type=int, metavar="N", help="N seeds from the first up")
-    parser.add_argument("--engine", choices=["flower", "in-process"], help="default: the preset's")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--max-minutes", type=float, help="stop cleanly before this")
-    parser.add_argument("--results-dir", help="where run directories go (default ~/fedta/runs)")
-    parser.add_argument("--data-dir", help="where data sets are (default ~/fedta/data)")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, help="default: resume")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="N cells at a time")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-
-
-def _add_kept(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--skip-kept", action="store_true", help="leave out cells that results/ has records of"
-    )
-
-
-def _add_resources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--client-cpus", type=int, default=1, help="CPUs a Flower client takes (default 1)"
-    )
-    parser.add_argument(
-        "--client-gpus",
-        type=_gpu_share,
-        metavar="SHARE",
-        help="of a GPU that a Flower client takes, such as 0.25, or auto: measured (default)",
-    )
-
-
-def _gpu_share(text: str) -> float | None:
-    """Read a share of a GPU; None stands for one that is measured."""
-    return None if text == "auto" else float(text)
-
-
 def _list(options: argparse.Namespace) -> int:
     for name in tables():
         table = load_table(name)
@@ -159,12 +64,12 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     """Return the cells that the options select."""
     overrides: dict[str, Any] = parse_overrides(options.overrides)
     for key in ("engine", "device", "resume"):
-        if (value := getattr(options, key)) is not None:
+        if (value := getattr(options, key, None)) is not None:
             overrides[key] = value
     for key in ("results-dir", "data-dir"):
         if (folder := getattr(options, key.replace("-", "_"))) is not None:
             overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
-    if options.jobs < 1:
+    if getattr(options, "jobs", 1) < 1:
         raise ConfigError(f"--jobs {options.jobs} is not allowed: it is at least 1")
     table, chosen = select(options.selection, options.scale)
     seeds = table.seeds if options.seeds is None else options.seeds
@@ -297,6 +202,16 @@ def _report(options: argparse.Namespace) -> int:
         for check in checks:
             print(f"  {check}", flush=True)
     return FAILED if failed else FINISHED
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": _list,
+    "run": _run,
+    "plan": _plan,
+    "tune": _tune,
+    "collect": _collect,
+    "report": _report,
+}
 
 
 if __name__ == "__main__":

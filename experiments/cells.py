@@ -116,6 +116,7 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
     """Return the keys that decide what a cell computes, with their values."""
     idle = _idle_keys(config) | PLACE_KEYS
     keys = {key: value for key, value in config.to_mapping().items() if key not in idle}
+    keys["weights"] = Path(config.weights).name  # wherever the file lies
     # Another engine is another place; no federation at all is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
 
