@@ -40,6 +40,7 @@ def test_flowers_engine_gives_the_bits_of_the_in_process_engine(tmp_path: Path) 
     assert shas["flower"] == shas["in-process"]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_on_flowers_engine_says_so_by_its_status(tmp_path: Path) -> None:
     stopped = run(tmp_path, "flower", "max-minutes=1e-9")
     assert stopped.returncode == 3

@@ -79,7 +79,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(
     assert progress(cells[0].config).state == "another configuration"
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_cells_that_stop_early_are_continued(
     tmp_path: Path, jobs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
