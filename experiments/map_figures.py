@@ -49,7 +49,7 @@ def _by_axes(
     """Draw a figure of each cell, `lines` by `panels`, mean and 95 % interval over seeds."""
     rows, columns = list(dict.fromkeys(line for p in drawn.values() for line in p)), list(drawn)
     grid = np.full((len(rows), len(columns)), math.nan)
-    texts, widest = {}, 0.0
+    texts, widths = {}, []
     for place in itertools.product(range(len(rows)), range(len(columns))):
         group = drawn[columns[place[1]]].get(rows[place[0]], [])
         values = [value for record in group if (value := figure_of(record)) is not None]
@@ -58,7 +58,7 @@ def _by_axes(
             grid[place], texts[place] = found.mean, f"{found.mean:.{digits}f}"
             if not math.isnan(found.half):
                 texts[place] += f"\n± {found.half:.{digits}f}"
-                widest = max(widest, 2 * found.half)
+                widths.append(2 * found.half)
     if not texts:
         return None
     figure = Figure(
@@ -66,9 +66,9 @@ def _by_axes(
     )
     axis = figure.add_subplot()
     axis.set_facecolor("0.88")
-    # Colours span the widest interval at least: what is within it shall not look like a finding.
+    # Colours span an interval at least: what is within it shall not look like a finding.
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
-    margin = max(0.0, widest - (high - low)) / 2
+    margin = max(0.0, float(np.median(widths or [0])) - (high - low)) / 2
     image = axis.imshow(
         grid, vmin=low - margin, vmax=high + margin, cmap="viridis", aspect="auto",
         interpolation="nearest",
