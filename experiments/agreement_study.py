@@ -29,7 +29,7 @@ _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 def study(config: RunConfig) -> dict[str, Any]:
     """Return quantiles of sensitivities and divisors, and what two masks of a round share."""
-    space = build_workspace(config)
+    space = build_workspace(config.with_values(calibration_rounds=1))
     assert space.head is not None
     space.head.load(fit_head(space, head_statistics(space, space.head_data(None))).vector)
     size, clients = space.weights.vector.numel(), config.num_clients
@@ -40,9 +40,8 @@ def study(config: RunConfig) -> dict[str, Any]:
         sums += vector[size:]
         squares += vector[size:].square()
     shared_out = agreement_scores({"_": total}, {"_": sums}, {"_": squares}, clients)["_"]
-    one_round = build_workspace(config.with_values(calibration_rounds=1))
     least, ours = (
-        mask_of_round(one_round, ranked.float(), None, 1).mask for ranked in (total, shared_out)
+        mask_of_round(space, ranked.float(), None, 1).mask for ranked in (total, shared_out)
     )
     scored = total > 0  # the biases of the keys have none
     return {

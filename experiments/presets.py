@@ -10,8 +10,10 @@
     iid = { partition = "iid" }
     [axes.steps]
     j4 = { local-steps = 4 }
-    [report]                         # lines, panels: axes of the figures; figures: which of them
-    lines = "partition"              # compare: the axis, or axes, whose labels are the methods
+    [report]
+    lines = "partition"              # and panels: axes of the figures
+    figures = ["curves", "heat-map"]
+    compare = "partition"            # the axis, or a list of axes, whose labels are the methods
     reference = "iid"                # the method that all others are tested against
     [tune]                           # what experiments.tune searches
 

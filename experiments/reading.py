@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.arguments import RESULTS
 from experiments.figures import FIGURES, groups, write_png
 from experiments.frames import comparisons_frame, page_frame, presets_frame, print_comparisons
 from experiments.gate import sanity_gate
 from experiments.origin import check_origin
 from experiments.presets import load_table
 from experiments.records import Record, RecordError, read_records
-
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,6 @@ class OwnMasks(Phase):
         fraction = 1.0 if self._keep else config.calibration_fraction
         self._sampled = nodes.sample(fraction, config.seed, "calibrate", 1)
         self._step = _per_round(state)
-        self._lots = torch_generator(config.seed, "ties of votes")
         super().__init__(state, -(-len(self._sampled) // self._step))
 
     def run_round(self, number_: int) -> Row:
@@ -201,7 +200,8 @@ class OwnMasks(Phase):
         masks = ({"_": state.memory.mask(d).mask} for _, d in sorted(state.own_masks.items()))  # type: ignore[union-attr]
         if scope == "vote":
             # Ties are many. Broken by position they would favour the first layers.
-            lots = torch.rand(state.weights.numel(), generator=self._lots).to(state.weights.device)
+            generator = torch_generator(state.config.seed, "ties of votes")
+            lots = torch.rand(state.weights.numel(), generator=generator).to(state.weights.device)
             combined = vote_mask(masks, sparsity=state.config.sparsity, scores={"_": lots})
         elif scope == "intersection":
             combined = intersection_mask(masks)

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
-from fedta_app.head_fit import fit_head
 from fedta_app.mask_sets import round_density
 from fedta_app.run_directory import RunError
 from fedta_app.session import RunSession
 from fedta_app.workspace import build_workspace, shared_workspace
+from tests.zero_head import fit_zeros
 
 BASE = {
     "name": "test",
@@ -44,13 +44,7 @@ def test_it_learns_and_continues_its_momentum(tmp_path: Path) -> None:
 def test_pretrained_weights_at_chance_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedta_app import centralized
-
-    def zeros(workspace: Any, statistics: Any) -> Any:
-        fitted = fit_head(workspace, statistics)
-        return type(fitted)(torch.zeros_like(fitted.vector), fitted.ridge, fitted.temperature)
-
-    monkeypatch.setattr(centralized, "fit_head", zeros)
+    monkeypatch.setattr("fedta_app.centralized.fit_head", fit_zeros)
     with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
         run(tmp_path, head="ridge")
 

@@ -8,73 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
-from fedta_app import local
-from fedta_app.blobs import BlobStore
-from fedta_app.config import ConfigError, RunConfig
+from fedta_app.config import RunConfig
 from fedta_app.flat_mask import FlatMask
 from fedta_app.head_fit import fit_head, head_statistics
 from fedta_app.mask_sets import round_density
 from fedta_app.masks import MASK_RULES, calibrate_mask
-from fedta_app.run_directory import RunError
 from fedta_app.scoring import ScoringBatches, mask_of_round, own_mask, scores, server_batches
 from fedta_app.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
-
-MASKED = {
-    "name": "test",
-    "partition": "classes",
-    "num-clients": 20,
-    "num-classes-per-client": 1,
-    "fraction-train": 0.25,
-    "num-server-rounds": 2,
-    "local-steps": 2,
-    "lr": 0.05,
-    "weight-decay": 0.01,
-    "eval-every": 2,
-    "threads": 1,
-    "head": "ridge",
-    "mask-rule": "least-sensitive",
-    "calibration-rounds": 2,
-    "calibration-examples": 8,
-    "strategy": "masked-fedavg",
-    "engine": "in-process",
-}
-BACKBONE = 135_488  # weights of vit_digits without its head
-
-
-def run(folder: Path, **values: Any) -> dict[str, Any]:
-    config = {**MASKED, "results-dir": str(folder), **values}
-    run_in_process(server_app, client_app, config, int(config["num-clients"]))
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
-    assert summary["status"] == "finished"
-    return summary
-
-
-def rows(folder: Path, phase: str) -> list[dict[str, str]]:
-    with (folder / "test/seed0/metrics.csv").open() as stream:
-        return [row for row in csv.DictReader(stream) if row["phase"] == phase]
-
-
-def initial_weights(**values: Any) -> torch.Tensor:
-    return build_workspace(RunConfig.from_mapping({**MASKED, **values})).weights.vector
-
-
-def final_weights(folder: Path) -> torch.Tensor:
-    steps = sorted((folder / "test/seed0/checkpoint").glob("step-*"))
-    return load_file(steps[-1] / "weights.safetensors")["weights"]
-
-
-def stored_mask(folder: Path, summary: dict[str, Any]) -> torch.Tensor:
-    bits = BlobStore(folder / "test/seed0/blobs").get(summary["mask"]["sha256"])
-    return FlatMask.from_bits(bits, BACKBONE, torch.device("cpu")).mask
-
-
-def bits_of(vector: torch.Tensor) -> torch.Tensor:
-    return vector.view(torch.int32)
+from tests.server_app.masked import (
+    BACKBONE,
+    MASKED,
+    bits_of,
+    final_weights,
+    initial_weights,
+    rows,
+    run,
+    stored_mask,
+)
 
 
 @pytest.mark.parametrize("rule", MASK_RULES)
@@ -265,52 +219,6 @@ def test_a_stop_after_every_round_changes_no_bit(
         assert not one.exists() or one.read_text() == other.read_text()
 
 
-def test_pretrained_weights_at_chance_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import server_app.head_phases as head_phases
-
-    def zeros(workspace: Any, statistics: Any) -> Any:
-        fitted = fit_head(workspace, statistics)
-        return type(fitted)(torch.zeros_like(fitted.vector), fitted.ridge, fitted.temperature)
-
-    monkeypatch.setattr(head_phases, "fit_head", zeros)
-    with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
-        run(tmp_path)
-
-
-def test_a_head_without_all_clients_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import client_app.app as client
-
-    def broken(*arguments: Any) -> None:
-        raise MemoryError("too large")
-
-    monkeypatch.setattr(client, "head_statistics", broken)
-    with pytest.raises(RunError, match="the head needs every client: MemoryError: too large"):
-        run(tmp_path)
-
-
-def test_scores_without_all_clients_are_refused_where_all_were_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import client_app.app as client
-
-    real = client.scores
-
-    def sometimes(workspace: Any, batches: Any, mask: Any, round_: int) -> torch.Tensor:
-        if 3 in batches.ids:  # one client has this image
-            raise MemoryError("too large")
-        return real(workspace, batches, mask, round_)
-
-    monkeypatch.setattr(client, "scores", sometimes)
-    everything = {"calibration-examples": 0, "calibration-rounds": 1, "num-server-rounds": 1}
-    with pytest.raises(RunError, match=r"1 clients did not score in round 1 .*: too large"):
-        run(tmp_path, **everything)
-    run(tmp_path / "some", **everything, **{"calibration-fraction": 0.95})
-
-
 def test_ties_of_votes_favour_no_layer(tmp_path: Path) -> None:
     summary = run(tmp_path, **{"mask-scope": "vote", "mask-rule": "random"})
     first, second = stored_mask(tmp_path, summary).chunk(2)
@@ -349,63 +257,6 @@ def test_a_second_run_in_one_process_starts_where_the_first_did(tmp_path: Path) 
         assert first[key] == second[key]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [{"sparsity": 0.999999}, {"score-threshold": 1e-30, "calibration-rounds": 1}],
-)
-def test_a_mask_without_a_weight_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
-    with pytest.raises(RunError, match="the mask trains no weight at all: s"):
-        run(tmp_path, **values)
-
-
 def test_how_much_is_measured_does_not_change_what_is_trained(tmp_path: Path) -> None:
     shas = {run(tmp_path / str(n), **{"eval-size": n})["final-weights-sha256"] for n in (0, 15)}
     assert len(shas) == 1
-
-
-def test_a_run_that_diverges_fails_and_leaves_valid_json(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="training diverged in round"):
-        run(tmp_path, **{"lr": 1e30, "num-server-rounds": 4})
-    text = (tmp_path / "test/seed0/summary.json").read_text()
-    assert "NaN" not in text
-    assert json.loads(text)["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({"head": "random"}, "mask-rule = 'least-sensitive' is not allowed with head = 'random'"),
-        ({"score-threshold": 0.5}, "score-threshold = 0.5 is not allowed here"),
-        (
-            {"mask-rule": "agreement", "mask-scope": "client"},
-            "mask-rule = 'agreement' is not allowed with mask-scope = 'client'",
-        ),
-        ({"sparsity": 1.0}, "sparsity = 1.0 is not allowed"),
-        ({"mask-rule": "least"}, "mask-rule is one of none, least-sensitive"),
-        ({"engine": "centralized", "head": "probe"}, "head = 'probe' is not allowed with engine"),
-        (
-            {"engine": "centralized", "mask-rule": "agreement"},
-            "mask-rule = 'agreement' is not allowed with mask-scope = 'global' and engine",
-        ),
-        ({"mask-scope": "vote", "sparsity-scope": "layer"}, "mask-scope = 'vote' is not allowed"),
-    ],
-)
-def test_contradictions_are_refused(values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        RunConfig.from_mapping({**MASKED, **values})
-    assert sentence in str(refusal.value)
-
-
-def test_a_failing_client_is_survived_in_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = local.train_steps
-
-    def sometimes(*arguments: Any, key: tuple[int, ...], **values: Any) -> float:
-        if key[1] % 2:
-            raise MemoryError
-        return train(*arguments, key=key, **values)
-
-    monkeypatch.setattr(local, "train_steps", sometimes)
-    run(tmp_path)
-    assert any(int(row["clients_failed"]) for row in rows(tmp_path, "train"))

@@ -7,7 +7,7 @@ import pytest
 
 from engine import shared_memory
 from engine.shared_memory import can_share
-from tests.server_app.test_masked_runs import run
+from tests.server_app.masked import run
 
 CASES: dict[str, dict[str, Any]] = {
     "dense fedavg": {"head": "random", "mask-rule": "none", "strategy": "fedavg"},

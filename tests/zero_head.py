@@ -1,0 +1,11 @@
+from typing import Any
+
+import torch
+
+from fedta_app.head_fit import fit_head
+
+
+def fit_zeros(workspace: Any, statistics: Any) -> Any:
+    """Stand in for `fit_head` with a head that knows nothing."""
+    fitted = fit_head(workspace, statistics)
+    return type(fitted)(torch.zeros_like(fitted.vector), fitted.ridge, fitted.temperature)
