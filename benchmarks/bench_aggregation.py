@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio, vector_options
 from benchmarks.report import facts, write
-from fedta_app.accumulators import (
+from fedta_app.aggregation.accumulators import (
     MaskedMeanAccumulator,
     MeanAccumulator,
     SignElectedMeanAccumulator,

@@ -34,17 +34,18 @@ from benchmarks.operations import (
     operations_by_name,
 )
 from benchmarks.round_parts import round_parts
-from experiments.launch import run_here
+from experiments.running.launch import run_here
 from fedta_app.config import RunConfig
-from fedta_app.cuda import has_bf16
-from fedta_app.data import DataError, DataSplits, ImageSet, load_data
+from fedta_app.data.loading import DataSplits, ImageSet, load_data
+from fedta_app.device.cuda import has_bf16
+from fedta_app.errors import DataError
 from fedta_app.files import write_atomically
-from fedta_app.passes import MODES
-from fedta_app.provenance import code_facts, device_name, versions
-from fedta_app.run_directory import run_path
-from fedta_app.scoring import client_batches, scores
-from fedta_app.training import evaluate
-from fedta_app.workspace import Workspace, build_workspace, resolve_device
+from fedta_app.runs.directory import run_path
+from fedta_app.runs.provenance import code_facts, device_name, versions
+from fedta_app.training.passes import MODES
+from fedta_app.training.scoring import client_batches, scores
+from fedta_app.training.steps import evaluate
+from fedta_app.training.workspace import Workspace, build_workspace, resolve_device
 
 JSON = Path("results/benchmarks/gpu.json")
 _OFF = "is off in this process"  # what a fallback says
@@ -168,7 +169,7 @@ def data_of(base: dict[str, Any]) -> Iterator[str]:
         load_data(base["dataset"], Path(folder).expanduser(), val_size=0.1, seed=0)
     except DataError as error:
         print(f"noise in place of images: {error}")
-        with mock.patch("fedta_app.workspace.load_data", noise):
+        with mock.patch("fedta_app.training.workspace.load_data", noise):
             yield "noise"
     else:
         yield "real"
@@ -238,8 +239,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_flower(base: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return seconds per round on Flower's engine, with as many clients at a time as pay."""
-    from experiments.concurrency import client_share
-    from experiments.flower import run_on_flower
+    from experiments.running.concurrency import client_share
+    from experiments.running.flower import run_on_flower
 
     places = {"engine": "flower", "results-dir": folder, "name": "flower"}
     config = RunConfig.from_mapping({**base, **places})

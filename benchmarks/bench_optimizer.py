@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.report import facts, write
-from fedta_app.optim import SparseSGDM
+from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.seeding import torch_generator
 
 DENSITIES = (1.0, 0.5, 0.1)

@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.pairs import in_turn, median_ratio
 from benchmarks.report import facts, write
-from fedta_app.cpu_kernels import has_bf16_units, use_kernels, write_out_attention
-from fedta_app.models import build_model
-from fedta_app.passes import autocast
+from fedta_app.device.cpu_kernels import has_bf16_units, use_kernels, write_out_attention
+from fedta_app.models.building import build_model
 from fedta_app.seeding import torch_generator
+from fedta_app.training.passes import autocast
 
 CPU = torch.device("cpu")
 VARIANTS = [("fp32", "fused"), ("fp32", "written out"), ("bf16", "fused"), ("bf16", "written out")]

@@ -17,9 +17,9 @@ from typing import Any
 import tomli_w
 
 from benchmarks.peers.task import write_result
-from experiments.flower import run_app, run_on_flower
+from experiments.running.flower import run_app, run_on_flower
 from fedta_app.config import RunConfig
-from fedta_app.run_directory import run_path
+from fedta_app.runs.directory import run_path
 
 STOCK_APP = Path(__file__).parent / "peers" / "stock_flower"
 _INTERVAL = 0.005  # seconds between two looks at the file
@@ -30,7 +30,9 @@ def run_engine(values: dict[str, Any], actors: int) -> list[float]:
     config = RunConfig.from_mapping(values)
     clock = RoundClock(run_path(config) / "metrics.csv")
     if config.engine == "in-process":
-        from experiments.launch import run_here  # not above: Flower's own process would carry it
+        from experiments.running.launch import (
+            run_here,  # not above: Flower's own process would carry it
+        )
 
         run_here(config)
     else:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.task import Task
-from experiments.presets import presets
+from experiments.running.presets import presets
 from fedta_app.config import RunConfig
-from fedta_app.data import DataSplits, load_data
-from fedta_app.partition import partition
+from fedta_app.data.loading import DataSplits, load_data
+from fedta_app.partition.schemes import partition
 
 # What every job shares: no measurements and checkpoints between the rounds that are timed, and
 # nothing that not every contender has.

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from fedta_app.cuda import set_float32_policy
+from fedta_app.device.cuda import set_float32_policy
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

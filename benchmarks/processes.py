@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.signals import die_with_parent
+from experiments.running.signals import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 _INTERVAL = 0.1  # seconds between two looks at the memory

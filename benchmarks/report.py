@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedta_app.files import write_atomically
-from fedta_app.provenance import code_facts, device_name, versions
+from fedta_app.runs.provenance import code_facts, device_name, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 # Options whose values are places on this machine, which mean nothing elsewhere.

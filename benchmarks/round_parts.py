@@ -5,13 +5,13 @@ from typing import Any
 import torch
 
 from benchmarks.operations import median_seconds
-from fedta_app.accumulators import MeanAccumulator
-from fedta_app.aggregation import apply_update
-from fedta_app.cuda import repeatable, to_device
-from fedta_app.flat_mask import FlatMask
+from fedta_app.aggregation.accumulators import MeanAccumulator
+from fedta_app.aggregation.means import apply_update
+from fedta_app.device.cuda import repeatable, to_device
 from fedta_app.seeding import torch_generator
-from fedta_app.training import make_optimizer
-from fedta_app.workspace import Workspace
+from fedta_app.training.steps import make_optimizer
+from fedta_app.training.workspace import Workspace
+from fedta_app.vectors.mask import FlatMask
 
 _REPEATS = 10
 

@@ -9,10 +9,10 @@ from engine.shared_memory import SharingError
 from engine.transport import outbox, pack, unpack
 from fedta_app.client_memory import ClientMemory, bytes_vector, client_memory, vector_bytes
 from fedta_app.config import RunConfig
-from fedta_app.head_fit import head_statistics
-from fedta_app.local import LocalResult, train_client, train_head
-from fedta_app.scoring import client_batches, own_mask, scores
-from fedta_app.workspace import shared_workspace
+from fedta_app.training.client import LocalResult, train_client, train_head
+from fedta_app.training.head_fit import head_statistics
+from fedta_app.training.scoring import client_batches, own_mask, scores
+from fedta_app.training.workspace import shared_workspace
 
 app = ClientApp()
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arguments import RESULTS, make_parser
-from experiments.cells import Cell, FinishedRuns, identity, make_cells
-from experiments.collect import collect
-from experiments.comparison import save_comparison
-from experiments.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
-from experiments.plan import print_plan
-from experiments.presets import check_pattern, load_table, parse_overrides, select, tables
-from experiments.records import RecordError, kept_cells
-from experiments.report import kept_tables, write_report
-from experiments.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
-from experiments.tune import DEFAULT_SPACE, Study
-from experiments.tuned import changed_presets, save_study, write_choice
-from fedta_app.config import ConfigError
-from fedta_app.run_directory import RunError, run_path
+from experiments.reporting.collect import collect
+from experiments.reporting.comparison import save_comparison
+from experiments.reporting.records import RecordError, kept_cells
+from experiments.reporting.report import kept_tables, write_report
+from experiments.running.cells import Cell, FinishedRuns, identity, make_cells
+from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.running.plan import print_plan
+from experiments.running.presets import check_pattern, load_table, parse_overrides, select, tables
+from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
+from experiments.running.tune import DEFAULT_SPACE, Study
+from experiments.running.tuned import changed_presets, save_study, write_choice
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.runs.directory import run_path
 
 OUTPUT_CLOSED = 141  # as shells report SIGPIPE
 _MOST_LINES = 10  # runs that one comparison can show

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.scales import scales
+from experiments.running.scales import scales
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

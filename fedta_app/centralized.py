@@ -13,17 +13,17 @@ from torch import Tensor
 
 from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
-from fedta_app.evaluation import check_above_chance, measure
-from fedta_app.flat import weights_sha256
-from fedta_app.flat_mask import FlatMask
-from fedta_app.head_fit import fit_head, head_statistics
-from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import check_loss
-from fedta_app.schedule import learning_rate
-from fedta_app.scoring import own_mask
-from fedta_app.session import RunSession, State, run_facts
-from fedta_app.training import make_optimizer, train_steps
-from fedta_app.workspace import Workspace, shared_workspace
+from fedta_app.runs.directory import check_loss
+from fedta_app.runs.metrics import Figures, Row
+from fedta_app.runs.session import RunSession, State, run_facts
+from fedta_app.training.evaluation import check_above_chance, measure
+from fedta_app.training.head_fit import fit_head, head_statistics
+from fedta_app.training.schedule import learning_rate
+from fedta_app.training.scoring import own_mask
+from fedta_app.training.steps import make_optimizer, train_steps
+from fedta_app.training.workspace import Workspace, shared_workspace
+from fedta_app.vectors.flat import weights_sha256
+from fedta_app.vectors.mask import FlatMask
 
 
 def run_centralized(config: RunConfig) -> None:

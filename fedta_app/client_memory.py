@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.blobs import BlobStore
-from fedta_app.flat_mask import FlatMask
-from fedta_app.run_directory import run_path
-from fedta_app.workspace import Workspace, shared_workspace
+from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.directory import run_path
+from fedta_app.training.workspace import Workspace, shared_workspace
+from fedta_app.vectors.mask import FlatMask
 
 _MASKS_KEPT = 4  # unpacked masks per process; a client's own mask is read from disk otherwise
 

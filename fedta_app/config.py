@@ -16,8 +16,9 @@ from typing import Any
 
 import tomli_w
 
-from fedta_app.datasets import DATASETS
-from fedta_app.masks import MASK_RULES
+from fedta_app.data.catalogue import DATASETS
+from fedta_app.errors import ConfigError
+from fedta_app.masks.building import MASK_RULES
 
 Value = bool | int | float | str
 Allowed = Callable[[Any], bool]
@@ -31,10 +32,6 @@ VOLATILE_KEYS = frozenset(
 )  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
-
-
-class ConfigError(ValueError):
-    """A key, a value or a combination that no run can use; the message is one sentence."""
 
 
 def _key(default: Value, allowed: str, check: Allowed) -> Any:

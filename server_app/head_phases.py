@@ -8,10 +8,10 @@ from torch import Tensor
 
 from engine.records import number
 from engine.transport import pack, release, unpack
-from fedta_app.head_fit import empty_statistics, fit_head
-from fedta_app.heads import RidgeStatistics
-from fedta_app.metrics import Row
-from fedta_app.run_directory import RunError
+from fedta_app.errors import RunError
+from fedta_app.heads.ridge import RidgeStatistics
+from fedta_app.runs.metrics import Row
+from fedta_app.training.head_fit import empty_statistics, fit_head
 from server_app.phases import Phase
 from server_app.state import ServerState
 from strategies import FedAvg
@@ -21,7 +21,7 @@ class RidgeHead(Phase):
     """Every client sends the sums of its features once; the head follows in closed form.
 
     A round asks as many clients as a training round does. The head does not depend on how the
-    data are divided, nor on how many rounds it takes (fedta_app.heads).
+    data are divided, nor on how many rounds it takes (fedta_app.heads.ridge).
     """
 
     name = "head"

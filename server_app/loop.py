@@ -8,13 +8,13 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedta_app.checkpoint import Checkpoint
 from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
-from fedta_app.partition import class_counts, partition_digest
-from fedta_app.partition_figure import save_partition_figure
-from fedta_app.session import RunSession, State, run_facts
-from fedta_app.workspace import Workspace, shared_workspace
+from fedta_app.partition.figure import save_partition_figure
+from fedta_app.partition.schemes import class_counts, partition_digest
+from fedta_app.runs.checkpoint import Checkpoint
+from fedta_app.runs.session import RunSession, State, run_facts
+from fedta_app.training.workspace import Workspace, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Phase, Start, Train

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from engine.transport import unpack
-from fedta_app.agreement import agreement_scores
+from fedta_app.analysis.task_figures import save_block_density
+from fedta_app.analysis.task_vectors import block_density
 from fedta_app.client_memory import Setup, vector_bytes
-from fedta_app.flat_mask import FlatMask
-from fedta_app.mask_sets import intersection_mask, union_mask, vote_mask
-from fedta_app.masks import needs_scores
-from fedta_app.metrics import Row
-from fedta_app.run_directory import RunError, run_path
-from fedta_app.scoring import mask_of_round, own_mask
+from fedta_app.errors import RunError
+from fedta_app.masks.agreement import agreement_scores
+from fedta_app.masks.building import needs_scores
+from fedta_app.masks.sets import intersection_mask, union_mask, vote_mask
+from fedta_app.runs.directory import run_path
+from fedta_app.runs.metrics import Row
 from fedta_app.seeding import torch_generator
-from fedta_app.task_figures import save_block_density
-from fedta_app.task_vectors import block_density
+from fedta_app.training.scoring import mask_of_round, own_mask
+from fedta_app.vectors.mask import FlatMask
 from server_app.phases import Phase
 from server_app.state import ServerState
 

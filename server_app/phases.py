@@ -9,11 +9,11 @@ from torch import Tensor
 
 from engine.records import number
 from engine.transport import pack, release, unpack
-from fedta_app.aggregation import apply_update
-from fedta_app.evaluation import check_above_chance
-from fedta_app.metrics import Figures, Row
-from fedta_app.run_directory import check_loss, run_path
-from fedta_app.schedule import learning_rate
+from fedta_app.aggregation.means import apply_update
+from fedta_app.runs.directory import check_loss, run_path
+from fedta_app.runs.metrics import Figures, Row
+from fedta_app.training.evaluation import check_above_chance
+from fedta_app.training.schedule import learning_rate
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg

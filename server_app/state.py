@@ -12,12 +12,13 @@ from torch import Tensor
 from engine.replies import replies_as_they_come
 from engine.transport import MEMORY, SHARED, WIRE
 from fedta_app.client_memory import ClientMemory, Setup, bytes_vector, client_memory
-from fedta_app.config import ConfigError, RunConfig
-from fedta_app.evaluation import measure
-from fedta_app.flat import weights_sha256
-from fedta_app.flat_mask import FlatMask
-from fedta_app.metrics import Figures
-from fedta_app.workspace import Workspace
+from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
+from fedta_app.runs.metrics import Figures
+from fedta_app.training.evaluation import measure
+from fedta_app.training.workspace import Workspace
+from fedta_app.vectors.flat import weights_sha256
+from fedta_app.vectors.mask import FlatMask
 from strategies import Exchange, Nodes
 
 ROUND_TIMEOUT = 3600.0  # seconds to wait for the replies of a round

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedta_app.task_arithmetic import best_scale, forgotten, negation, save_points, scaling
-from fedta_app.task_figures import (
+from fedta_app.analysis.task_arithmetic import best_scale, forgotten, negation, save_points, scaling
+from fedta_app.analysis.task_figures import (
     save_cosine_matrix,
     save_mask_overlap_matrix,
     save_sign_conflict_matrix,
 )
-from fedta_app.task_vectors import (
+from fedta_app.analysis.task_vectors import (
     TaskVector,
     cosine_matrix,
     mask_overlap_matrix,

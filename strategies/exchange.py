@@ -1,6 +1,6 @@
 """Messages to clients by partition id, and their replies in that order, with what they cost.
 
-Blobs (see fedta_app.blobs) ride along with the first message that a client needs them for.
+Blobs (see fedta_app.runs.blobs) ride along with the first message that a client needs them for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 
 from engine.transport import WIRE, pack_many, payload_bytes, release
-from fedta_app.blobs import BlobStore
 from fedta_app.client_memory import Setup, bytes_vector
+from fedta_app.runs.blobs import BlobStore
 from strategies.nodes import Nodes
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from engine.records import number, whole
 from engine.transport import MEMORY, pack, unpack
-from fedta_app.accumulators import (
+from fedta_app.aggregation.accumulators import (
     MaskedMeanAccumulator,
     MeanAccumulator,
     SignElectedMeanAccumulator,
 )
 from fedta_app.client_memory import Setup
-from fedta_app.run_directory import RunError
+from fedta_app.errors import RunError
 from strategies.exchange import Exchange
 
 # A client's reply as a vector over the weights that travel, and which of them the client trained
@@ -163,7 +163,7 @@ class MaskedFedAvg(FedAvg):
     With one mask for all clients this is FedAvg on the trained weights. With a mask per client the
     sum over those who trained weight j is divided by c_j^g W^(1-g), for c_j the weight of those
     who trained it, W that of everybody and g the coverage exponent: see
-    `fedta_app.accumulators.MaskedMeanAccumulator`.
+    `fedta_app.aggregation.accumulators.MaskedMeanAccumulator`.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class TiesFedAvg(FedAvg):
     """Sign election: per weight, the mean over the clients that agree with the elected sign.
 
     TIES-Merging (Yadav et al., NeurIPS 2023, arXiv 2306.01708), without its trimming, which the
-    masks do: see `fedta_app.accumulators.SignElectedMeanAccumulator`.
+    masks do: see `fedta_app.aggregation.accumulators.SignElectedMeanAccumulator`.
     """
 
     def _accumulator(self) -> Accumulator:

@@ -15,8 +15,7 @@ from engine.records import whole
 from engine.replies import replies_as_they_come
 from engine.shared_memory import can_share
 from engine.transport import SHARED, pack, release
-from fedta_app.config import ConfigError
-from fedta_app.run_directory import RunError
+from fedta_app.errors import ConfigError, RunError
 from fedta_app.seeding import numpy_generator
 
 _TIMEOUT = 600.0  # seconds: the first answer waits for every actor to import torch

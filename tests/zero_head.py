@@ -2,7 +2,7 @@ from typing import Any
 
 import torch
 
-from fedta_app.head_fit import fit_head
+from fedta_app.training.head_fit import fit_head
 
 
 def fit_zeros(workspace: Any, statistics: Any) -> Any:

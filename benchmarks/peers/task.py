@@ -104,7 +104,7 @@ def new_model(task: Task, images: Images) -> nn.Module:
         options: dict[str, Any] = {"num_classes": task.num_classes, "in_chans": channels}
         model: nn.Module = timm.create_model(task.model, img_size=size, **options)
         return model
-    from fedta_app.architectures import ARCHITECTURES
+    from fedta_app.models.architectures import ARCHITECTURES
 
     return ARCHITECTURES[task.model].build(
         image_size=size, in_channels=channels, num_classes=task.num_classes

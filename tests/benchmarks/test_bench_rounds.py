@@ -121,7 +121,7 @@ def test_no_engine_of_ours_reaches_the_peers() -> None:
             if isinstance(node, ast.Import):
                 assert not {name.name.split(".")[0] for name in node.names} & ours
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
-                small_networks = node.module == "fedta_app.architectures"
+                small_networks = node.module == "fedta_app.models.architectures"
                 assert small_networks or node.module.split(".")[0] not in ours
                 if node.module.split(".")[0] == "benchmarks":  # STARTED, or one of the peers
                     assert node.module == "benchmarks" or "peers" in node.module

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.launch import FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
-from experiments.presets import parse_overrides, presets, tables
-from fedta_app.config import ConfigError
+from experiments.running.launch import FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.presets import parse_overrides, presets, tables
+from fedta_app.errors import ConfigError
 
 QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
 
@@ -91,7 +91,7 @@ def test_a_mistake_is_one_sentence_and_a_status(
 def test_a_missing_data_set_is_refused_with_the_place_for_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedta_app.data.download_cifar100", _no_network, raising=False)
+    monkeypatch.setattr("fedta_app.data.loading.download_cifar100", _no_network, raising=False)
     arguments = ["run", "small/fedavg-iid", "--data-dir", str(tmp_path / "none")]
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cifar-100-python.tar.gz").write_bytes(b"cut off")
@@ -155,7 +155,7 @@ def test_a_finished_run_is_finished_as_often_as_it_is_asked(tmp_path: Path) -> N
 def test_ctrl_c_ends_the_round_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedta_app.session import RunSession
+    from fedta_app.runs.session import RunSession
 
     add = RunSession.add
 

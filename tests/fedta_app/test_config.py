@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedta_app.config import KEYS, ConfigError, RunConfig, difference, read_toml, to_toml
+from fedta_app.config import KEYS, RunConfig, difference, read_toml, to_toml
+from fedta_app.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
-from fedta_app.cuda import to_device
-from fedta_app.flat_mask import FlatMask
-from fedta_app.local import train_client
-from fedta_app.optim import SparseSGDM
+from fedta_app.device.cuda import to_device
+from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.seeding import torch_generator
-from fedta_app.training import evaluate, make_optimizer
-from fedta_app.workspace import Workspace, build_workspace
+from fedta_app.training.client import train_client
+from fedta_app.training.steps import evaluate, make_optimizer
+from fedta_app.training.workspace import Workspace, build_workspace
+from fedta_app.vectors.mask import FlatMask
 
 BASE = {
     "weights": "random", "num-clients": 20, "lr": 0.05, "threads": 1,

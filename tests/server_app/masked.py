@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
-from fedta_app.blobs import BlobStore
 from fedta_app.config import RunConfig
-from fedta_app.flat_mask import FlatMask
-from fedta_app.workspace import build_workspace
+from fedta_app.runs.blobs import BlobStore
+from fedta_app.training.workspace import build_workspace
+from fedta_app.vectors.mask import FlatMask
 from server_app.app import app as server_app
 
 MASKED = {

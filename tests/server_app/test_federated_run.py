@@ -10,11 +10,11 @@ import torch
 
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
-from fedta_app import local
-from fedta_app.config import ConfigError, RunConfig
-from fedta_app.metrics import COLUMNS
-from fedta_app.run_directory import RunError
-from fedta_app.workspace import shared_workspace
+from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.runs.metrics import COLUMNS
+from fedta_app.training import client as local
+from fedta_app.training.workspace import shared_workspace
 from server_app.app import app as server_app
 
 SMALL = {
@@ -237,13 +237,13 @@ def test_another_precision_or_code_after_a_resume_is_said(
         (tmp_path / "test/seed0/stop").touch()
         return train(*args, **values)
 
-    monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "")
+    monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "")
     monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
     codes = iter("abcd")  # looked at once in a session, when it begins
-    monkeypatch.setattr("fedta_app.session.code_facts", lambda: {"sha256": next(codes)})
+    monkeypatch.setattr("fedta_app.runs.session.code_facts", lambda: {"sha256": next(codes)})
     assert run(tmp_path, precision="auto")["final"]["round"] == 1
     monkeypatch.setattr(local, "train_steps", train)
-    monkeypatch.setattr("fedta_app.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")
+    monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")
     result = run(tmp_path, precision="auto")
     said = "warning: precision was fp32 until now and is bf16 on this processor"
     assert said in capsys.readouterr().out

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedta_app import local
-from fedta_app.config import ConfigError, RunConfig
-from fedta_app.run_directory import RunError
+from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.training import client as local
 from tests.server_app.masked import (
     MASKED,
     rows,

@@ -12,12 +12,18 @@ import torch
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
-from fedta_app.flat_mask import FlatMask
-from fedta_app.head_fit import fit_head, head_statistics
-from fedta_app.mask_sets import round_density
-from fedta_app.masks import MASK_RULES, calibrate_mask
-from fedta_app.scoring import ScoringBatches, mask_of_round, own_mask, scores, server_batches
-from fedta_app.workspace import build_workspace, shared_workspace
+from fedta_app.masks.building import MASK_RULES, calibrate_mask
+from fedta_app.masks.sets import round_density
+from fedta_app.training.head_fit import fit_head, head_statistics
+from fedta_app.training.scoring import (
+    ScoringBatches,
+    mask_of_round,
+    own_mask,
+    scores,
+    server_batches,
+)
+from fedta_app.training.workspace import build_workspace, shared_workspace
+from fedta_app.vectors.mask import FlatMask
 from server_app.app import app as server_app
 from tests.server_app.masked import (
     BACKBONE,
@@ -191,7 +197,7 @@ def test_a_stop_after_every_round_changes_no_bit(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = run(tmp_path / "unbroken", **values)
-    from fedta_app.session import RunSession
+    from fedta_app.runs.session import RunSession
 
     add = RunSession.add
 

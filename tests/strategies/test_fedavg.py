@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.transport import WIRE, pack, unpack
-from fedta_app.blobs import BlobStore
 from fedta_app.client_memory import Setup
-from fedta_app.run_directory import RunError
+from fedta_app.errors import RunError
+from fedta_app.runs.blobs import BlobStore
 from strategies import Exchange, FedAvg, Nodes
 
 # Node ids are far from partition ids, and in another order, as Flower's are.

@@ -1,0 +1,181 @@
+"""Pre-train ``vit_cifar`` on CIFAR-10, and write its backbone to a weights file.
+
+``python -m experiments.pretraining.cifar --data-dir DIR --out FILE.safetensors``
+
+Without labels by DINO (`experiments.pretraining.dino`), or with them as a control
+(``--method supervised``).
+The clients' images are CIFAR-100's, whose classes are disjoint from CIFAR-10's; they are read only
+when training is over, to measure what the features are worth. A ViT of 1.8 million parameters after
+some epochs on 50,000 images: the recipe of DINO ViT-S/16 in small, not a substitute for it.
+
+Type the same command again after a crash, and it goes on from the last checkpoint, with the same
+bits on the same machine. Another ``--epochs`` re-plans the rest of a run that is slower or quicker
+than was thought; the file says so. ``--max-minutes`` counts wall clock, so a process that was
+paused has less time to train. Exit status: 0 finished, 2 refused, 3 stopped early and resumable.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from experiments.pretraining.cifar10 import read_cifar10
+from experiments.pretraining.figure import save_curve
+from experiments.pretraining.learners import METHODS, new_backbone
+from experiments.pretraining.loop import CHECKPOINT, ResumeError, Settings, Training
+from experiments.pretraining.probes import embed, knn_accuracy, probe_splits
+from fedta_app.data.loading import channel_statistics, load_data
+from fedta_app.errors import DataError
+from fedta_app.files import file_sha256, write_atomically
+
+KNN_KNOWN, KNN_ASKED = 10_000, 2_000  # CIFAR-10 images that vote, and test images they classify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, measure, write; return the exit status."""
+    options = _parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out, folder = options.out.absolute(), options.state_dir
+    folder = folder.absolute() if folder else out.with_suffix(".state")
+    try:
+        train, held_out, source = read_cifar10(options.data_dir.expanduser())
+        digest = hashlib.sha256(train.images.numpy().data).hexdigest()
+        device = torch.device(options.device)
+        mean, std = channel_statistics(train.images)
+        training = Training(_settings(options), train.to(device), mean, std, digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CHECKPOINT).exists():
+            training.load(folder / CHECKPOINT)
+            print(f"going on after step {training.step} of {training.steps}", flush=True)
+    except (DataError, ResumeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    known = train.subset(torch.arange(0, len(train), max(1, len(train) // KNN_KNOWN))).to(device)
+    asked = held_out.subset(torch.arange(0, len(held_out), max(1, len(held_out) // KNN_ASKED))).to(
+        device
+    )
+
+    def measure(epoch: int) -> dict[str, float]:
+        if epoch % options.knn_every and epoch != options.epochs:
+            return {}
+        model = training.learner.result
+        with training.autocast():
+            parts = [(embed(model, part.images, mean, std), part.labels) for part in (known, asked)]
+        return {"knn": knn_accuracy(*parts[0], *parts[1])}
+
+    def keep() -> None:
+        training.save(folder / CHECKPOINT)
+        write_atomically(folder / "curve.csv", pd.DataFrame(training.rows).to_csv(index=False))
+
+    if not training.rows:
+        training.rows.append({"step": 0, "epoch": 0.0, **measure(0)})
+    done = training.run(
+        after_epoch=measure,
+        save=keep,
+        save_seconds=60 * options.save_minutes,
+        max_minutes=options.max_minutes or float("inf"),
+        report=lambda line: print(line, flush=True),
+    )
+    if not done:
+        print(f"stopped after step {training.step} of {training.steps}; the same command goes on")
+        return 3
+    if "knn" not in training.rows[-1]:  # planned anew, to end where it was
+        training.rows[-1] |= measure(options.epochs)
+    save_curve(folder / "curve.png", training.rows, f"vit_cifar on CIFAR-10: {options.method}")
+    summary = _finish(options, training, source, out)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+    return 0
+
+
+def _finish(
+    options: argparse.Namespace, training: Training, source: str, out: Path
+) -> dict[str, Any]:
+    """Write the weights file, measure what it holds on CIFAR-100, and return the summary."""
+    state = backbone_state(training.learner.result.state_dict())
+    splits = load_data("cifar100", options.data_dir, val_size=0.1, seed=0).to(training.device)
+    model = new_backbone(splits.num_classes, options.seed).to(training.device)
+    floor = probe_splits(model, splits)
+    model.load_state_dict(state, strict=False)  # the numbers of the file, not those before rounding
+    measured = {f"CIFAR-100, {name}": value for name, value in probe_splits(model, splits).items()}
+    measured |= {f"CIFAR-100, {name}, random weights": value for name, value in floor.items()}
+    measured["CIFAR-10, 20-nn"] = training.rows[-1]["knn"]
+    about = {
+        "model": "vit_cifar",
+        "method": options.method,
+        "note": "a ViT of 1.8 million parameters trained for a short time on CIFAR-10 alone",
+        "data": source,
+        "settings": training.identity,
+        "epochs": options.epochs,
+        "plans": training.plans,
+        "command": _command(options),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": training.device.type,
+        "measured": {name: round(value, 4) for name, value in measured.items()},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # One entry: safetensors writes several in random order, and equal runs would differ in bytes.
+    write_atomically(out, save(state, {"about": json.dumps(about)}))
+    return {**about, "sha256": file_sha256(out), **training.elapsed()}
+
+
+def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return every parameter but the head's, in float16: half the file, and the same features."""
+    return {
+        name: tensor.detach().cpu().half().contiguous()
+        for name, tensor in state.items()
+        if not name.startswith("head.")
+    }
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
+        method=options.method,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        precision=options.precision,
+        seed=options.seed,
+    )
+
+
+def _command(options: argparse.Namespace) -> str:
+    names = ("method", "epochs", "batch_size", "lr", "weight_decay", "precision", "seed", "threads")
+    given = (f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
+    return f"python -m experiments.pretraining.cifar {' '.join(given)}"
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--data-dir", type=Path, required=True, help="of CIFAR-10 and CIFAR-100")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--state-dir", type=Path, help="checkpoint and curve; beside --out if not given"
+    )
+    parser.add_argument("--method", choices=METHODS, default="dino")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=7e-4, help="peak learning rate of AdamW")
+    parser.add_argument("--weight-decay", type=float, default=0.04)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch decides")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--max-minutes", type=float, default=0.0, help="0: no limit")
+    parser.add_argument("--save-minutes", type=float, default=2.0, help="what a crash may cost")
+    parser.add_argument("--knn-every", type=int, default=1, help="epochs from k-NN to k-NN")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

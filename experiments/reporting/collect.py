@@ -1,0 +1,178 @@
+"""From run directories to records: `python -m experiments collect TABLE`.
+
+A run directory holds weights, paths and event files; a record what a table needs of it, and what
+can only be checked while the weights are there.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+
+from experiments.reporting.records import (
+    CELLS,
+    CLASSES_FILE,
+    MASK_FILE,
+    MATRICES,
+    POINTS,
+    RecordError,
+)
+from experiments.running.cells import Cell, read_summary
+from fedta_app.analysis.task_vectors import block_density, mask_overlap_matrix
+from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
+from fedta_app.files import write_atomically
+from fedta_app.partition.schemes import class_counts
+from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.checkpoint import load_checkpoint
+from fedta_app.seeding import numpy_generator
+from fedta_app.training.workspace import Workspace, build_workspace
+from fedta_app.vectors.mask import FlatMask
+
+MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
+_MOST_OWN_MASKS = 20  # clients whose masks are compared
+_PATH = re.compile(r"(?<![\w.])[~.]{0,2}/[^\s'\"]*/")
+
+
+def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Path:
+    """Write the record of a cell from its finished run, and return the record's folder.
+
+    Parameters
+    ----------
+    path : Path
+        The run directory.
+    results : Path
+        Where the tables' records are.
+    with_classes : bool
+        Keep which client holds how many images of which class.
+    """
+    table, _, preset = cell.preset.label.partition("/")
+    folder = results / table / CELLS / preset / f"seed{cell.config.seed}"
+    config = RunConfig.from_mapping(read_toml(path / "config.toml"))
+    summary = read_summary(path)
+    workspace = build_workspace(config.with_values(device="cpu"))
+    if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
+        raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
+    folder.mkdir(parents=True, exist_ok=True)
+    mask = _final_mask(path, summary, workspace)
+    if mask is not None:
+        summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
+        summary["mask-density"] = _densities(mask, workspace)
+        summary["frozen-weights-untouched"] = _untouched(path, mask, workspace)
+        if (overlap := _own_masks(path, workspace)) is not None:
+            summary["own-masks"] = overlap
+    if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
+        summary["task-vectors"] = vectors
+    for name in POINTS:
+        if (points := path / f"{name}.csv").exists():
+            write_atomically(folder / points.name, points.read_bytes())
+    if with_classes and config.engine != "centralized":
+        _keep_classes(folder / CLASSES_FILE, workspace)
+    summary["name"] = cell.preset.label
+    write_atomically(folder / "summary.json", _pretty(without_paths(summary)))
+    write_atomically(folder / "metrics.csv", (path / "metrics.csv").read_bytes())
+    write_atomically(folder / "config.toml", _portable(config, cell.preset.label))
+    return folder
+
+
+def _pretty(summary: dict[str, Any]) -> str:
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
+
+
+def _portable(config: RunConfig, name: str) -> str:
+    """Return the keys that decide what is computed, as TOML, without paths."""
+    kept = {
+        key: value
+        for key, value in config.to_mapping().items()
+        if key not in VOLATILE_KEYS - {"engine"}
+    }
+    return tomli_w.dumps(without_paths(kept) | {"name": name})
+
+
+def without_paths(value: Any) -> Any:
+    """Return the value with every path in its strings cut down to the file's name."""
+    if isinstance(value, dict):
+        return {
+            key: entry if key == "name" else without_paths(entry) for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    return _PATH.sub("", value) if isinstance(value, str) else value
+
+
+def _final_mask(path: Path, summary: dict[str, Any], workspace: Workspace) -> FlatMask | None:
+    """Return the mask of the weights that travelled, of a run that had one."""
+    noted = summary.get("mask")
+    if not noted:
+        return None
+    if "sha256" in noted:
+        bits = BlobStore(path / "blobs").get(noted["sha256"])
+    else:  # the baseline keeps it in its checkpoint
+        checkpoint = load_checkpoint(path / "checkpoint")
+        assert checkpoint is not None
+        bits = checkpoint.tensors["mask"].numpy().tobytes()
+    return FlatMask.from_bits(bits, workspace.weights.vector.numel(), torch.device("cpu"))
+
+
+def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:
+    """Write the mask's bits at positions that depend on its length only."""
+    values = mask.mask.numpy()
+    if len(values) > MASK_SAMPLE:
+        order = numpy_generator("mask sample", len(values)).permutation(len(values))
+        values = values[np.sort(order[:MASK_SAMPLE])]
+    write_atomically(path, np.packbits(values).tobytes())
+    return {"entries": len(values), "of": mask.mask.numel()}
+
+
+def _densities(mask: FlatMask, workspace: Workspace) -> dict[str, dict[str, float]]:
+    """Return the trained share of every block and kind of layer."""
+    shares = block_density(workspace.weights.views(mask.mask))
+    return {
+        block: {kind: round(share, 6) for kind, share in row.items()}
+        for block, row in shares.items()
+    }
+
+
+def _untouched(path: Path, mask: FlatMask, workspace: Workspace) -> bool:
+    """Tell whether every frozen weight has the bits it started with."""
+    checkpoint = load_checkpoint(path / "checkpoint")
+    assert checkpoint is not None
+    before, after = workspace.weights.vector, checkpoint.tensors["weights"]
+    frozen = ~mask.mask
+    return torch.equal(before.view(torch.int32)[frozen], after.view(torch.int32)[frozen])
+
+
+def _own_masks(path: Path, workspace: Workspace) -> dict[str, float] | None:
+    """Return how much the clients' own masks overlap, where they have some."""
+    checkpoint = load_checkpoint(path / "checkpoint")
+    server = checkpoint.state.get("server", {}) if checkpoint else {}
+    digests = [digest for _, digest in sorted(server.get("own-masks", {}).items())]
+    if len(digests) < 2:
+        return None
+    store, size = BlobStore(path / "blobs"), workspace.weights.vector.numel()
+    masks = [
+        {"_": FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask}
+        for digest in digests[:_MOST_OWN_MASKS]
+    ]
+    overlap = mask_overlap_matrix(masks)
+    pairs = overlap.jaccard[~torch.eye(len(masks), dtype=torch.bool)]
+    return {"jaccard": round(float(pairs.mean()), 6), "chance": round(float(overlap.chance), 6)}
+
+
+def _task_vectors(path: Path) -> dict[str, float]:
+    """Return means over pairs of the last round's clients, where the run saved them."""
+    means = {}
+    for name in MATRICES:
+        file = path / f"{name.replace('-', '_')}.csv"
+        if file.exists():
+            means[name] = round(float(np.nanmean(np.genfromtxt(file, delimiter=","))), 6)
+    return means
+
+
+def _keep_classes(path: Path, workspace: Workspace) -> None:
+    labels = workspace.data.train.labels.numpy()
+    counts = class_counts(labels, workspace.partitions, workspace.data.num_classes)
+    write_atomically(path, "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()))

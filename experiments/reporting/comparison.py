@@ -1,0 +1,77 @@
+"""The runs of a table in one figure: accuracy against rounds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fedta_app.config import RunConfig
+from fedta_app.runs.curves_figure import show_percent
+from fedta_app.runs.directory import run_path
+
+
+def save_comparison(path: Path, configs: list[RunConfig]) -> None:
+    """Save the accuracy of finished runs against rounds, a line per run, as PNG.
+
+    Test accuracy, or validation accuracy where test images were read only at the end.
+
+    Parameters
+    ----------
+    configs : list of RunConfig
+        Runs whose directories hold a metrics.csv and a summary.json.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    split = "test" if all(config.measure_test == "always" for config in configs) else "validation"
+    column = "test_accuracy" if split == "test" else "val_accuracy"
+    for config in configs:
+        rows = pd.read_csv(run_path(config) / "metrics.csv")
+        measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
+        axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
+    axis.set_title(_title(configs), fontsize="medium")
+    axis.set_xlabel("round")
+    show_percent(axis, f"{split} accuracy")
+    axis.set_ylim(0, 1)
+    axis.grid(alpha=0.3)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside lower center",
+        frameon=False,
+        fontsize="small",
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
+
+
+def _title(configs: list[RunConfig]) -> str:
+    """Return what all runs have in common."""
+    found = {_federation(config) for config in configs}
+    return found.pop() if len(found) == 1 else ", ".join(sorted({c.dataset for c in configs}))
+
+
+def _federation(config: RunConfig) -> str:
+    if config.engine == "centralized":
+        return f"{config.dataset}, centralised"
+    kinds = {
+        "iid": "iid",
+        "classes": f"classes per client: {config.num_classes_per_client}",
+        "dirichlet": f"Dirichlet({config.dirichlet_alpha:g})",
+    }
+    return f"{config.dataset}, {config.num_clients} clients, {kinds[config.partition]}"
+
+
+def _label(config: RunConfig) -> str:
+    summary: dict[str, Any] = json.loads((run_path(config) / "summary.json").read_text())
+    head = {"random": "trained head", "ridge": "ridge head", "probe": "linear-probe head"}
+    trained = "all weights"
+    if config.mask_rule != "none":
+        trained = f"{summary['mask']['density']:.0%} of the weights, {config.mask_rule}"
+    parts = [head[config.head], trained]
+    if moved := (summary["bytes-up"] + summary["bytes-down"]) / 1e6:
+        parts.append(f"{moved:.0f} MB moved")
+    return f"{config.name.rpartition('/')[2]}: {', '.join(parts)}"

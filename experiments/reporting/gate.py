@@ -1,0 +1,142 @@
+"""The sanity gate of a table: what must hold before its figures mean anything."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.reporting.records import Record
+from fedta_app.config import RunConfig
+from fedta_app.data.catalogue import DATASETS
+
+_START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold; `holds` is None where a table has nothing that it applies to."""
+
+    name: str
+    holds: bool | None
+    detail: str
+
+    def __str__(self) -> str:
+        word = {True: "holds", False: "FAILS", None: "does not apply"}[self.holds]
+        return f"{self.name}: {word} ({self.detail})"
+
+
+def sanity_gate(records: Sequence[Record]) -> list[Check]:
+    """Return every check of a table's records."""
+    return [
+        _above_chance(records), _equal_starts(records), _density(records), _frozen(records),
+        _seeds(records),
+    ]  # fmt: skip
+
+
+def _validation_images(config: RunConfig) -> int:
+    images = round(config.val_size * DATASETS[config.dataset].images)
+    return min(images, config.eval_size) if config.eval_size else images
+
+
+def _above_chance(records: Sequence[Record]) -> Check:
+    name = "round 0 is above chance"
+    made = [
+        record
+        for record in records
+        if record.config.head != "random" and record.start_accuracy is not None
+    ]
+    if not made:
+        return Check(name, None, "every head is trained from random weights")
+    wrong = []
+    for record in made:
+        chance = 1 / DATASETS[record.config.dataset].classes
+        error = math.sqrt(chance * (1 - chance) / _validation_images(record.config))
+        assert record.start_accuracy is not None
+        if record.start_accuracy <= chance + 3 * error:
+            wrong.append(f"{record.label}: {record.start_accuracy:.1%}")
+    lowest = min(record.start_accuracy or 0.0 for record in made)
+    return _verdict(name, wrong, f"the lowest of {len(made)} starts is {lowest:.1%}")
+
+
+def _equal_starts(records: Sequence[Record]) -> Check:
+    name = "the ridge start does not depend on the partition"
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        config = record.config
+        if config.head == "ridge" and record.start_accuracy is not None:
+            precision = record.summary.get("precision", config.precision)
+            weights = record.summary["identity"]["weights-file-sha256"]
+            same = (record.seed, config.dataset, config.model, weights, config.ridge,
+                    config.head_fraction, config.val_size, config.eval_size, config.image_size,
+                    precision)  # fmt: skip
+            groups.setdefault(same, []).append(record)
+    compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
+    if not compared:
+        return Check(name, None, "no two partitions start from a ridge head")
+    wrong, widest = [], 0.0
+    for group in compared:
+        starts = [(record.start_accuracy or 0.0, record.label) for record in group]
+        (low, lowest), (high, highest) = min(starts), max(starts)
+        widest = max(widest, high - low)
+        if high - low > _START_TOLERANCE:
+            wrong.append(f"{lowest}: {low:.2%}, {highest}: {high:.2%}")
+    return _verdict(name, wrong, f"largest difference {100 * widest:.2f} percent points")
+
+
+def _where(record: Record) -> tuple[object, ...]:
+    config = record.config
+    if config.engine == "centralized":
+        return ("centralized",)
+    return (config.partition, config.num_classes_per_client, config.dirichlet_alpha)
+
+
+def _density(records: Sequence[Record]) -> Check:
+    name = "the density is the one asked for"
+    wrong, checked = [], 0
+    for record in records:
+        config, mask = record.config, record.summary.get("mask")
+        exact = config.mask_scope in ("global", "vote", "server") or config.engine == "centralized"
+        if config.mask_rule == "none" or not exact:
+            continue
+        if config.sparsity_scope != "global" or config.score_threshold:
+            continue
+        checked += 1
+        if not mask:
+            wrong.append(f"{record.label} has no mask")
+            continue
+        asked = round((1 - config.sparsity) * mask["of"])
+        if abs(mask["trained"] - asked) > 1:  # 0.9 is no binary fraction
+            wrong.append(f"{record.label}: {mask['trained']} of {mask['of']}, not {asked}")
+    if not checked:
+        return Check(name, None, "no cell has a mask of a given density")
+    return _verdict(name, wrong, f"{checked} masks, to the weight")
+
+
+def _frozen(records: Sequence[Record]) -> Check:
+    name = "frozen weights kept their bits"
+    masked = [record for record in records if record.config.mask_rule != "none"]
+    if not masked:
+        return Check(name, None, "no cell has a mask")
+    wrong = [
+        record.label
+        for record in masked
+        if record.summary.get("frozen-weights-untouched") is not True
+    ]
+    return _verdict(name, wrong, f"{len(masked)} cells, compared with their first weights")
+
+
+def _seeds(records: Sequence[Record]) -> Check:
+    name = "seeds and presets are different runs"
+    if len(records) < 2:
+        return Check(name, None, "there is one cell")
+    seen: dict[str, Record] = {}
+    wrong = []
+    for record in records:
+        other = seen.setdefault(record.summary["final-weights-sha256"], record)
+        if other is not record:
+            wrong.append(f"{other.label} and {record.label} end with equal weights")
+    return _verdict(name, wrong, f"{len(records)} cells end with different weights")
+
+
+def _verdict(name: str, wrong: Sequence[str], fine: str) -> Check:
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return Check(name, not wrong, f"{wrong[0]}{more}" if wrong else fine)

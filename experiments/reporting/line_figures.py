@@ -1,0 +1,204 @@
+"""Accuracy against rounds, bytes, and multiples of task vectors: means over seeds.
+
+Lines are the labels of the report's axis `lines`, panels those of `panels`; a table with more axes
+has a figure for each label of the others.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from experiments.reporting.intervals import interval
+from experiments.reporting.records import Group, Record
+from experiments.running.presets import Table
+from fedta_app.runs.curves_figure import show_percent
+
+Style = Callable[[str], dict[str, Any]]
+Values = npt.NDArray[np.float64]
+
+# Dark enough on white, told apart without colour vision (Okabe and Ito), and by marker.
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C8C"
+)  # fmt: skip
+_MARKERS = "os^Dvp*X"
+_WIDTH, _HEIGHT = 3.2, 2.7  # inches of a panel
+_MOST_COLUMNS = 3
+
+
+def curves(table: Table, drawn: Group) -> Figure:
+    """Draw validation accuracy against rounds: the mean of the seeds, and its 95 % interval."""
+    figure, axes, style = _panels(table, drawn)
+    for axis, lines in zip(axes, drawn.values(), strict=True):
+        for line, group in lines.items():
+            rounds, means, halves, _ = _mean_curve(group)
+            axis.plot(rounds, means, **style(line), markevery=_sparse(rounds))
+            axis.fill_between(
+                rounds, means - halves, means + halves, color=style(line)["color"], alpha=0.15, lw=0
+            )
+        axis.set_xlabel("round")
+    return _finish(figure, axes)
+
+
+def against_bytes(table: Table, drawn: Group) -> Figure | None:
+    """Draw validation accuracy against what was moved so far, of head and calibration too.
+
+    A panel without a federation has nothing to show.
+    """
+    drawn = {
+        panel: lines
+        for panel, lines in drawn.items()
+        if any(record.megabytes for group in lines.values() for record in group)
+    }
+    if not drawn:
+        return None
+    figure, axes, style = _panels(table, drawn)
+    for axis, lines in zip(axes, drawn.values(), strict=True):
+        for line, group in lines.items():
+            _, means, _, moved = _mean_curve(group)
+            shown = moved > 0
+            axis.plot(moved[shown], means[shown], **style(line), markevery=_sparse(moved[shown]))
+        use_logarithms(axis)
+        axis.set_xlabel("MB up and down")
+    return _finish(figure, axes)
+
+
+def scaled(table: Table, drawn: Group) -> Figure | None:
+    """Draw validation accuracy against the scale of the whole run's task vector."""
+    return _by_points(
+        table, drawn, "scaling", "scale", ["val_accuracy"], "scale of the task vector"
+    )
+
+
+def negated(table: Table, drawn: Group) -> Figure | None:
+    """Draw target (solid) and control accuracy (dashed) against how much was subtracted."""
+    label = "length subtracted, of the run's own"
+    return _by_points(table, drawn, "negation", "length", ["target", "control"], label)
+
+
+def _by_points(
+    table: Table, drawn: Group, name: str, x: str, columns: list[str], label: str
+) -> Figure | None:
+    """Draw means over seeds of columns of a record's points; the second one dashed."""
+    found = {
+        panel: {
+            line: points for line, group in lines.items() if len(points := _points(group, name))
+        }
+        for panel, lines in drawn.items()
+    }
+    found = {panel: lines for panel, lines in found.items() if lines}
+    if not found:
+        return None
+    figure, axes, style = _panels(table, {panel: drawn[panel] for panel in found})
+    for axis, lines in zip(axes, found.values(), strict=True):
+        for line, points in lines.items():
+            # First over the clients of a seed, so that every seed weighs the same.
+            seeds = points.groupby(["seed", x], as_index=False)[columns].mean()
+            means = seeds.groupby(x)[columns].mean()
+            for column, dashes in zip(columns, ("-", "--"), strict=False):
+                look = style(line) | {"linestyle": dashes}
+                axis.plot(means.index, means[column], **look)
+        axis.set_xlabel(label)
+    return _finish(figure, axes)
+
+
+def _points(group: Sequence[Record], name: str) -> pd.DataFrame:
+    frames = [
+        points.assign(seed=record.seed)
+        for record in group
+        if (points := record.points(name)) is not None
+    ]
+    return pd.concat(frames) if frames else pd.DataFrame()
+
+
+def _mean_curve(group: Sequence[Record]) -> tuple[Values, Values, Values, Values]:
+    """Return rounds, mean accuracies, half widths of their intervals (or 0) and mean megabytes."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for record in group:
+        for round_, moved, accuracy in record.curve():
+            found.setdefault(round_, []).append((moved, accuracy))
+    # A round that not every seed measured has no mean of the same seeds.
+    rounds = sorted(round_ for round_, points in found.items() if len(points) == len(group))
+    intervals = [interval([accuracy for _, accuracy in found[round_]]) for round_ in rounds]
+    halves = [0.0 if math.isnan(one.half) else one.half for one in intervals]
+    bytes_ = [float(np.mean([megabytes for megabytes, _ in found[round_]])) for round_ in rounds]
+    means = [one.mean for one in intervals]
+    return np.array(rounds, float), np.array(means), np.array(halves), np.array(bytes_)
+
+
+def _values(line: Line2D) -> Values:
+    return np.asarray(line.get_ydata(), float)
+
+
+def use_logarithms(axis: Axes) -> None:
+    """Give the horizontal axis a logarithmic scale with plain numbers that do not collide."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _sparse(values: Values) -> int:
+    """Return every how many points a marker stands."""
+    return max(1, len(values) // 8)
+
+
+def _panels(table: Table, drawn: Group) -> tuple[Figure, list[Axes], Style]:
+    """Return a figure with a panel per entry, and the style of a line wherever it is drawn."""
+    columns = min(_MOST_COLUMNS, len(drawn))
+    rows = -(-len(drawn) // columns)
+    size = (max(4.6, 0.6 + _WIDTH * columns), 0.9 + _HEIGHT * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    axes = list(grid.flat)
+    for axis in axes[len(drawn) :]:
+        axis.set_axis_off()
+    axes = axes[: len(drawn)]
+    for number, (axis, panel) in enumerate(zip(axes, drawn, strict=True)):
+        axis.set_title(panel, fontsize="medium")
+        axis.grid(alpha=0.3)
+        show_percent(axis, "" if number % columns else "validation accuracy")
+    labels = table.axes.get(table.report.get("lines", "")) or [
+        line for lines in drawn.values() for line in lines
+    ]
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+
+    def style(line: str) -> dict[str, Any]:
+        number = order[line]
+        return {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "markersize": 3.5,
+            "linewidth": 1.3,
+            "linestyle": "-" if number < len(_COLOURS) else "--",
+            "label": line,
+        }
+
+    return figure, axes, style
+
+
+def _finish(figure: Figure, axes: Sequence[Axes]) -> Figure:
+    # Bands of few seeds are wide: the lines decide the scale.
+    reach = [float(value) for axis in axes for line in axis.lines for value in _values(line)]
+    if reach:
+        margin = 0.08 * max(max(reach) - min(reach), 0.05)
+        axes[0].set_ylim(max(0.0, min(reach) - margin), min(1.0, max(reach) + margin))
+    entries: dict[str, Artist] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", frameon=False,
+        fontsize="small", ncols=min(len(entries), 3 if len(axes) == 1 else 5),
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,177 @@
+"""Where the cells of a table come from: a table of mixed origin is refused.
+
+Data, weights and code must be those of one experiment. Code is compared by the hash of what a run
+executes (`fedta_app.runs.provenance`), so commits that change only documents, tests or the runner
+are the same code. A table may keep cells of several versions when `results/<table>/origin.toml`
+says why that changes no figure; its caption then says so too:
+
+    mixed-code = "the later version only prints more"
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.records import Record, RecordError
+from experiments.running.cells import deciding_keys, identity
+from fedta_app.config import Value, read_toml
+from fedta_app.errors import ConfigError
+
+# The weights file may lie elsewhere: its contents are compared.
+_MAY_DIFFER = {"seed", "weights"}
+
+
+def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
+    """Return what the caption says of the cells' origin.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the table's results, where origin.toml may be.
+
+    Raises
+    ------
+    RecordError
+        When data, weights, code or settings are mixed.
+    """
+    _distinct(records)
+    _one(records, "data sets", _data)
+    _one(records, "weights", _kind)
+    _one(records, "weights", _weights)
+    excuse = _excuse(folder)
+    versions = {code["sha256"] for record in records for code in _codes(record)}
+    if len(versions) > 1 and not excuse:
+        raise RecordError(
+            f"{folder.name} mixes cells of {len(versions)} versions of the code (commits "
+            f"{commits(records)}): run them again, or say in {folder / 'origin.toml'} why it "
+            'changes no figure, as mixed-code = "..."'
+        )
+    for record in records:
+        if any(code.get("changed") for code in _codes(record)):
+            raise RecordError(
+                f"{record.label} was run with changes that are not committed: run it again from a "
+                "commit"
+            )
+    notes = _departures(records)
+    if len(versions) > 1:
+        notes.append(f"cells of {len(versions)} versions of the code: {excuse}")
+    for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
+        if len(found) > 1:
+            notes.append(f"cells of several {what}: {' and '.join(found)}")
+    if failed := {record.label: n for record in records if (n := record.failed_replies)}:
+        worst = max(failed, key=lambda label: failed[label])
+        notes.append(
+            f"{sum(failed.values())} replies of failed clients are missing, in {len(failed)} of "
+            f"{len(records)} cells; most in {worst}"
+        )
+    return notes
+
+
+def _distinct(records: Sequence[Record]) -> None:
+    """Refuse one experiment under two names, as when an axis of the table was overridden."""
+    seen: dict[str, Record] = {}
+    for record in records:
+        other = seen.setdefault(identity(record.config), record)
+        if other is not record:
+            raise RecordError(f"{other.label} and {record.label} ran the same configuration")
+
+
+def _one(records: Sequence[Record], what: str, facts: Callable[[Record], tuple[str, str]]) -> None:
+    """Refuse records that agree on the first of the facts and not on the second."""
+    seen: dict[str, tuple[str, Record]] = {}
+    for record in records:
+        group, fact = facts(record)
+        first, other = seen.setdefault(group, (fact, record))
+        if first != fact:
+            raise RecordError(
+                f"{other.label} and {record.label} have different {what} ({first[:12]} and "
+                f"{fact[:12]}): a table is one experiment, so run one of them again"
+            )
+
+
+def _data(record: Record) -> tuple[str, str]:
+    config = record.config
+    return f"{config.dataset} {config.val_size} {record.seed}", record.summary["identity"][
+        "data-sha256"
+    ]
+
+
+def _kind(record: Record) -> tuple[str, str]:
+    return record.config.model, str(record.summary["weights"]["kind"])
+
+
+def _weights(record: Record) -> tuple[str, str]:
+    config = record.config
+    # Random weights depend on the seed, and hold a head where that is trained.
+    random = record.summary["weights"]["kind"] == "random"
+    draw = f"{record.seed} {config.head == 'random'}" if random else ""
+    sha256 = str(record.summary["identity"]["weights-file-sha256"])
+    return f"{config.model} {config.image_size} {draw}", sha256
+
+
+def _codes(record: Record) -> list[dict[str, Any]]:
+    """Return what every session of a run says of its code; old records know of the last only."""
+    sessions = [session["code"] for session in record.summary["sessions"] if "code" in session]
+    return [*sessions, record.summary["code"]]
+
+
+def _excuse(folder: Path) -> str:
+    path = folder / "origin.toml"
+    return str(read_toml(path).get("mixed-code", "")) if path.exists() else ""
+
+
+def _departures(records: Sequence[Record]) -> list[str]:
+    """Return the keys in which cells differ from their presets: by the same value everywhere."""
+    departures = [_departure(record) for record in records]
+    notes = []
+    for key in sorted(set().union(*departures)):
+        ran: dict[Value, Record] = {}
+        for record in records:
+            keys = deciding_keys(record.config)
+            if key in keys:  # nothing reads it in the others
+                ran.setdefault(keys[key], record)
+        if len(ran) > 1:
+            (one, first), (other, second), *_ = ran.items()
+            raise RecordError(
+                f"{first.label} ran with {key} = {one!r} and {second.label} with {other!r}, and "
+                "not both as their presets say: run one of them again"
+            )
+        notes.append(f"{key} = {next(iter(ran))!r}, not the presets'")
+    return notes
+
+
+def _departure(record: Record) -> dict[str, Any]:
+    """Return the keys, and their values, in which a record differs from its preset."""
+    try:
+        wanted = deciding_keys(record.preset.config({"seed": record.seed}))
+    except ConfigError as error:
+        raise RecordError(f"the preset {record.preset.label} is not valid: {error}") from error
+    ran = deciding_keys(record.config)
+    return {
+        key: value
+        for key, value in ran.items()
+        if key not in _MAY_DIFFER and value != wanted.get(key, value)
+    }
+
+
+def hardware(records: Sequence[Record]) -> str:
+    """Return the devices that the cells ran on, in which precision, and with which PyTorch."""
+    return "; ".join([*_devices(records), *(f"torch {name}" for name in _torches(records))])
+
+
+def _devices(records: Sequence[Record]) -> list[str]:
+    found = {
+        f"{record.summary['device']}, {record.summary.get('precision', record.config.precision)}"
+        for record in records
+    }
+    return sorted(found)
+
+
+def _torches(records: Sequence[Record]) -> list[str]:
+    return sorted({record.summary.get("versions", {}).get("torch", "?") for record in records})
+
+
+def commits(records: Sequence[Record]) -> str:
+    """Return the commits that the cells ran at, shortened."""
+    found = {str(code["commit"])[:8] for record in records for code in _codes(record)}
+    return ", ".join(sorted(found))

@@ -1,0 +1,167 @@
+"""What is kept of a finished cell, small enough to commit: `<table>/cells/<preset>/seed<k>/`.
+
+config.toml      the keys that decide what is computed; no paths of the machine it ran on
+metrics.csv      as the run wrote it
+summary.json     likewise, without paths, and with what `experiments.reporting.collect` checked
+mask.bits        which of a fixed sample of the weights the mask trains, one bit each
+classes.csv      clients x classes, for the first seed
+scaling.csv, negation.csv    of task vectors, where the run saved them
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from experiments.running.cells import by_identity, read_rows, read_summary
+from experiments.running.presets import Preset, Table
+from fedta_app.config import RunConfig, read_toml
+
+CELLS = "cells"
+MASK_FILE = "mask.bits"
+CLASSES_FILE = "classes.csv"
+MATRICES = ("cosine", "sign-conflict")  # of the clients' task vectors in the last round
+TASK_FIGURES = (*MATRICES, "best-scale", "forgotten")
+POINTS = ("scaling", "negation")  # CSV files of fedta_app.analysis.task_arithmetic
+
+
+class RecordError(ValueError):
+    """Results that cannot be reported; the message is one sentence."""
+
+
+Group = dict[str, dict[str, list["Record"]]]  # what a figure draws: panel, line, seeds
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell as it is kept."""
+
+    preset: Preset
+    seed: int
+    config: RunConfig
+    summary: dict[str, Any]
+    rows: tuple[dict[str, str], ...]
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.preset.label} seed {self.seed}"
+
+    def final(self, figure: str) -> float:
+        """Return a figure of the last round, such as `test_accuracy`."""
+        value = self.summary["final"][figure]
+        if value is None:
+            raise RecordError(f"{self.folder} has no {figure} in its last round")
+        return float(value)
+
+    @property
+    def start_accuracy(self) -> float | None:
+        """Validation accuracy before training."""
+        start = [row["val_accuracy"] for row in self.rows if row["phase"] == "start"]
+        return float(start[0]) if start and start[0] else None
+
+    @property
+    def megabytes(self) -> float:
+        """What crossed between server and clients, head and calibration included."""
+        return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6
+
+    @property
+    def failed_replies(self) -> int:
+        """How often a client that was asked failed, in all rounds."""
+        return sum(int(row["clients_failed"]) for row in self.rows)
+
+    def task_figure(self, name: str) -> float | None:
+        """Return one of `TASK_FIGURES` where it is known: of `MATRICES` the mean over pairs."""
+        value = self.summary.get("task-vectors", {}).get(name)
+        return None if value is None else float(value)
+
+    @property
+    def minutes(self) -> float:
+        """How long it took."""
+        return float(sum(session["seconds"] for session in self.summary["sessions"])) / 60
+
+    def curve(self) -> list[tuple[int, float, float]]:
+        """Return round, megabytes so far and validation accuracy, wherever that was measured."""
+        points, moved = [], 0
+        for row in self.rows:
+            moved += int(row["bytes_up"]) + int(row["bytes_down"])
+            if row["val_accuracy"] and row["phase"] in ("start", "train"):
+                points.append((int(row["round"]), moved / 1e6, float(row["val_accuracy"])))
+        return points
+
+    def points(self, name: str) -> pd.DataFrame | None:
+        """Return the points of scaling or negation, where the run saved them."""
+        path = self.folder / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else None
+
+    @cached_property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """Which weights of the sample are trained, None without a mask."""
+        path = self.folder / MASK_FILE
+        if not path.exists():
+            return None
+        size = int(self.summary["mask-sample"]["entries"])
+        return np.unpackbits(np.frombuffer(path.read_bytes(), np.uint8), count=size).astype(bool)
+
+    @cached_property
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """Images of each class that each client holds, None where they are not kept."""
+        path = self.folder / CLASSES_FILE
+        return np.loadtxt(path, dtype=np.int64, delimiter=",") if path.exists() else None
+
+
+def read_records(table: Table, results: Path) -> list[Record]:
+    """Return the kept cells of a table, in the order of its presets, then seeds.
+
+    Raises
+    ------
+    RecordError
+        When there are none, or one belongs to no preset or is damaged.
+    """
+    folder = results / table.label / CELLS
+    presets = {preset.name: preset for preset in table.presets}
+    order = {name: number for number, name in enumerate(presets)}
+    records = []
+    for summary in folder.glob("*/seed*/summary.json"):
+        name = summary.parent.parent.name
+        if name not in presets:
+            raise RecordError(f"{summary.parent} belongs to no preset of table {table.name!r}")
+        records.append(_read(summary.parent, presets[name]))
+    if not records:
+        raise RecordError(
+            f"{folder} holds no cells: finish some, then python -m experiments collect {table.name}"
+        )
+    return sorted(records, key=lambda record: (order[record.preset.name], record.seed))
+
+
+def _read(folder: Path, preset: Preset) -> Record:
+    summary, rows = read_summary(folder), read_rows(folder)
+    if summary.get("status") != "finished" or not rows:
+        raise RecordError(f"{folder} is not the record of a finished cell")
+    config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
+    if config.seed != summary["seed"] or folder.name != f"seed{config.seed}":
+        raise RecordError(f"{folder} holds the record of another seed")
+    if summary["name"] != preset.label:
+        # A result filed under the wrong setting is worse than none.
+        raise RecordError(f"{folder} holds the record of {summary['name']}")
+    return Record(preset, config.seed, config, summary, rows, folder)
+
+
+def kept_cells(results: Path) -> set[str]:
+    """Return the identities of all cells that have a record, whatever their table."""
+    summaries = results.glob(f"*/{CELLS}/*/seed*/summary.json")
+    return set(by_identity(summary.parent for summary in summaries))
+
+
+def by_preset(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each preset, in their order."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.preset.name, []).append(record)
+    return groups

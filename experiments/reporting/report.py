@@ -1,0 +1,193 @@
+"""`python -m experiments report`: every table and figure, from the records in results/ alone.
+
+    results/<table>/report.md     caption, gate, table, comparisons, figures
+    results/<table>/table.tex     the table for a paper (booktabs)
+    results/<table>/cells.csv  presets.csv  comparisons.csv
+    results/<table>/figures/      SVG and PNG
+
+The same records give the same bytes. What fails the sanity gate, or mixes origins, is refused.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.reporting.figures import save_figures
+from experiments.reporting.frames import (
+    ALPHA,
+    cells_frame,
+    comparisons_frame,
+    page_frame,
+    presets_frame,
+    print_comparisons,
+)
+from experiments.reporting.gate import Check, sanity_gate
+from experiments.reporting.origin import check_origin, commits, hardware
+from experiments.reporting.records import CELLS, Record, RecordError, by_preset, read_records
+from experiments.running.presets import Table, load_table, tables
+from experiments.running.scales import scales
+from fedta_app.files import write_atomically
+
+TITLES = {
+    "curves": "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
+    "bytes": "Validation accuracy against what was moved, head and calibration included.",
+    "heat-map": "Final test accuracy, %, with its 95 % interval over seeds.",
+    "cosine": "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
+    "sign-conflict": "Share of conflicting signs of clients' task vectors in the last round.",
+    "mask-density": "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
+    "mask-overlap": "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
+    "scaling": "Validation accuracy of the start plus so much of the run's task vector.",
+    "negation": "Accuracy on a client's classes (solid) and on others (dashed), validation images, "
+    "after subtracting so much of its task vector; means over clients and seeds.",
+    "classes": "Images of each class that each client holds, first seed.",
+}
+
+
+def kept_tables(results: Path) -> list[Table]:
+    """Return the tables, at every scale, of which there are records."""
+    pairs = [(name, scale) for name in tables() for scale in ("", *scales())]
+    labels = {f"{name}-{scale}" if scale else name: (name, scale) for name, scale in pairs}
+    return [
+        load_table(*pair) for label, pair in labels.items() if (results / label / CELLS).is_dir()
+    ]
+
+
+def write_report(table: Table, results: Path, out: Path) -> list[Check]:
+    """Write a table's report and return what its sanity gate says.
+
+    Raises
+    ------
+    RecordError
+        When there are no records, or they cannot be one table; nothing is written then.
+    """
+    records = read_records(table, results)
+    notes = check_origin(records, results / table.label)
+    checks = sanity_gate(records)
+    if failed := [check for check in checks if check.holds is False]:
+        raise RecordError(
+            f"{table.label} fails its sanity gate: {failed[0].name} ({failed[0].detail})"
+        )
+    folder = out / table.label
+    folder.mkdir(parents=True, exist_ok=True)
+    caption = _caption(table, records, notes)
+    page, comparisons = page_frame(table, records), comparisons_frame(table, records)
+    write_atomically(folder / "cells.csv", _csv(cells_frame(records)))
+    write_atomically(folder / "presets.csv", _csv(presets_frame(records)))
+    if comparisons is not None:
+        write_atomically(folder / "comparisons.csv", _csv(comparisons))
+    write_atomically(folder / "table.tex", _latex(table, page, caption))
+    figures = save_figures(table, records, folder / "figures")
+    text = _markdown(table, records, caption, checks, page, comparisons, figures)
+    write_atomically(folder / "report.md", text)
+    return checks
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def _caption(table: Table, records: Sequence[Record], notes: Sequence[str]) -> str:
+    numbers = sorted({len(group) for group in by_preset(records).values()})
+    seeds = " to ".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
+    plural = "" if numbers == [1] else "s"
+    parts = [
+        table.question,
+        table.scale.caption_of(preset.values for preset in table.presets) if table.scale else "",
+        f"Test accuracy after the last round, %: mean and 95 % interval (Student's t) over {seeds} "
+        f"seed{plural}."
+        if numbers != [1]
+        else "Test accuracy after the last round, %, of one seed.",
+        f"Note: {'; '.join(notes)}." if notes else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _latex(table: Table, page: pd.DataFrame, caption: str) -> str:
+    """Return the table for booktabs, its text escaped."""
+    escaped = page.rename(columns=_tex).map(lambda value: _tex(str(value)))
+    styler = escaped.style.hide(axis="index")
+    layout = "l" * len(table.axes or ["preset"])
+    return styler.to_latex(
+        hrules=True,
+        column_format=(layout + "r" * len(page.columns))[: len(page.columns)],
+        caption=_tex(caption),
+        label=f"tab:{table.label}",
+        position_float="centering",
+    )
+
+
+def _tex(text: str) -> str:
+    for character in "&%$#_":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$")
+
+
+def _markdown(
+    table: Table,
+    records: Sequence[Record],
+    caption: str,
+    checks: Sequence[Check],
+    page: pd.DataFrame,
+    comparisons: pd.DataFrame | None,
+    figures: Sequence[Path],
+) -> str:
+    scale = f" --scale {table.scale.name}" if table.scale else ""
+    parts = [
+        f"# {table.label}",
+        caption,
+        _pipes(page),
+        *_comparison_part(table, comparisons),
+    ]
+    for path in figures:
+        # The longest that fits: a figure's name may begin with another's.
+        kind = max((kind for kind in TITLES if path.name.startswith(kind)), key=len)
+        extra = path.name.removeprefix(kind).lstrip("-")
+        title = f"{extra}: {TITLES[kind]}" if extra else TITLES[kind]
+        parts.append(f"![{title}](figures/{path.name}.png)\n\n{title}")
+    hours = sum(record.minutes for record in records) / 60
+    origin = (
+        f"`python -m experiments run {table.name}{scale}`, then `collect {table.name}{scale}` and "
+        f"`report {table.name}{scale}`. {len(records)} cells; commit {commits(records)}; "
+        f"{hardware(records)}; {hours:.1f} hours. Learning rates: {_rates(records)}."
+    )
+    gate = "\n".join(f"- {check}" for check in checks)
+    parts += ["## Where it comes from", origin, "## Sanity gate", gate]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rates(records: Sequence[Record]) -> str:
+    """Return which presets have which learning rate; tables are often won by it."""
+    names: dict[float, list[str]] = {}
+    for name, group in by_preset(records).items():
+        names.setdefault(group[0].config.lr, []).append(name)
+    if len(names) == 1:
+        return f"{next(iter(names)):g}"
+    return "; ".join(f"{lr:g} ({', '.join(names[lr])})" for lr in sorted(names))
+
+
+def _comparison_part(table: Table, comparisons: pd.DataFrame | None) -> list[str]:
+    if comparisons is None:
+        return []
+    against = table.report.get("reference")
+    whom = f"with {against}" if against else "with each other"
+    how = (
+        f"Paired t-tests over seeds, each {' and '.join(table.compared)} {whom}; Holm's correction "
+        f"over the comparisons that the table plans{_where(table)}, run or not (family). "
+        "Differences are percent points of test accuracy, with their own 95 % interval; one with a "
+        f"corrected p of {ALPHA} or more is called none."
+    )
+    return ["## Differences", how, _pipes(print_comparisons(comparisons))]
+
+
+def _where(table: Table) -> str:
+    others = [axis for axis in table.axes if axis not in table.compared]
+    return f" in each {' and '.join(others)}" if others else ""
+
+
+def _pipes(frame: pd.DataFrame) -> str:
+    """Return a data frame as a Markdown table."""
+    header = [str(column) for column in frame.columns]
+    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

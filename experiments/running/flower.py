@@ -1,0 +1,198 @@
+"""One run on Flower's simulation engine, by `flwr run`, with an outcome that can be relied on.
+
+`flwr run` alone exits with 0 even when the run fails, leaves a SuperLink behind, and installs a
+second copy of every dependency. Here each run has a SuperLink of its own, which uses the packages
+that are already installed, ends with the run, and dies with this process.
+"""
+
+import getpass
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.running.signals import die_with_parent
+from fedta_app.config import RunConfig, to_toml
+from fedta_app.errors import RunError
+from fedta_app.files import remove_tree
+from strategies.nodes import num_nodes
+
+APP = Path(__file__).resolve().parents[2]
+SCRIPTS = Path(sys.executable).parent
+_START_TIMEOUT = 60.0  # seconds
+# Flower's simulation looks at every node, ten times a second: with more of them, some stand for
+# several clients.
+MOST_NODES = 200
+_CONNECTION = "fedta"
+_HOME_PREFIX = "fedta-flwr-"
+# What Flower says of itself on every run, in Ray's actors too; errors, and everything of ours, are
+# shown.
+_COLOUR = r"(\x1b\[\d+m)*"
+_NOISE = re.compile(
+    rf"{_COLOUR}(\(ClientAppActor pid=\d+\){_COLOUR}\s+)?{_COLOUR}(DEBUG|INFO|WARNING)\b"
+    r"|Using SuperLink|Successfully (started|installed)"
+)
+
+
+def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) -> None:
+    """Run a configuration to its end on the simulation engine and show what the app prints.
+
+    Parameters
+    ----------
+    client_cpus, client_gpus : float
+        What one client takes of the machine; fractions share a GPU. They decide how many clients
+        run at a time.
+
+    Raises
+    ------
+    RunError
+        When the SuperLink or the run could not be started. How the run ended is in its
+        summary.json.
+    """
+    if not config.clients_per_node:
+        config = config.with_values(clients_per_node=math.ceil(config.num_clients / MOST_NODES))
+    nodes = num_nodes(config.num_clients, config.clients_per_node)
+    federation = (
+        f"num-supernodes={nodes} client-resources-num-cpus={client_cpus} "
+        f"client-resources-num-gpus={float(client_gpus)}"
+    )
+    run_app(APP, to_toml(config), federation)
+
+
+def run_app(app: Path, run_config: str, federation: str) -> None:
+    """Run any Flower app of this machine in a SuperLink of its own; see `run_on_flower`."""
+    _remove_stale_homes()
+    with tempfile.TemporaryDirectory(prefix=f"{_HOME_PREFIX}{os.getpid()}-") as folder:
+        home = Path(folder)
+        values = home / "run.toml"
+        values.write_text(run_config)
+        environment = {
+            **os.environ,
+            # Flower starts its own scripts by name; they lie beside this Python, activated or not.
+            "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
+            "FLWR_HOME": folder,
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PYTHONUNBUFFERED": "1",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+        with _superlink(home, environment):
+            command = [
+                str(SCRIPTS / "flwr"), "run", str(app), _CONNECTION, "--stream",
+                "--run-config", str(values), "--federation-config", federation,
+            ]  # fmt: skip
+            _stream(command, environment)
+
+
+def _remove_stale_homes() -> None:
+    """Remove what a killed run of this user left in the temporary folder."""
+    for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
+        owner = home.name.removeprefix(_HOME_PREFIX).split("-")[0]
+        if owner.isdigit() and home.owner() == getpass.getuser() and not _alive(int(owner)):
+            remove_tree(home)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
+    port = _free_port()
+    log = home / "superlink.log"
+    home.joinpath("config.toml").write_text(
+        f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
+        f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = [
+        str(SCRIPTS / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1",
+        "--port", str(port), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the runner, which asks the run to stop
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
+        try:
+            _wait_until_healthy(process, port, log)
+            yield
+        finally:
+            _end(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise RunError(f"Flower's SuperLink did not start: {' '.join(tail) or 'no output'}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def is_chatter(line: str) -> bool:
+    """Whether a line is blank or Flower's own, below an error."""
+    return not line.strip() or _NOISE.match(line) is not None
+
+
+def _stream(command: list[str], environment: dict[str, str]) -> None:
+    """Run `flwr run --stream` and print its lines, without Flower's own chatter."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if not is_chatter(line):
+                print(line, end="", flush=True)
+        process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

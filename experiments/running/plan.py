@@ -1,0 +1,63 @@
+"""`python -m experiments plan TABLE`: what a table will take, before anything runs."""
+
+import datetime
+import math
+from collections.abc import Sequence
+
+from experiments.running.cells import FINISHED, Cell, FinishedRuns, Progress, progress
+from experiments.running.cost import Forecast
+
+
+def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> None:
+    """Print how far each cell is and what it takes, and how many sessions are left.
+
+    Seeds of a preset that are equally far share a line.
+
+    Parameters
+    ----------
+    session_minutes : float
+        How long a session lasts, as Colab's do.
+    jobs : int
+        Cells at a time.
+    """
+    forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))
+    seeds: dict[tuple[str, ...], list[int]] = {}
+    seconds, done = 0.0, 0
+    finished = FinishedRuns(cells[0].results)
+    for cell in cells:
+        found = Progress(FINISHED) if finished.path(cell.config) else progress(cell.config)
+        estimate = forecast.of(cell.config)
+        left = estimate.left(found, cell.config.num_server_rounds)
+        seconds += left
+        done += found.state == FINISHED
+        rounds = str(cell.config.num_server_rounds)
+        times = (_clock(estimate.total), _clock(left))
+        line = (cell.config.name, str(found), rounds, *times, estimate.source)
+        seeds.setdefault(line, []).append(cell.config.seed)
+    header = ("preset", "seeds", "state", "rounds", "takes", "left", "measured by")
+    lines = [(line[0], ", ".join(map(str, those)), *line[1:]) for line, those in seeds.items()]
+    _print_columns([header, *lines])
+    minutes = seconds / 60 / jobs
+    sessions = math.ceil(minutes / session_minutes)
+    at_a_time = f", {jobs} at a time" if jobs > 1 else ""
+    number = f"{len(cells)} cell{'s' * (len(cells) != 1)}{at_a_time}, {done} finished"
+    print(
+        f"{number}; about {_clock(60 * minutes)} left: "
+        f"{sessions} session{'s' * (sessions != 1)} of {session_minutes:g} minutes"
+    )
+
+
+def _print_columns(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    numbers = range(3, 6)
+    for line in lines:
+        cells = [
+            text.rjust(width) if column in numbers else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip(), flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Return h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,250 @@
+"""Tables of presets: what a row is, and what differs from the defaults in it.
+
+`experiments/tables/<table>/` holds one TOML file per preset, or a `table.toml` whose axes span
+them:
+
+    question = "..."                 # what the table answers; its caption
+    seeds = 3                        # of each preset, unless --seeds says otherwise
+    exclude = ["nc1-*"]              # presets of the product that there are not
+    [base]                           # keys that all presets share
+    [axes.partition]                 # preset names join the labels of the axes: iid-j4
+    iid = { partition = "iid" }
+    [axes.steps]
+    j4 = { local-steps = 4 }
+    [report]
+    lines = "partition"              # and panels: axes of the figures
+    figures = ["curves", "heat-map"]
+    compare = "partition"            # the axis, or a list of axes, whose labels are the methods
+    reference = "iid"                # the method that all others are tested against
+    [tune]                           # what experiments.running.tune searches
+
+`tuned.toml` beside them holds the values that `python -m experiments tune` chose, by preset.
+"""
+
+import fnmatch
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.running.scales import Scale, load_scale
+from fedta_app.config import KEYS, RunConfig, read_toml
+from fedta_app.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[1] / "tables"
+TABLE_FILE = "table.toml"
+_TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune"}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of a table.
+
+    Attributes
+    ----------
+    table : str
+        The table's name, its scale included: `heterogeneity-small`.
+    coordinates : dict of str to str
+        The row's label on each axis of the table; empty for a preset that has a file of its own.
+    """
+
+    table: str
+    name: str
+    values: dict[str, Any]
+    coordinates: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name of its runs."""
+        return f"{self.table}/{self.name}"
+
+    def config(self, overrides: Mapping[str, Any]) -> RunConfig:
+        """Return the preset's configuration; the run is named after the preset."""
+        return RunConfig.from_mapping({"name": self.label, **self.values, **overrides})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A question and the presets that answer it.
+
+    Attributes
+    ----------
+    axes : dict of str to list of str
+        Labels in the order of the file; empty for a folder of plain presets.
+    report : dict
+        What `experiments.reporting.report` draws and compares.
+    tune : dict
+        What `experiments.running.tune` searches.
+    """
+
+    name: str
+    presets: list[Preset]
+    question: str = ""
+    seeds: int = 1
+    axes: dict[str, list[str]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
+    scale: Scale | None = None
+
+    @property
+    def label(self) -> str:
+        """The folder of its results: the name, and the scale where it is not full."""
+        return f"{self.name}-{self.scale.name}" if self.scale else self.name
+
+    @property
+    def compared(self) -> list[str]:
+        """The axes whose labels, joined, are the methods that the report compares."""
+        named = self.report.get("compare", [])
+        return [named] if isinstance(named, str) else named
+
+
+def tables() -> list[str]:
+    """Return the names of all tables."""
+    return sorted({path.parent.name for path in FOLDER.glob("*/*.toml")})
+
+
+def tuned_path(table: str, scale: str) -> Path:
+    """Return the file of the values that tuning chose for a table at a scale."""
+    return FOLDER / table / (f"tuned-{scale}.toml" if scale else "tuned.toml")
+
+
+def load_table(name: str, scale: str = "") -> Table:
+    """Return a table, at full scale or another.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such table or scale, or its file is not right; the sentence says what is.
+    """
+    if name not in tables():
+        raise ConfigError(f"there is no table {name!r}; tables are: {', '.join(tables())}")
+    chosen = load_scale(scale) if scale else None
+    path = FOLDER / name / TABLE_FILE
+    about = read_toml(path) if path.exists() else {}
+    if unknown := set(about) - _TABLE_KEYS:
+        raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
+    axes: dict[str, dict[str, Any]] = about.get("axes", {})
+    tuned = tuned_path(name, scale)
+    choices = read_toml(tuned) if tuned.exists() else {}
+    rows = [*_grid(about), *_files(name)]
+    _check_choices(tuned, choices, [row[0] for row in rows])
+    label = f"{name}-{scale}" if scale else name
+    presets = [
+        Preset(
+            label,
+            preset,
+            _layered(chosen, base, own) | _tuned(choices, preset),
+            coordinates,
+        )
+        for preset, base, own, coordinates in rows
+    ]
+    names = {axis: list(values) for axis, values in axes.items()}
+    return Table(
+        name, presets, about.get("question", ""), about.get("seeds", 1), names,
+        about.get("report", {}), about.get("tune", {}), chosen,
+    )  # fmt: skip
+
+
+Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]
+
+
+def _grid(about: Mapping[str, Any]) -> list[Row]:
+    """Return name, shared keys, own keys and coordinates of every point of the axes' product."""
+    axes: dict[str, dict[str, dict[str, Any]]] = about.get("axes", {})
+    rows: list[Row] = []
+    for labels in itertools.product(*axes.values()) if axes else ():
+        name = "-".join(label for label in labels if label)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in about.get("exclude", ())):
+            continue
+        own: dict[str, Any] = {}
+        for axis, label in zip(axes, labels, strict=True):
+            own |= axes[axis][label]
+        rows.append((name, about.get("base", {}), own, dict(zip(axes, labels, strict=True))))
+    return rows
+
+
+def _files(table: str) -> list[Row]:
+    """Return the presets of the folder that have a file of their own."""
+    paths = sorted((FOLDER / table).glob("*.toml"))
+    return [
+        (path.stem, read_toml(path), {}, {})
+        for path in paths
+        if path.name != TABLE_FILE and not path.stem.startswith("tuned")
+    ]
+
+
+def _layered(scale: Scale | None, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a preset: its own are stronger than the scale, which is than base."""
+    return {**base, **own} if scale is None else scale.apply(base, own)
+
+
+def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str]) -> None:
+    for pattern, section in choices.items():
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"{path}: {pattern} = {section!r} is not allowed outside of a section: sections "
+                "are presets, or patterns of them"
+            )
+        check_pattern(pattern, names, str(path))
+
+
+def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
+    """Refuse a pattern that is for none of the presets."""
+    if not fnmatch.filter(names, pattern):
+        raise ConfigError(
+            f"{where}: {pattern!r} is for no preset of the table; presets are: {', '.join(names)}"
+        )
+
+
+def _tuned(choices: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """Return the tuned values of a preset; sections are names or patterns, later ones stronger."""
+    values: dict[str, Any] = {}
+    for pattern, section in choices.items():
+        if fnmatch.fnmatchcase(preset, pattern):
+            values |= section
+    return values
+
+
+def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
+    """Return a table and its presets, or the presets of `table/preset`; `*` stands for anything.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such table or preset; the sentence lists those that there are.
+    """
+    name, _, pattern = selection.strip("/").partition("/")
+    table = load_table(name, scale)
+    chosen = [p for p in table.presets if not pattern or fnmatch.fnmatchcase(p.name, pattern)]
+    if not chosen:
+        names = ", ".join(preset.name for preset in table.presets)
+        raise ConfigError(f"table {name!r} has no preset {pattern!r}; its presets are: {names}")
+    return table, chosen
+
+
+def presets(selection: str) -> list[Preset]:
+    """Return the presets of a table at full scale, or the one preset of `table/preset`."""
+    return select(selection)[1]
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    wants_text = key in KEYS and KEYS[key].type is str
+    return text if wants_text and not isinstance(value, str) else value  # sensitivity-labels=true
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` pairs as TOML values; a bare word is a string."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r} is not an override: write key=value, such as lr=0.01")
+        key, text = key.strip(), text.strip()
+        overrides[key] = _value(key, text)
+    return overrides

@@ -1,0 +1,186 @@
+"""The parts of a cell, timed on this machine: a round, an image, a row.
+
+A few rounds are run as the cell would run them, in this process; head, scores and evaluation are
+timed on some images, because all of them may be hours. What is written is thrown away.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.running.cells import read_rows
+from experiments.running.launch import FINISHED, launch
+from fedta_app.client_memory import forget_run
+from fedta_app.config import RunConfig
+from fedta_app.data.loading import ImageSet
+from fedta_app.errors import RunError
+from fedta_app.masks.building import needs_scores
+from fedta_app.runs.metrics import Row
+from fedta_app.runs.session import RunSession, run_facts
+from fedta_app.training.head_fit import head_statistics
+from fedta_app.training.scoring import ScoringBatches, mask_of_round, scores
+from fedta_app.training.steps import evaluate, steps_of
+from fedta_app.training.workspace import Workspace, build_workspace
+
+_ROUNDS = 4  # of which the first, with its warm-up, does not count
+_STEPS = 8  # of an epoch of the baseline, that its round is timed on
+_SAMPLE = 64  # images that scores are timed on
+_FLOWER_START = 12.0  # seconds until the SuperLink, Ray and the first client are up
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of the parts of a cell.
+
+    Attributes
+    ----------
+    setup : float
+        From the command to the first row.
+    row : float
+        Records and checkpoint of a row.
+    round, probe_round : float
+        A round of training, and one of the head alone.
+    feature_image, score_image, evaluation_image : float
+        Features of an image, its scores, and measuring it.
+    mask : float
+        Making a mask from scores.
+    images : tuple of int
+        For training, validation and test.
+    """
+
+    setup: float
+    row: float
+    round: float
+    probe_round: float
+    feature_image: float
+    score_image: float
+    evaluation_image: float
+    mask: float
+    images: tuple[int, int, int]
+
+
+def measure_parts(config: RunConfig) -> Parts:
+    """Run and time the parts of a cell.
+
+    Raises
+    ------
+    RunError
+        When the rounds cannot be run; the cell would end in the same way.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedta-plan-") as folder:
+        here = config.with_values(
+            name="plan", results_dir=folder, max_minutes=0.0, resume=False,
+            engine="in-process" if config.engine == "flower" else config.engine,
+        )  # fmt: skip
+        with redirect_stdout(io.StringIO()):
+            began = time.perf_counter()
+            workspace = build_workspace(here)
+            setup = time.perf_counter() - began
+            some = _some(workspace)
+            score_image, mask = _time_scores(workspace)
+            feature = _seconds(lambda: head_statistics(workspace, some)) if workspace.head else 0.0
+            evaluation = _seconds(lambda: evaluate(workspace, some))
+            opening, row = _time_rows(workspace)
+            round_, probe_round = _time_rounds(here, len(workspace.data.train))
+        data = workspace.data
+        start = _FLOWER_START if config.engine == "flower" else 0.0
+        return Parts(
+            setup=setup + opening + start,
+            row=row,
+            round=round_,
+            probe_round=probe_round,
+            feature_image=feature / len(some),
+            score_image=score_image,
+            evaluation_image=evaluation / len(some),
+            mask=mask,
+            images=(len(data.train), len(data.val), len(data.test)),
+        )
+
+
+def _some(workspace: Workspace) -> ImageSet:
+    """Return a batch of images as evaluation takes them."""
+    images = workspace.data.train
+    return images.subset(torch.arange(min(workspace.config.eval_batch_size, len(images))))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the seconds of the second call: the first warms up."""
+    work()
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _time_scores(workspace: Workspace) -> tuple[float, float]:
+    """Return the seconds of an image's scores, and of a mask."""
+    config = workspace.config
+    if config.mask_rule == "none":
+        return 0.0, 0.0
+    if not needs_scores(config.mask_rule):
+        return 0.0, _seconds(lambda: mask_of_round(workspace, None, None, 1))
+    number = min(_SAMPLE, config.calibration_examples or _SAMPLE)
+    ids = torch.arange(number, device=workspace.device)
+    batches = ScoringBatches(workspace, workspace.data.train.subset(ids), ids)
+    found = scores(workspace, batches, None, 1)[: workspace.weights.vector.numel()]
+    scoring = _seconds(lambda: scores(workspace, batches, None, 1))
+    return scoring / number, _seconds(lambda: mask_of_round(workspace, found, None, 1))
+
+
+def _time_rows(workspace: Workspace) -> tuple[float, float]:
+    """Return the seconds of opening and closing a run's records, and of a row with checkpoint."""
+    config, vector = workspace.config, workspace.weights.vector
+    began = time.perf_counter()
+    session = RunSession(
+        config.with_values(name="plan-rows"), total_steps=4, facts=run_facts(workspace)
+    )
+    for number in range(4):
+        session.add(Row(number, "train"), lambda: ({"weights": vector}, {}))
+    adding = time.perf_counter()
+    for number in range(4, 8):
+        session.add(Row(number, "train"), lambda: ({"weights": vector}, {}))
+    row = (time.perf_counter() - adding) / 4
+    session.finish("finished", "", lambda: ({"weights": vector}, {}), "")
+    return time.perf_counter() - began - 8 * row, row
+
+
+def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]:
+    """Run a few rounds of the cell; return the seconds of one, and of one of the head alone."""
+    factor = 1.0
+    values: dict[str, Any] = {
+        "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
+        "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "partition": "iid",
+        "score_threshold": 0.0, "task_figures": False,
+        # Fewer images than classes: nobody is told that a head of two rounds is at chance.
+        "eval_size": 9,
+    }  # fmt: skip
+    if config.mask_rule != "none":
+        values["mask_rule"] = "random"  # of the same density, and made in no time
+    if config.engine == "centralized":
+        values |= {"head": "random", "mask_rule": "none"}
+        steps = steps_of(config, training_images)
+        values["local_steps"] = min(steps, _STEPS)
+        factor = steps / values["local_steps"]
+    elif config.head != "random":
+        values |= {"head": "probe", "probe_rounds": 2}
+    short = config.with_values(**values)
+    try:
+        if launch(short, client_cpus=1, client_gpus=0.0) != FINISHED:
+            raise RunError(f"a round of {config.name} cannot be measured: it does not finish")
+    finally:
+        forget_run()
+    folder = Path(config.results_dir) / short.name / f"seed{short.seed}"
+    seconds: dict[str, list[float]] = {"head": [], "train": []}
+    for row in read_rows(folder):
+        seconds.setdefault(row["phase"], []).append(float(row["seconds"]))
+    probe = seconds["head"][-1] if seconds["head"] else 0.0
+    return factor * statistics.median(seconds["train"][1:]), probe

@@ -1,0 +1,70 @@
+"""Scales: the same tables with another model and fewer rounds, for a machine without a GPU.
+
+`experiments/tables/<scale>.toml`:
+
+    caption = "..."        # stands under every table and figure
+    model-caption = "..."  # follows it where presets run the model and weights of [values]
+    rounds = 0.2           # factor on the presets' rounds, and on what a schedule counts in them
+    eval-every = 2.0       # factor on the rounds from measurement to measurement, beyond that one
+    [values]               # keys for all presets; what a preset has on an axis is stronger
+    [centralized]          # keys for presets of the centralised baseline, stronger than all
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedta_app.config import read_toml
+from fedta_app.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[1] / "tables"
+_ROUNDS = ("num-server-rounds", "warmup-rounds", "lr-step-rounds", "eval-every")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale changes in every preset."""
+
+    name: str
+    caption: str
+    model_caption: str
+    rounds: float
+    eval_every: float
+    values: dict[str, Any]
+    centralized: dict[str, Any]
+
+    def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        """Return a preset's keys at this scale, from those it shares and those of its own."""
+        keys = {**base, **self.values, **own}
+        for key in _ROUNDS:
+            if keys.get(key):
+                factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
+                keys[key] = max(1, round(factor * keys[key]))
+        if keys.get("engine") == "centralized":
+            keys |= self.centralized
+        return keys
+
+    def caption_of(self, presets: Iterable[Mapping[str, Any]]) -> str:
+        """Return what stands under a table with presets of these keys."""
+        replaced = any(
+            all(values.get(key) == self.values.get(key) for key in ("model", "weights"))
+            for values in presets
+        )
+        return f"{self.caption} {self.model_caption}".strip() if replaced else self.caption
+
+
+def scales() -> list[str]:
+    """Return the names of all scales but the full one."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_scale(name: str) -> Scale:
+    """Return a scale, or raise ConfigError with those that there are."""
+    if name not in scales():
+        raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
+    found = read_toml(FOLDER / f"{name}.toml")
+    return Scale(
+        name, found["caption"], found.get("model-caption", ""), found["rounds"],
+        found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""What tuning leaves behind: the chosen values, the trials, and a figure of them."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tomli_w
+from matplotlib.figure import Figure
+
+from experiments.reporting.figures import save_figure
+from experiments.reporting.line_figures import use_logarithms
+from experiments.running.presets import Table, tuned_path
+from experiments.running.tune import Chosen
+from fedta_app.config import read_toml
+from fedta_app.files import write_atomically
+from fedta_app.runs.curves_figure import show_percent
+
+_HEADER = (
+    "# Chosen on validation images by `python -m experiments tune`; the trials are in\n"
+    "# results/tuning. Sections are presets, or patterns of them; later ones are stronger.\n\n"
+)
+
+
+def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
+    """Write the chosen values of the presets that a pattern names; return the file."""
+    path = tuned_path(table, scale)
+    # A section that is there keeps its place: what is said after it is still stronger.
+    sections = (read_toml(path) if path.exists() else {}) | {pattern: values}
+    write_atomically(path, _header(path) + tomli_w.dumps(sections))
+    return path
+
+
+def changed_presets(before: Table, after: Table) -> list[str]:
+    """Return a line `preset: key = value` for every preset whose values differ now."""
+    lines = []
+    for old, new in zip(before.presets, after.presets, strict=True):
+        values = [f"{k} = {v}" for k, v in new.values.items() if old.values.get(k) != v]
+        if values:
+            lines.append(f"{new.name}: {', '.join(values)}")
+    return lines
+
+
+def _header(path: Path) -> str:
+    """Return the comment that the file begins with, ours where it is new."""
+    if not path.exists():
+        return _HEADER
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return "\n".join([*lines, "", ""])
+
+
+def save_study(folder: Path, chosen: Chosen, title: str) -> None:
+    """Save the trials as CSV, and as a figure of each value against validation accuracy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(chosen.trials)
+    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    write_atomically(folder / "trials.csv", text)
+    save_figure(folder / "study", study_figure(chosen, title))
+
+
+def study_figure(chosen: Chosen, title: str) -> Figure:
+    """Draw a panel per searched key; trials that were stopped early are hollow."""
+    keys = list(chosen.values)
+    figure = Figure(figsize=(0.8 + 3.0 * len(keys), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
+    drawn = [trial for trial in chosen.trials if not math.isnan(trial["val accuracy"])]
+    for axis, key in zip(axes, keys, strict=True):
+        numbers = all(isinstance(trial[key], int | float) for trial in drawn)
+        for state, face in (("complete", "#0072B2"), ("pruned", "none")):
+            some = [trial for trial in drawn if trial["state"] == state]
+            axis.scatter(
+                [trial[key] if numbers else str(trial[key]) for trial in some],
+                [trial["val accuracy"] for trial in some],
+                facecolor=face, edgecolor="#0072B2", s=22,
+                label={"complete": "to the end", "pruned": "stopped early"}[state],
+            )  # fmt: skip
+        best = chosen.values[key] if numbers else str(chosen.values[key])
+        axis.scatter([best], [chosen.accuracy], marker="*", s=130, color="#D55E00", label="chosen")
+        if (
+            numbers
+            and np.ptp([trial[key] for trial in drawn]) > 0
+            and min(trial[key] for trial in drawn) > 0
+        ):
+            use_logarithms(axis)
+        axis.set_xlabel(key)
+        axis.grid(alpha=0.3)
+    show_percent(axes[0], "validation accuracy")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+        fontsize="small",
+    )  # fmt: skip
+    figure.suptitle(title, fontsize="medium")
+    return figure

@@ -1,0 +1,1 @@
+"""Single questions that no table answers."""

@@ -1,0 +1,1 @@
+"""Task vectors: arithmetic, measurements and figures."""

@@ -1,0 +1,295 @@
+"""Task vectors: arithmetic on the differences between fine-tuned and pretrained weights.
+
+- Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089.
+- Ortiz-Jimenez et al., Task Arithmetic in the Tangent Space, NeurIPS 2023, arXiv 2305.12827
+  (weight disentanglement error).
+- Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708 (sign conflicts).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedta_app.aggregation.means import apply_update
+
+Inputs = TypeVar("Inputs")
+
+_COLUMNS = 2**16  # coordinates compared at a time: 100 clients take 50 MB in float64
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """Fine-tuned minus pretrained weights; a vector space: ``+``, ``-``, ``*`` by a number, sum().
+
+    Attributes
+    ----------
+    tensors : Mapping[str, Tensor]
+        Floating tensors by parameter name. Operations make new ones and leave these alone.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def from_weights(
+        cls, pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]
+    ) -> "TaskVector":
+        """Return finetuned - pretrained; integer tensors, such as counters, are left out.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ.
+        """
+        _check_fit(pretrained, finetuned)
+        return cls(
+            {
+                name: finetuned[name] - start
+                for name, start in pretrained.items()
+                if start.is_floating_point()
+            }
+        )
+
+    def __add__(self, other: "TaskVector") -> "TaskVector":
+        return self._combine(other, 1)
+
+    def __radd__(self, other: int) -> "TaskVector":
+        if other != 0:  # sum() starts from 0
+            raise ValueError(f"a task vector is added to {other!r}; it must be another task vector")
+        return self
+
+    def __sub__(self, other: "TaskVector") -> "TaskVector":
+        return self._combine(other, -1)
+
+    def __neg__(self) -> "TaskVector":
+        return self * -1.0
+
+    def __mul__(self, scale: float) -> "TaskVector":
+        return TaskVector({name: value * scale for name, value in self.tensors.items()})
+
+    __rmul__ = __mul__
+
+    def _combine(self, other: "TaskVector", sign: int) -> "TaskVector":
+        _check_fit(self.tensors, other.tensors)
+        return TaskVector(
+            {
+                name: value.add(other.tensors[name], alpha=sign)
+                for name, value in self.tensors.items()
+            }
+        )
+
+    def apply_to(self, pretrained: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+        """Return new weights ``pretrained + scale * task_vector``; zeros keep the weight's bits.
+
+        With scale 1 this is the fine-tuned model to within rounding, not bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If names (of the floating weights) or shapes differ.
+        """
+        floating = {name: value for name, value in pretrained.items() if value.is_floating_point()}
+        _check_fit(floating, self.tensors)
+        weights = {name: value.detach().clone() for name, value in pretrained.items()}
+        apply_update(weights, self.tensors, scale=scale)
+        return weights
+
+    def norm(self) -> float:
+        """Return the Euclidean norm over all entries, accumulated in float64."""
+        squares = (float(value.double().square().sum()) for value in self.tensors.values())
+        return math.sqrt(sum(squares))
+
+    def density(self) -> float:
+        """Return the share of entries that moved, that is, are not zero; 0 if there are none."""
+        moved = sum(int(value.count_nonzero()) for value in self.tensors.values())
+        return moved / max(1, sum(value.numel() for value in self.tensors.values()))
+
+
+def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
+    """Return the cosines between task vectors, float64 of shape (n, n) on the CPU.
+
+    NaN in the row and column of a vector that is zero everywhere: it has no direction.
+
+    Raises
+    ------
+    ValueError
+        If there are no vectors, or names or shapes differ.
+    """
+    gram = _pair_sums(vectors, lambda block: block @ block.T)
+    norms = gram.diagonal().sqrt()
+    return (gram / torch.outer(norms, norms)).clamp_(-1, 1)
+
+
+def sign_conflict_matrix(vectors: Sequence[TaskVector]) -> Tensor:
+    """Return the share of coordinates whose signs differ, among those where both are non-zero.
+
+    Float64 of shape (n, n) on the CPU; unrelated vectors give 0.5, and a pair without a common
+    non-zero coordinate NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are no vectors, or names or shapes differ.
+    """
+
+    def conflicts(block: Tensor) -> Tensor:
+        signs = block.sign()
+        both = signs.abs() @ signs.abs().T
+        return torch.stack([(both - signs @ signs.T) / 2, both])
+
+    pairs = _pair_sums(vectors, conflicts)
+    return pairs[0] / pairs[1]
+
+
+class MaskOverlap(NamedTuple):
+    """How much the trained sets of clients overlap.
+
+    Attributes
+    ----------
+    jaccard : Tensor of shape (n, n), float64
+        Entries both train over entries either trains; NaN if neither trains any.
+    chance : float
+        What independent uniformly random masks of the same densities p, q would have,
+        ``p q / (p + q - p q)``, mean over the pairs; NaN if there is no pair.
+    """
+
+    jaccard: Tensor
+    chance: float
+
+
+def mask_overlap_matrix(masks: Sequence[Mapping[str, Tensor]]) -> MaskOverlap:
+    """Return the Jaccard index of every two masks, and its value by chance.
+
+    Raises
+    ------
+    ValueError
+        If there are no masks, or names or shapes differ.
+    """
+    common = _pair_sums([TaskVector(mask) for mask in masks], lambda block: block @ block.T)
+    size = common.diagonal()
+    jaccard = common / (size[:, None] + size[None, :] - common)
+    density = size / sum(entry.numel() for entry in masks[0].values())
+    first, second = torch.triu_indices(len(masks), len(masks), offset=1)
+    product = density[first] * density[second]
+    chance = product / (density[first] + density[second] - product)
+    return MaskOverlap(jaccard, float(chance.nanmean()))
+
+
+def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Return the trained share per block and kind of layer, in the order of the mask.
+
+    A timm vision transformer gives the blocks ``embed``, ``blocks.0`` ... and ``norm``, with kinds
+    such as ``mlp.fc1``, ``norm1`` (weight and bias together), ``pos_embed``; queries, keys and
+    values, which are one layer, are told apart as ``attn.q``, ``attn.k`` and ``attn.v``. Any other
+    model gives its first-level modules, of the one kind ``all``.
+    """
+    trained: dict[tuple[str, str], int] = {}
+    total: dict[tuple[str, str], int] = {}
+    is_vit = any(name.startswith("blocks.0.attn.") for name in mask)
+    for name, entry in mask.items():
+        whole = ((name.split(".")[0], "all"), entry)
+        for place, part in _vit_parts(name, entry) if is_vit else [whole]:
+            trained[place] = trained.get(place, 0) + int(part.sum())
+            total[place] = total.get(place, 0) + part.numel()
+    table: dict[str, dict[str, float]] = {}
+    for (block, kind), size in total.items():
+        table.setdefault(block, {})[kind] = trained[block, kind] / max(1, size)
+    return table
+
+
+def disentanglement_error(
+    predict: Callable[[Mapping[str, Tensor], Inputs], Tensor],
+    pretrained: Mapping[str, Tensor],
+    vectors: Sequence[TaskVector],
+    alphas: Sequence[float],
+    task_inputs: Sequence[Inputs],
+) -> float:
+    """Return the weight disentanglement error at one choice of coefficients.
+
+    Ortiz-Jimenez et al. 2023, with disagreement of predicted classes as the distance::
+
+        xi(a) = sum_t mean_{x in task t} [f(x; w + a_t v_t) != f(x; w + sum_s a_s v_s)]
+
+    Parameters
+    ----------
+    predict : callable
+        ``predict(weights, inputs)`` returns logits of shape (examples, classes).
+    pretrained : Mapping[str, Tensor]
+        The weights w.
+    vectors, alphas, task_inputs : sequences
+        One task vector v_t, coefficient a_t and set of inputs per task; inputs are handed to
+        ``predict`` as they are.
+
+    Returns
+    -------
+    float
+        From 0, tasks do not disturb each other, to the number of tasks.
+
+    Raises
+    ------
+    ValueError
+        If the sequences differ in length or are empty, or the vectors do not fit the weights.
+    """
+    if not len(vectors) == len(alphas) == len(task_inputs) > 0:
+        raise ValueError(
+            f"there are {len(vectors)} vectors, {len(alphas)} alphas, {len(task_inputs)} "
+            "task_inputs; each task needs one of each, and there must be a task"
+        )
+    scaled = [vector * alpha for vector, alpha in zip(vectors, alphas, strict=True)]
+    merged = sum(scaled[1:], scaled[0]).apply_to(pretrained)
+    error = 0.0
+    for vector, inputs in zip(scaled, task_inputs, strict=True):
+        alone = predict(vector.apply_to(pretrained), inputs).argmax(dim=-1)
+        together = predict(merged, inputs).argmax(dim=-1)
+        error += float((alone != together).double().mean())
+    return error
+
+
+def _vit_parts(name: str, entry: Tensor) -> list[tuple[tuple[str, str], Tensor]]:
+    """Return block and kind of a parameter with its entries, of the parts of one that has some."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        block, kind = ".".join(parts[:2]), ".".join(parts[2:-1])
+        if kind == "attn.qkv":  # rows of queries, then of keys, then of values
+            return [
+                ((block, f"attn.{which}"), third)
+                for which, third in zip("qkv", entry.chunk(3), strict=True)
+            ]
+        return [((block, kind), entry)]
+    if parts[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed"):
+        return [(("embed", parts[0]), entry)]
+    return [((parts[0], parts[0]), entry)]
+
+
+def _pair_sums(vectors: Sequence[TaskVector], products: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum products(block) over blocks of coordinates, each float64 of shape (n, coordinates)."""
+    if not vectors:
+        raise ValueError("there are no task vectors or masks to compare; at least one is needed")
+    for vector in vectors[1:]:
+        _check_fit(vectors[0].tensors, vector.tensors)
+    total = torch.zeros((), dtype=torch.float64)
+    for block in _blocks(vectors):
+        total = total + products(block).cpu()
+    return total
+
+
+def _blocks(vectors: Sequence[TaskVector]) -> Iterator[Tensor]:
+    for name in vectors[0].tensors:
+        pieces = [torch.split(vector.tensors[name].reshape(-1), _COLUMNS) for vector in vectors]
+        for columns in zip(*pieces, strict=True):
+            yield torch.stack([column.detach().double() for column in columns])
+
+
+def _check_fit(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    if first.keys() != second.keys():
+        odd = sorted(first.keys() ^ second.keys())
+        raise ValueError(f"weights differ in their names, at {odd[0]!r}; all must share them")
+    for name, value in first.items():
+        if second[name].shape != value.shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(second[name].shape)}; it must be {tuple(value.shape)}"
+            )

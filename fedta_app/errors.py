@@ -1,0 +1,31 @@
+"""The errors that end a command with one sentence in place of a traceback."""
+
+
+class ConfigError(ValueError):
+    """A key, a value or a combination that no run can use; the message is one sentence."""
+
+
+class DataError(ValueError):
+    """A data set that is missing, damaged or cannot be split as asked."""
+
+
+class PartitionError(ValueError):
+    """A partition that does not exist, or a request that makes no sense."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be built as asked; the message is one sentence for the user."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be trusted; the message is one sentence."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message is one sentence."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the type and the first line of an error, to quote inside a sentence."""
+    text = str(error).strip().split("\n")[0][:160]
+    return f"{type(error).__name__}: {text}"

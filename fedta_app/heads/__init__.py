@@ -1,0 +1,5 @@
+"""Classification heads in closed form."""
+
+from fedta_app.heads.ridge import RidgeStatistics
+
+__all__ = ["RidgeStatistics"]

@@ -1,0 +1,5 @@
+"""Models by name, and the weights they start from."""
+
+from fedta_app.models.building import BuiltModel, WeightsSource, build_model, features, num_features
+
+__all__ = ["BuiltModel", "WeightsSource", "build_model", "features", "num_features"]

@@ -1,0 +1,232 @@
+"""Weights from files: read without running code, matched to the model, or refused.
+
+A file may hold the flat backbone of the official DINO release (Caron et al., "Emerging Properties
+in Self-Supervised Vision Transformers", ICCV 2021), its full checkpoint (the teacher is taken), a
+timm state dict, or either of them under ``state_dict`` or ``model``, in .pth or .safetensors.
+"""
+
+import argparse
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from fedta_app.errors import ModelError, first_line
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_WRAPPERS = ("teacher", "state_dict", "model")
+_HUB_SECONDS = 5.0  # to answer; without a network the client's own retries take most of a minute
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of the names, types, shapes and bits of a state dict, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a flat state dict of backbone names from a weights file; no code in it is run.
+
+    Parameters
+    ----------
+    path : Path
+        A .pth, .pt or .bin file of tensors, or a .safetensors file.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Names without the prefixes of wrappers (``module.``, ``_orig_mod.``, ``backbone.``); where
+        some names start with ``backbone.``, only those.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, of another kind, corrupt, or holds no tensors.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"weights = {str(path)!r} is not allowed: there is no such file; weights is "
+            "'pretrained', 'random', or the path of a weights file"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"weights = {str(path)!r} is not allowed: a weights file ends in {', '.join(SUFFIXES)}"
+        )
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+    except Exception as error:  # whatever a corrupt file makes the readers raise
+        raise ModelError(
+            f"weights = {str(path)!r} cannot be read as tensors alone, so the file is corrupt or "
+            f"holds other objects ({first_line(error)})"
+        ) from error
+    tensors = _unwrap(content)
+    if not tensors:
+        raise ModelError(f"weights = {str(path)!r} is not allowed: the file holds no named tensors")
+    return tensors
+
+
+def _torch_load(path: Path) -> Any:
+    # DINO's full checkpoints hold the options they were trained with; a Namespace runs no code.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    """Descend into the wrappers, keep the tensors, and strip the prefixes of their names."""
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[str(name).removeprefix("_orig_mod.").removeprefix("module.")] = value
+    backbone = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
+    return {n.removeprefix("backbone."): t for n, t in backbone.items()} or tensors
+
+
+def fetch_from_hub(
+    hub_id: str, filename: str = "model.safetensors", cache_dir: str | None = None
+) -> Path:
+    """Return the local path of a file of the Hugging Face hub, downloaded if it is not cached.
+
+    Raises
+    ------
+    ModelError
+        If the hub does not answer within seconds or has no such file.
+    """
+    repository, _, revision = hub_id.partition("@")
+    where: dict[str, Any] = {"repo_id": repository, "filename": filename}
+    where["revision"] = revision or None
+    cached = huggingface_hub.try_to_load_from_cache(**where, cache_dir=cache_dir)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        url = huggingface_hub.hf_hub_url(**where)
+        huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)  # asks once, no retries
+        downloaded = huggingface_hub.hf_hub_download(**where, cache_dir=cache_dir)
+    except Exception as error:  # each version of the client has its own network errors
+        page = f"https://huggingface.co/{repository}"
+        if isinstance(error, (EntryNotFoundError, RepositoryNotFoundError)):
+            problem = f"the Hugging Face hub has no {filename} of {hub_id}"
+        else:
+            problem = f"{hub_id} could not be downloaded ({first_line(error)})"
+        raise ModelError(
+            f"weights = 'pretrained' is not available: {problem}; download a weights file where "
+            f"there is a network ({page}) and pass its path as weights"
+        ) from error
+    return Path(downloaded)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, head: str, source: str) -> bool:
+    """Load a state dict of whatever layout into the model, and refuse one that does not fit.
+
+    Position embeddings are resampled to the model's grid, and a first layer for colour is summed
+    for grey images, both as timm does for its own weights. The head is loaded if its shape fits
+    and left alone if not; everything else must be there, and nothing else may be.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place, only when the weights fit.
+    state : mapping of str to Tensor
+        As `read_weights` returns it.
+    head : str
+        Name of the classifier module.
+    source : str
+        What the error message calls the weights.
+
+    Returns
+    -------
+    bool
+        Whether the head was loaded too.
+
+    Raises
+    ------
+    ModelError
+        Naming the first parameters that are missing, left over, of another shape or not finite.
+    """
+    wanted = model.state_dict()
+    fitted = _convert(model, state, wanted, source)
+    head_names = [name for name in wanted if name.startswith(f"{head}.")]
+    head_loaded = all(n in fitted and fitted[n].shape == wanted[n].shape for n in head_names)
+    fitted = {n: t for n, t in fitted.items() if head_loaded or not n.startswith(f"{head}.")}
+    if not head_loaded:
+        wanted = {n: t for n, t in wanted.items() if n not in head_names}
+    _check_fit(fitted, wanted, source)
+    model.load_state_dict(fitted, strict=head_loaded)
+    return head_loaded
+
+
+def _convert(
+    model: nn.Module, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Apply the model's own conversion of foreign layouts, and adapt the input channels."""
+    patches = "patch_embed.proj.weight"
+    if patches in state and patches in wanted and state[patches].ndim == 4:
+        theirs, ours = state[patches].shape[-2:], wanted[patches].shape[-2:]
+        if theirs != ours:  # timm would resample them silently: another model altogether
+            raise ModelError(
+                f"{source} does not fit the model: its patches are {theirs[0]} x {theirs[1]} "
+                f"pixels and the model's {ours[0]} x {ours[1]}"
+            )
+    module = inspect.getmodule(type(model))
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    try:
+        converted = dict(convert(dict(state), model)) if convert else dict(state)
+    except Exception as error:  # written for timm's own files; others fail in any way
+        raise ModelError(f"{source} does not fit the model: {first_line(error)}") from error
+    first = _first_layer(model)
+    if first in converted and first in wanted:
+        converted[first] = _adapt_channels(converted[first], wanted[first])
+    return converted
+
+
+def _first_layer(model: nn.Module) -> str:
+    """Return the name of the weight that reads the image, "" where it is not one convolution."""
+    names = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    first = next(names, "")
+    return first and f"{first}.weight"
+
+
+def _adapt_channels(weight: Tensor, wanted: Tensor) -> Tensor:
+    colour = weight.ndim == 4 and weight.shape[1] == 3
+    if not colour or wanted.shape[1] == 3:
+        return weight
+    adapted: Tensor = adapt_input_conv(wanted.shape[1], weight)
+    return adapted
+
+
+def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "left over": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ],
+        "not finite": [name for name in state if not torch.isfinite(state[name]).all()],
+    }
+    found = [
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise ModelError(f"{source} does not fit the model: {'; '.join(found)}")

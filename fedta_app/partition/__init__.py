@@ -1,0 +1,5 @@
+"""How a training set is divided among clients."""
+
+from fedta_app.partition.schemes import class_counts, partition, partition_digest
+
+__all__ = ["class_counts", "partition", "partition_digest"]

@@ -1,0 +1,195 @@
+"""Splitting a training set over clients: iid, Nc classes per client, or Dirichlet.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017
+(arXiv 1602.05629), section 3, for clients that hold few classes; Hsu, Qi and Brown, "Measuring the
+Effects of Non-Identical Data Distribution", 2019 (arXiv 1909.06335), section 3, for Dirichlet.
+
+Unlike the usual scripts, every scheme gives each training sample to exactly one client and client
+sizes that differ by at most one, and "classes" gives each client exactly Nc distinct classes.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedta_app.errors import PartitionError
+from fedta_app.partition.class_cells import allocate_cells
+from fedta_app.seeding import numpy_generator
+
+IntArray = npt.NDArray[np.int64]
+
+SCHEMES = ("iid", "classes", "dirichlet")
+MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these nothing changes but rounding errors
+NO_MASS = 1e-9
+
+
+def partition(
+    labels: npt.ArrayLike,
+    num_clients: int,
+    *,
+    scheme: str,
+    num_classes_per_client: int | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> list[IntArray]:
+    """Split the samples over the clients.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (N,)
+        Class of every training sample.
+    num_clients : int
+        K, between 1 and N.
+    scheme : {"iid", "classes", "dirichlet"}
+        "iid": a random split. "classes": each client holds exactly `num_classes_per_client`
+        classes, each class reaches a number of clients proportional to its size, and which classes
+        meet on a client is random. "dirichlet": the class proportions of a client are drawn from
+        Dir(alpha * proportions of the training set); clients then take their samples in a random
+        order, without replacement, leaving out the classes that have run out.
+    num_classes_per_client : int, optional
+        Nc; read by "classes" only.
+    alpha : float, optional
+        Concentration, above 0: small means few classes per client, large means iid; read by
+        "dirichlet" only.
+    seed : int
+        The same seed gives the same split.
+
+    Returns
+    -------
+    list of K int64 arrays
+        Indices of each client's samples, in ascending order.
+
+    Raises
+    ------
+    PartitionError
+        If an argument is out of range or no such split exists. Nc classes per client always exist
+        when the classes are equally large, K * Nc is a multiple of their number, and a client has
+        at least Nc samples.
+    """
+    classes = _class_indices(labels)
+    _check_int("num_clients", num_clients, 1, len(classes), "training samples")
+    rng = numpy_generator("partition", scheme, seed)
+    if scheme == "iid":
+        owner = _iid(len(classes), num_clients, rng)
+    elif scheme == "classes":
+        owner = _by_class(classes, num_clients, num_classes_per_client, rng)
+    elif scheme == "dirichlet":
+        owner = _dirichlet(classes, num_clients, alpha, rng)
+    else:
+        raise PartitionError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    by_client = np.argsort(owner, kind="stable")
+    sizes = np.bincount(owner, minlength=num_clients)
+    return np.split(by_client, np.cumsum(sizes)[:-1])
+
+
+def partition_digest(parts: Sequence[IntArray]) -> str:
+    """Return the sha256 of who holds which samples (hexadecimal)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def class_counts(labels: npt.ArrayLike, parts: Sequence[IntArray], num_classes: int) -> IntArray:
+    """Return how many samples of each class each client holds, shape (K, num_classes)."""
+    values = np.asarray(labels, dtype=np.int64)
+    return np.stack([np.bincount(values[part], minlength=num_classes) for part in parts])
+
+
+def _class_indices(labels: npt.ArrayLike) -> IntArray:
+    """Return the class of each sample, the classes that occur numbered 0, 1, 2 and so on."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
+        raise PartitionError(
+            "labels must be a non-empty one-dimensional array of integers, "
+            f"got shape {values.shape} and type {values.dtype}"
+        )
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_int(name: str, value: Any, low: int, high: int, what: str) -> int:
+    """Return `value` if it is an integer from `low` to `high`, the number of `what`."""
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not integer or not low <= value <= high:
+        raise PartitionError(
+            f"{name} must be an integer between {low} and the {high} {what}, got {value!r}"
+        )
+    return int(value)
+
+
+def _iid(num_samples: int, num_clients: int, rng: np.random.Generator) -> IntArray:
+    """Return the client of each sample of a random split."""
+    return rng.permutation(np.arange(num_samples) % num_clients)
+
+
+def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Generator) -> IntArray:
+    """Return the client of each sample when every client holds exactly `each` classes."""
+    counts = np.bincount(classes)
+    name = "num_classes_per_client"
+    each = _check_int(name, each, 1, len(counts), "classes of the training set")
+    _check_int(name, each, 1, len(classes) // num_clients, "training samples of a client")
+    if num_clients * each < len(counts):
+        raise PartitionError(
+            f"num_clients * {name} must be at least the {len(counts)} classes, so that every "
+            f"class has a client, got {num_clients} * {each}"
+        )
+    cells = allocate_cells(counts, num_clients, each, rng)
+    if cells is None:
+        raise PartitionError(
+            f"found no split of classes of {counts.min()} to {counts.max()} samples over "
+            f"{num_clients} equally large clients of exactly {name}={each} classes: it exists for "
+            f"equally large classes when num_clients * {name} is a multiple of the {len(counts)} "
+            f"classes; else try a larger {name}"
+        )
+    return _deal(cells, classes, rng)
+
+
+def _deal(cells: IntArray, classes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Return the client of each sample, drawn at random with `cells` (K, C) samples each."""
+    owner = np.empty(len(classes), dtype=np.int64)
+    clients = np.arange(len(cells))
+    for number, column in enumerate(cells.T):
+        owner[classes == number] = rng.permutation(np.repeat(clients, column))
+    return owner
+
+
+def _dirichlet(
+    classes: IntArray, num_clients: int, alpha: Any, rng: np.random.Generator
+) -> IntArray:
+    """Return the client of each sample for class proportions drawn from a Dirichlet."""
+    number = isinstance(alpha, int | float | np.number) and not isinstance(alpha, bool)
+    if not number or not MIN_ALPHA <= alpha <= MAX_ALPHA:
+        raise PartitionError(
+            f"alpha must be a number between {MIN_ALPHA:g} and {MAX_ALPHA:g}, got {alpha!r}"
+        )
+    left = np.bincount(classes)
+    concentration = alpha * left / left.sum()
+    sizes = np.bincount(np.arange(len(classes)) % num_clients)
+    cells = np.zeros((num_clients, len(left)), dtype=np.int64)
+    for client in rng.permutation(num_clients):
+        cells[client] = _draw(concentration, int(sizes[client]), left, rng)
+        left = left - cells[client]
+    return _deal(cells, classes, rng)
+
+
+def _draw(
+    concentration: npt.NDArray[np.float64], size: int, left: IntArray, rng: np.random.Generator
+) -> IntArray:
+    """Draw proportions, then the classes of `size` samples, at most `left` of each, shape (C,)."""
+    proportions = rng.dirichlet(concentration)
+    taken = np.zeros_like(left)
+    while (missing := size - int(taken.sum())) > 0:
+        available = taken < left
+        weights = np.where(available, proportions, 0.0)
+        if weights.sum() < NO_MASS:
+            # Lost to rounding: proportions within some classes are Dirichlet again, and independent
+            # of what those classes share, so a new draw for the available ones is as good.
+            weights[available] = rng.dirichlet(concentration[available])
+            proportions = weights
+        drawn = rng.multinomial(missing, weights / weights.sum())
+        taken = np.minimum(taken + drawn, left)
+    return taken

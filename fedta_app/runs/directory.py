@@ -1,0 +1,131 @@
+"""One run, one directory: who may write in it, and whether what is there may be continued."""
+
+import errno
+import fcntl
+import math
+import time
+from pathlib import Path
+from typing import IO
+
+from fedta_app.config import RunConfig, difference, read_toml, to_toml
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.files import write_atomically
+
+STOP_FILE = "stop"
+_LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be going down
+
+
+DIVERGED = "training diverged"  # how the reason begins, for who has to tell
+
+
+def check_loss(loss: float, number: int) -> None:
+    """Raise RunError where the training loss of a round is not finite."""
+    if not math.isfinite(loss):
+        raise RunError(f"{DIVERGED} in round {number} (loss {loss}): lower lr, or clip")
+
+
+def run_path(config: RunConfig) -> Path:
+    """Return the absolute directory of a run: <results-dir>/<name>/seed<seed>."""
+    root = Path(config.results_dir).expanduser().absolute()
+    return root / config.name / f"seed{config.seed}"
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Refuse, with a diff, to continue a run whose configuration was another.
+
+    Raises
+    ------
+    ConfigError
+        When the directory holds a run with other values of the keys that decide a result.
+    """
+    path = run_path(config)
+    stored = path / "config.toml"
+    if not config.resume or not stored.exists():
+        return
+    # A key that is newer than the run has its default, which changes nothing.
+    before = {**RunConfig().to_mapping(), **read_toml(stored)}
+    changed = difference(before, config.to_mapping())
+    if changed:
+        raise ConfigError(
+            f"{path} holds a run with another configuration ({'; '.join(changed)}): "
+            "restore the values, choose another name, or set resume = false to start over"
+        )
+
+
+def check_writable(config: RunConfig) -> None:
+    """Create the run directory and refuse, in one sentence, one that cannot be written to."""
+    path = run_path(config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / ".writable", "")
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"results-dir = {config.results_dir!r} is not allowed: {path} cannot be written to "
+            f"({error.strerror})"
+        ) from error
+
+
+class RunDirectory:
+    """The directory of a run, held by one process at a time.
+
+    With `resume` false an earlier run in it is moved aside, never deleted.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        check_writable(config)
+        check_resumable(config)
+        self.path = run_path(config)
+        self._lock = self._acquire()
+        if not config.resume and any(
+            (self.path / n).exists() for n in ("config.toml", "checkpoint")
+        ):
+            self._move_aside()
+        write_atomically(self.path / "config.toml", to_toml(config))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    def stop_requested(self) -> bool:
+        """Tell whether somebody left a file named `stop` here, as the runner does at Ctrl-C."""
+        return (self.path / STOP_FILE).exists()
+
+    def forget_stop(self) -> None:
+        """Remove the request: it was heard."""
+        (self.path / STOP_FILE).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.close()
+
+    def _acquire(self) -> IO[str]:
+        """Lock the directory; the system lets go of the lock when this process dies."""
+        stream = (self.path / ".lock").open("w")
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return stream
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    return stream  # a file system without locks, such as a mounted Drive
+                if time.monotonic() > deadline:
+                    stream.close()
+                    raise RunError(
+                        f"{self.path} is in use by another process that runs the same seed of "
+                        "the same name: wait for it, or choose another name"
+                    ) from error
+            time.sleep(0.2)
+
+    def _move_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        aside.mkdir()
+        # config.toml goes last: until then, what is left here is the old run and says so.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.toml"):
+            if entry.name not in (".lock", STOP_FILE):
+                entry.rename(aside / entry.name)
+        print(f"resume = false: the earlier run is kept in {aside}", flush=True)

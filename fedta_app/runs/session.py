@@ -1,0 +1,255 @@
+"""What every kind of run shares: its directory, its rows, its checkpoints, and when to stop."""
+
+import datetime
+import json
+import math
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from fedta_app.config import RunConfig
+from fedta_app.errors import RunError
+from fedta_app.files import write_atomically
+from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedta_app.runs.curves_figure import save_curves
+from fedta_app.runs.directory import RunDirectory
+from fedta_app.runs.metrics import EventLog, Row, best_row, write_csv
+from fedta_app.runs.provenance import code_facts, device_name, versions
+from fedta_app.training.workspace import Workspace
+
+INTERRUPTED = "interrupted"
+State = tuple[dict[str, Tensor], dict[str, Any]]
+_QUIET_SECONDS = 10.0  # a run that is silent for longer looks stuck
+
+
+def run_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what summary.json says of weights, data and device; "identity" cannot change."""
+    source = workspace.built.source
+    return {
+        "identity": {
+            "data-sha256": workspace.data.digest,
+            "weights-file-sha256": source.sha256,
+            "parameters-sha256": workspace.weights.fingerprint,
+        },
+        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
+        "device": device_name(workspace.device),
+        "kernels": workspace.kernels,
+        "precision": workspace.precision,
+        "warnings": list(workspace.built.warnings),
+    }
+
+
+class RunSession:
+    """One stretch of a run, from the start or from the last checkpoint to the end or a stop.
+
+    Parameters
+    ----------
+    config : RunConfig
+    total_steps : int
+        Rows that the finished run will have, round 0 not counted; for the time left.
+    facts : mapping
+        What summary.json says of the run besides its figures (weights, data, partition, device).
+        Those under "identity" must be the same after a resume.
+    notes : mapping, optional
+        More for summary.json, read whenever that is written: what the run finds on its way.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        total_steps: int,
+        facts: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self._total_steps = total_steps
+        # Kept, not copied: the notes fill up on the way.
+        self._notes = {} if notes is None else notes
+        self.directory = RunDirectory(config)
+        print(f"run directory: {self.directory.path}", flush=True)
+        try:
+            self._open(facts)
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def _open(self, facts: Mapping[str, Any]) -> None:
+        """Take over what the last checkpoint holds, and start the records."""
+        config = self.config
+        self.checkpoint = load_checkpoint(self.directory.checkpoints) if config.resume else None
+        stored = self.checkpoint.state if self.checkpoint else {}
+        self.rows = [Row(**row) for row in stored.get("rows", [])]
+        self._history: list[dict[str, Any]] = stored.get("sessions", [])
+        self._code = code_facts()  # now: a commit may follow while the run goes on with this code
+        self._facts = dict(facts)
+        self._check_identity(stored.get("identity"))
+        self.initial_sha256: str | None = stored.get("initial-weights-sha256")
+        self._started = self._last_print = self._last_step = time.monotonic()
+        self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._id = secrets.token_hex(4)
+        self._first_step = len(self.rows)
+        self._intervals: list[float] = []
+        self._saved_step = len(self.rows) if self.checkpoint else -1
+        self._events = EventLog(self.directory.path / "tensorboard", len(self.rows))
+        write_csv(self.directory.path / "metrics.csv", self.rows)
+        self._write_summary("running", "", None)
+        if self.rows:
+            print(f"resumed after {self._where(self.rows[-1])}", flush=True)
+            self._warn_of_another_processor()
+
+    def _warn_of_another_processor(self) -> None:
+        """Say when the bits will not be those of a run that never stopped."""
+        before = self._history[-1] if self._history else {}
+        for key in ("precision", "kernels"):
+            old, new = before.get(key), self._facts.get(key)
+            if old and new and old != new:
+                print(
+                    f"warning: {key} was {old} until now and is {new} on this processor, with "
+                    f"other bits; set {key} to have them alike",
+                    flush=True,
+                )
+
+    def _check_identity(self, stored: Any) -> None:
+        if stored is not None and stored != self._facts["identity"]:
+            changed = [
+                key for key, value in self._facts["identity"].items() if stored[key] != value
+            ]
+            raise RunError(
+                f"{self.directory.path} cannot be resumed: {' and '.join(changed)} changed since "
+                "it was started; restore what was there, or choose another name"
+            )
+
+    def add(self, row: Row, state: Callable[[], State]) -> None:
+        """Record a round; `state` is asked for tensors and JSON values when a checkpoint is due."""
+        now = time.monotonic()
+        self._intervals.append(now - self._last_step)
+        self._last_step = now
+        self.rows.append(row)
+        write_csv(self.directory.path / "metrics.csv", self.rows)
+        self._events.add(len(self.rows) - 1, row)
+        if (len(self.rows) - 1) % self.config.checkpoint_every == 0:
+            self._save(state)
+        if row.val_accuracy is not None or now - self._last_print > _QUIET_SECONDS:
+            self._last_print = now
+            print(self._progress(row), flush=True)
+
+    def stop_reason(self) -> str | None:
+        """Return why the run should stop before the next round, or None."""
+        if self.directory.stop_requested():
+            self.directory.forget_stop()
+            return INTERRUPTED
+        limit = self.config.max_minutes * 60
+        if limit and time.monotonic() - self._started + self._expected_seconds() > limit:
+            return f"max-minutes = {self.config.max_minutes:g} is used up"
+        return None
+
+    def finish(self, status: str, reason: str, state: Callable[[], State], sha256: str) -> None:
+        """Save the last state and write the summary: "finished", or "stopped" with a reason."""
+        self._save(state)
+        self._close(status, reason, sha256)
+        save_curves(self.directory.path / "curves.png", self.rows, self.config.name)
+        where = self._where(self.rows[-1]) if self.rows else "nothing yet"
+        if status == "finished":
+            print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)
+        else:
+            print(f"stopped ({reason}) after {where}: the same command continues it", flush=True)
+        print(f"run directory: {self.directory.path}", flush=True)
+
+    def fail(self, reason: str) -> None:
+        """Record that the run ended with an error; its checkpoint stays."""
+        self._close("failed", reason, None)
+
+    def _close(self, status: str, reason: str, sha256: str | None) -> None:
+        self._write_summary(status, reason, sha256)
+        self._events.close()
+        self.directory.close()
+
+    def _save(self, state: Callable[[], State]) -> None:
+        if self._saved_step == len(self.rows):
+            return
+        tensors, extra = state()
+        stored = {
+            **extra,
+            "rows": [asdict(row) for row in self.rows],
+            "sessions": [*self._history, self._session()],
+            "identity": self._facts["identity"],
+            "initial-weights-sha256": self.initial_sha256,
+        }
+        save_checkpoint(self.directory.checkpoints, Checkpoint(len(self.rows), tensors, stored))
+        self._saved_step = len(self.rows)
+
+    def _expected_seconds(self) -> float:
+        """Return the usual time from row to row; the first, with its warm-up, only if alone."""
+        return statistics.median(self._intervals[1:] or self._intervals or [0.0])
+
+    def _session(self) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "started": self._began,
+            "device": self._facts["device"],
+            "precision": self._facts.get("precision"),
+            "kernels": self._facts.get("kernels"),
+            "code": self._code,
+            "rows": [self._first_step, len(self.rows)],
+            "seconds": round(time.monotonic() - self._started, 1),
+        }
+
+    def _write_summary(self, status: str, reason: str, sha256: str | None) -> None:
+        best = best_row(self.rows)
+        summary = {
+            "status": status,
+            "reason": reason,
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "final": asdict(self.rows[-1]) if self.rows else None,
+            "best-by-validation": asdict(best) if best else None,
+            "initial-weights-sha256": self.initial_sha256,
+            "final-weights-sha256": sha256,
+            **self._facts,
+            **self._notes,
+            "bytes-down": sum(row.bytes_down for row in self.rows),
+            "bytes-up": sum(row.bytes_up for row in self.rows),
+            "code": self._code,
+            "versions": versions(),
+            "sessions": [*self._history, self._session()],
+        }
+        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
+        write_atomically(self.directory.path / "summary.json", text + "\n")
+
+    def _where(self, row: Row) -> str:
+        return f"{row.phase} round {row.round}"
+
+    def _progress(self, row: Row) -> str:
+        pace = self._expected_seconds()
+        left = (self._total_steps + 1 - len(self.rows)) * pace
+        clock = str(datetime.timedelta(seconds=round(left)))
+        parts = [f"{self._where(row):>18}", _figures(row), f"{pace:.2f} s/round, {clock} left"]
+        return " | ".join(part for part in parts if part)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figures(row: Row) -> str:
+    parts = []
+    if row.train_loss is not None:
+        parts.append(f"train loss {row.train_loss:.3f}")
+    if row.val_accuracy is not None:
+        parts.append(f"val {row.val_accuracy:.1%}")
+    if row.test_accuracy is not None:
+        parts.append(f"test {row.test_accuracy:.1%}")
+    if row.clients_failed:
+        parts.append(f"{row.clients_failed} clients failed")
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Local training, evaluation and scoring on one device."""

@@ -1,0 +1,102 @@
+"""A client's training, free of Flower."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedta_app.training.steps import make_optimizer, train_steps
+from fedta_app.training.workspace import Workspace
+from fedta_app.vectors.flat import FlatWeights
+from fedta_app.vectors.mask import FlatMask
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client sends back after training.
+
+    `update` is local minus global weights, packed where a mask says which are trained. It may be
+    the workspace's own memory, or the caller's: it holds only until the next client trains here.
+    """
+
+    update: Tensor
+    num_examples: int
+    loss: float
+
+
+def train_client(
+    workspace: Workspace,
+    global_weights: Tensor,
+    *,
+    partition_id: int,
+    server_round: int,
+    lr: float,
+    down: FlatMask | None = None,
+    up: FlatMask | None = None,
+    outbox: Callable[[Tensor], Tensor] = lambda update: update,
+) -> LocalResult:
+    """Train the global weights on a client's images for exactly `local-steps` steps of SGDM.
+
+    Parameters
+    ----------
+    global_weights : Tensor
+        The whole vector, or with `down` its packed entries; the others are where they started.
+    down : FlatMask, optional
+        Which weights came.
+    up : FlatMask, optional
+        Which weights are trained and returned, a subset of `down`; without it, those that came.
+    outbox : callable, optional
+        Returns where to write the update, given a tensor of its shape: memory to share, say. By
+        default that tensor itself, which nobody needs any more.
+    """
+    weights = workspace.weights
+    trained = up or down
+    if down is None:
+        weights.load(global_weights)
+    else:
+        down.scatter_(weights.vector, global_weights.to(weights.vector.device))
+    if trained is None or up is None:
+        before = global_weights.to(weights.vector.device)  # all that came is trained
+    else:
+        before = up.gather(weights.vector)
+    masks = None if trained is None else weights.views(trained.mask)
+    images = workspace.client_data(partition_id)
+    optimizer = make_optimizer(workspace.config, workspace.model, masks)
+    with optimizer.skip_frozen_tensors():
+        loss = train_steps(workspace, optimizer, images, lr=lr, key=(server_round, partition_id))
+    after = weights.vector if trained is None else trained.gather(weights.vector)
+    update = torch.sub(after, before, out=outbox(after))
+    return LocalResult(update, len(images), loss)
+
+
+def train_head(
+    workspace: Workspace, global_head: Tensor, *, partition_id: int, server_round: int, lr: float
+) -> LocalResult:
+    """Train the head alone, as a linear probe on the frozen backbone."""
+    head = _head(workspace)
+    head.load(global_head)
+    images = workspace.client_data(partition_id)
+    backbone = [p for p in workspace.model.parameters() if p.requires_grad]
+    probe = [workspace.model.get_parameter(name) for name in head.names]
+    _require_grad(backbone, False)
+    _require_grad(probe, True)
+    try:
+        optimizer = make_optimizer(workspace.config, workspace.model)
+        # Rounds of the probe have keys below zero: other batches than those of training.
+        key = (-server_round, partition_id)
+        loss = train_steps(workspace, optimizer, images, lr=lr, key=key)
+    finally:
+        _require_grad(probe, False)
+        _require_grad(backbone, True)
+    return LocalResult(head.vector.sub_(global_head.to(head.vector.device)), len(images), loss)
+
+
+def _head(workspace: Workspace) -> FlatWeights:
+    assert workspace.head is not None, "the head of this run is trained with the rest"
+    return workspace.head
+
+
+def _require_grad(parameters: list[torch.nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)

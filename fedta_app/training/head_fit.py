@@ -1,0 +1,72 @@
+"""The ridge head of a run: statistics of images, and the head that follows from their sum."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedta_app.data.loading import ImageSet
+from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, scale_head, select_ridge
+from fedta_app.models.building import features, num_features
+from fedta_app.training.workspace import Workspace
+
+
+def head_statistics(workspace: Workspace, images: ImageSet) -> RidgeStatistics:
+    """Return the sums from which the head follows: of the backbone as it is, unaugmented."""
+    statistics = empty_statistics(workspace)
+    for batch, labels in _feature_batches(workspace, images):
+        statistics.add(batch, labels)
+    return statistics
+
+
+def empty_statistics(workspace: Workspace) -> RidgeStatistics:
+    """Return statistics of no image, for the features and classes of the run."""
+    return RidgeStatistics(num_features(workspace.model), workspace.data.num_classes)
+
+
+def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features (B, d) and labels (B,) of the images, in evaluation mode, in float32."""
+    workspace.model.eval()
+    size = workspace.config.eval_batch_size
+    for start in range(0, len(images), size):
+        batch = images.images[start : start + size]
+        with torch.inference_mode():
+            found = features(workspace.model, workspace.inputs(batch))
+        yield found, images.labels[start : start + size]
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A ridge head ready to be frozen.
+
+    Attributes
+    ----------
+    vector : float32 Tensor of shape (C * d + C,)
+        Weight, then bias, both divided by the temperature.
+    ridge : float
+        The absolute strength that was used.
+    temperature : float
+    """
+
+    vector: Tensor
+    ridge: float
+    temperature: float
+
+
+def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
+    """Solve for the head; strength and temperature by validation where the keys leave them open."""
+    config = workspace.config
+    # All of it, whatever eval-size is: what is measured must not change what is trained.
+    batches = list(_feature_batches(workspace, workspace.data.val))
+    found = torch.cat([batch for batch, _ in batches]).cpu().double()
+    labels = torch.cat([part for _, part in batches]).cpu()
+    if config.ridge:
+        (ridge,) = statistics.scaled([config.ridge])
+    else:
+        ridge = select_ridge(statistics, found, labels)
+    weight, bias = statistics.solve(ridge)
+    temperature = config.head_temperature or fit_temperature(found @ weight.T + bias, labels)
+    weight, bias = scale_head(weight, bias, temperature)
+    vector = torch.cat([weight.flatten(), bias]).float()
+    return FittedHead(vector, ridge, temperature)

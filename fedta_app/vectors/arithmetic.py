@@ -1,0 +1,25 @@
+"""Element-wise steps on weights that keep the bits of what does not move."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**18  # entries worked on at a time: temporaries stay in the cache, in reused memory
+
+
+def stepped(value: Tensor, update: Tensor, scale: float = 1.0) -> Tensor:
+    """Return value + scale * update, keeping the bits of the value where the update is zero.
+
+    Plain addition turns -0.0 + 0.0 into +0.0: a weight nobody moved would change its bits.
+    """
+    return torch.where(update == 0, value, value.add(update, alpha=scale))
+
+
+def blocks(target: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield matching flat pieces, views of the target; all of it if it is not contiguous."""
+    if not target.is_contiguous():
+        yield target, *others
+        return
+    pieces = (torch.split(tensor.reshape(-1), BLOCK) for tensor in (target, *others))
+    yield from zip(*pieces, strict=True)

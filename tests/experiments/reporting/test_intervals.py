@@ -1,0 +1,52 @@
+"""Intervals and tests by hand and beside scipy's."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.reporting.intervals import holm, interval, paired_test
+
+
+def test_an_interval_is_students() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    # mean 2, standard deviation 1, t(0.975; 2) = 4.302653, by sqrt(3)
+    assert (found.mean, found.number) == (2.0, 3)
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
+    assert found.percent() == "200.0 ± 248.4"
+    assert math.isnan(interval([0.5]).half)
+    assert interval([0.5]).percent() == "50.0"
+
+
+def test_a_paired_test_is_scipys() -> None:
+    generator = np.random.default_rng(0)
+    for number in (2, 3, 10):
+        one, other = generator.normal(size=(2, number))
+        difference, p = paired_test(one.tolist(), other.tolist())
+        expected = stats.ttest_rel(one, other)
+        assert p == pytest.approx(expected.pvalue, rel=1e-9)
+        low, high = expected.confidence_interval(0.95)
+        assert difference.mean - difference.half == pytest.approx(low)
+        assert difference.mean + difference.half == pytest.approx(high)
+
+
+def test_pairs_without_spread_or_company() -> None:
+    assert paired_test([0.5, 0.5], [0.5, 0.5])[1] == 1.0
+    assert math.isnan(paired_test([0.75, 0.5], [0.5, 0.25])[1])
+    assert math.isnan(paired_test([0.9, 0.7], [0.8, 0.6])[1])  # equal but for rounding
+    assert math.isnan(paired_test([0.5], [0.4])[1])
+
+
+def test_holms_correction_by_hand() -> None:
+    # ascending 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never smaller than the one before
+    assert holm([0.04, 0.01, 0.03, 0.02], 4) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8], 2) == [1.0, 1.0]
+    with_gap = holm([0.01, math.nan, 0.04], 3)
+    assert with_gap == pytest.approx([0.03, math.nan, 0.08], nan_ok=True)
+    assert holm([], 0) == []
+
+
+def test_comparisons_that_are_not_run_yet_count_like_the_least_convincing_ones() -> None:
+    known = [0.004, 0.03]
+    assert holm(known, 4) == pytest.approx(holm([*known, 1.0, 1.0], 4)[:2])

@@ -1,0 +1,70 @@
+"""The notebooks of results/: they run, and read nothing but what is committed there."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from experiments.__main__ import main
+from experiments.reporting.reading import RESULTS
+from experiments.running.launch import FINISHED
+
+NOTEBOOKS = sorted(RESULTS.glob("*.ipynb"))
+COLAB = "colab.ipynb"  # of another machine: it is read, not run
+
+
+def code(path: Path) -> list[str]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_imports_experiments_only(path: Path) -> None:
+    for source in code(path):
+        lines = [line for line in source.splitlines() if not line.startswith(("!", "%"))]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                module = getattr(node, "module", None) or node.names[0].name
+                allowed = {"experiments"} | ({"google"} if path.name == COLAB else set())
+                assert module.split(".")[0] in allowed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_begins_with_its_title(path: Path) -> None:
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.name != COLAB], ids=lambda path: path.name
+)
+@pytest.mark.filterwarnings("ignore")  # of the kernel and its event loop
+def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(RESULTS.parent))  # this checkout, whatever is installed
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": RESULTS}}).execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+
+
+def test_a_report_changes_nothing_that_is_committed(tmp_path: Path) -> None:
+    kept = [path.parent for path in RESULTS.glob("*/cells")]
+    assert kept
+    shutil.copytree(RESULTS, tmp_path / "results")
+    assert main(["report", "--records", str(tmp_path / "results")]) == FINISHED
+    for folder in kept:
+        for path in folder.rglob("*.*"):
+            copy = tmp_path / "results" / path.relative_to(RESULTS)
+            # Another matplotlib draws other pixels; the numbers are the same everywhere.
+            if path.suffix not in (".png", ".svg"):
+                assert copy.read_bytes() == path.read_bytes(), path
+        drawn = {p.name for p in (tmp_path / "results" / folder.name / "figures").iterdir()}
+        assert drawn == {path.name for path in (folder / "figures").iterdir()}

@@ -1,0 +1,342 @@
+"""Records and reports: what is refused, what is compared, and the same bytes every time."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.reporting.collect import without_paths
+from experiments.reporting.figures import groups
+from experiments.reporting.frames import comparisons_frame, page_frame
+from experiments.reporting.gate import sanity_gate
+from experiments.reporting.line_figures import against_bytes, negated, scaled
+from experiments.reporting.map_figures import mask_density
+from experiments.reporting.origin import check_origin
+from experiments.reporting.records import RecordError, read_records
+from experiments.running.launch import FAILED, FINISHED
+from experiments.running.presets import Preset, load_table
+from fedta_app.config import to_toml
+from fedta_app.runs.metrics import Row, write_csv
+
+TABLE = load_table("smoke")
+# test accuracy of seeds 0 and 1
+ACCURACY = {
+    "least-iid": (0.90, 0.92), "random-iid": (0.80, 0.82001), "least-nc1": (0.7, 0.9),
+    "random-nc1": (0.9, 0.7),
+}  # fmt: skip
+
+
+def write(results: Path, preset: str, seed: int, **changes: Any) -> Path:
+    """Write the record of a cell that was never run."""
+    folder = results / "smoke/cells" / preset / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (chosen,) = [entry for entry in TABLE.presets if entry.name == preset]
+    values = {"seed": seed, **changes.pop("config", {})}
+    (folder / "config.toml").write_text(to_toml(chosen.config(values)))
+    accuracy = ACCURACY[preset][seed]
+    rows = [
+        Row(0, "start", val_accuracy=0.6, bytes_down=1000, bytes_up=3000),
+        Row(12, "train", 0.5, accuracy, accuracy, 0.4, bytes_down=1000, bytes_up=1000),
+    ]
+    write_csv(folder / "metrics.csv", rows)
+    summary = {
+        "status": "finished", "name": f"smoke/{preset}", "seed": seed,
+        "final": {"test_accuracy": accuracy, "val_accuracy": accuracy, "test_loss": 0.4},
+        "identity": {"data-sha256": f"d{seed}", "weights-file-sha256": "w"},
+        "weights": {"kind": "file"}, "device": "cpu", "bytes-up": 4000, "bytes-down": 2000,
+        "final-weights-sha256": f"{preset} {seed}",
+        "code": {"sha256": "c", "commit": "0123456789", "changed": False},
+        "mask": {"density": 0.1, "trained": 100, "of": 1000}, "frozen-weights-untouched": True,
+        "mask-sample": {"entries": 8, "of": 1000}, "sessions": [{"seconds": 60}],
+    }  # fmt: skip
+    summary.update(changes)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "mask.bits").write_bytes(bytes([0b11000000 if "least" in preset else 0b01100000]))
+    if seed == 0:
+        (folder / "classes.csv").write_text("3,0\n0,3\n")
+    return folder
+
+
+def write_all(results: Path) -> None:
+    for preset in ACCURACY:
+        for seed in (0, 1):
+            write(results, preset, seed)
+
+
+def test_a_page_has_means_and_intervals(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    page = page_frame(TABLE, read_records(TABLE, tmp_path))
+    assert list(page.columns) == ["rule", "iid", "nc1"]
+    # standard deviation 0.01414, t(0.975; 1) = 12.7062, by sqrt(2)
+    assert page.iloc[0].tolist() == ["least", "91.0 ± 12.7", "80.0 ± 127.1"]
+
+
+def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    frame = comparisons_frame(TABLE, read_records(TABLE, tmp_path))
+    assert frame is not None
+    assert frame["partition"].tolist() == ["iid", "nc1"]
+    assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
+    assert frame["verdict"].tolist() == ["better", "none"]
+    assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+
+
+def test_comparisons_that_are_planned_count_before_they_are_run(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    other = Preset("smoke", "most-iid", {}, {"rule": "most", "partition": "iid"})
+    table = replace(TABLE, presets=[*TABLE.presets, other])
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None and frame["family"].tolist() == [3, 1]  # most with both others
+    assert frame["p (Holm)"].tolist() == pytest.approx([3 * frame["p"][0], frame["p"][1]])
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    write_all(tmp_path / "results")
+    found = []
+    for name in ("a", "b"):
+        places = ["--records", str(tmp_path / "results"), "--out", str(tmp_path / name)]
+        assert main(["report", *places]) == FINISHED
+        folder = tmp_path / name / "smoke"
+        found.append(
+            {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        )
+    assert found[0] == found[1]
+    names = {str(path) for path in found[0]}
+    kinds = ("curves", "bytes", "heat-map", "mask-overlap", "classes")
+    assert names >= {f"figures/{kind}.{end}" for kind in kinds for end in ("svg", "png")}
+    assert names >= {"report.md", "table.tex", "cells.csv", "presets.csv", "comparisons.csv"}
+    tex = (tmp_path / "a/smoke/table.tex").read_text()
+    assert r"\toprule" in tex and r"91.0 $\pm$ 12.7" in tex and r"95 \%" in tex
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"identity": {"data-sha256": "x", "weights-file-sha256": "w"}}, "different data sets"),
+        ({"identity": {"data-sha256": "d1", "weights-file-sha256": "x"}}, "different weights"),
+        ({"weights": {"kind": "random"}}, "different weights"),
+        ({"code": {"sha256": "x", "commit": "f" * 40}}, "2 versions of the code (commits 01234567"),
+        (
+            {"code": {"sha256": "c", "commit": "f" * 40, "changed": True}},
+            "changes that are not committed",
+        ),
+        (
+            {"config": {"lr": 0.5}},
+            "smoke/random-nc1 seed 1 with 0.5, and not both as their presets say",
+        ),
+        ({"name": "smoke/least-iid"}, "holds the record of smoke/least-iid"),
+        ({"config": {"partition": "iid"}}, "ran the same configuration"),
+        ({"status": "stopped"}, "is not the record of a finished cell"),
+        ({"config": {"seed": 0}}, "seed1 holds the record of another seed"),
+        ({"final-weights-sha256": "random-nc1 0"}, "random-nc1 seed 1 end with equal weights"),
+        ({"final-weights-sha256": "least-iid 1"}, "seeds and presets are different runs"),
+        ({"mask": None}, "smoke/random-nc1 seed 1 has no mask"),
+        (
+            {"sessions": [{"seconds": 1, "code": {"sha256": "x", "commit": "f" * 40}}]},
+            "2 versions of the code (commits 01234567, ffffffff)",
+        ),
+        ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
+        ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
+    ],
+)
+def test_a_table_of_mixed_or_impossible_cells_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+) -> None:
+    write_all(tmp_path)
+    write(tmp_path, "random-nc1", 1, **changes)
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == FAILED
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sentence in error
+    assert not (tmp_path / "smoke/report.md").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "round,phase\n0,start\n", None])
+def test_a_damaged_metrics_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str | None
+) -> None:
+    write_all(tmp_path)
+    path = tmp_path / "smoke/cells/random-nc1/seed1/metrics.csv"
+    path.write_text(path.read_text()[:-15] + "x" if damage is None else damage)
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == FAILED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "seed1 is not the record of a finished cell" in error
+
+
+def test_one_record_of_another_version_stops_its_table_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_all(tmp_path)
+    file = tmp_path / "smoke/cells/least-iid/seed0/config.toml"
+    file.write_text(file.read_text() + "lrr = 1\n")
+    assert main(["report", "--records", str(tmp_path)]) == FAILED
+    assert "did you mean lr?" in capsys.readouterr().err
+
+
+def test_starts_are_held_against_chance_and_each_other(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    metrics = tmp_path / "smoke/cells/random-nc1/seed1/metrics.csv"
+    metrics.write_text(metrics.read_text().replace("start,,0.6", "start,,0.1"))
+    checks = sanity_gate(read_records(TABLE, tmp_path))
+    assert [check.holds for check in checks] == [False, False, True, True, True]
+    assert "10.0%" in checks[0].detail and "random-nc1 seed 1: 10.00%" in checks[1].detail
+
+
+def test_several_versions_of_the_code_need_a_reason(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": False})
+    (tmp_path / "smoke/origin.toml").write_text('mixed-code = "it prints more"')
+    records = read_records(TABLE, tmp_path)
+    notes = check_origin(records, tmp_path / "smoke")
+    assert notes == ["cells of 2 versions of the code: it prints more"]
+    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": True})
+    with pytest.raises(RecordError, match="changes that are not committed"):  # no reason helps
+        check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
+
+
+def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    write(tmp_path, "least-iid", 0, device="Tesla T4", precision="fp16")
+    records = read_records(TABLE, tmp_path)
+    (note,) = check_origin(records, tmp_path / "smoke")
+    assert note == "cells of several devices: Tesla T4, fp16 and cpu, fp32"
+
+
+def test_clients_that_failed_are_named_in_the_caption(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    folder = write(tmp_path, "random-nc1", 1)
+    rows = [Row(0, "start", val_accuracy=0.6), Row(12, "train", 0.5, 0.7, clients_failed=3)]
+    write_csv(folder / "metrics.csv", rows)
+    notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
+    assert notes == [
+        "3 replies of failed clients are missing, in 1 of 8 cells; most in smoke/random-nc1 seed 1"
+    ]
+
+
+def test_several_axes_are_compared_as_one(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    report = {**TABLE.report, "compare": ["rule", "partition"], "reference": "random-iid"}
+    table = replace(TABLE, report=report)
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None
+    assert frame["rule and partition"].tolist() == ["least-iid", "least-nc1", "random-nc1"]
+    assert set(frame["family"]) == {3}
+    wrong = replace(table, report={**report, "reference": "random"})
+    with pytest.raises(RecordError, match="compares with 'random', which is not among the methods"):
+        comparisons_frame(wrong, read_records(wrong, tmp_path))
+
+
+def test_equal_departures_are_named_in_the_caption(tmp_path: Path) -> None:
+    for preset in ACCURACY:
+        for seed in (0, 1):
+            write(tmp_path, preset, seed, config={"lr": 0.5, "weights": "/home/me/w.pth"})
+    notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
+    assert notes == ["lr = 0.5, not the presets'"]
+
+
+def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
+    for preset in ACCURACY:
+        moved = {} if "nc1" in preset else {"bytes-up": 0, "bytes-down": 0}
+        write(tmp_path, preset, 0, **moved)
+    ((_, drawn),) = groups(TABLE, read_records(TABLE, tmp_path))
+    figure = against_bytes(TABLE, drawn)
+    assert figure is not None
+    assert [axis.get_title() for axis in figure.axes] == ["nc1"]
+    assert against_bytes(TABLE, {"iid": drawn["iid"]}) is None
+
+
+def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    assert scaled(TABLE, drawn) is None and negated(TABLE, drawn) is None
+    clients = {0: [(1, 0.4, 0.8)], 1: [(1, 0.1, 0.6), (2, 0.3, 0.6)]}  # of each seed
+    for seed, found in clients.items():
+        folder = tmp_path / f"smoke/cells/least-nc1/seed{seed}"
+        lines = [f"{client},0.5,{target},{control}" for client, target, control in found]
+        (folder / "negation.csv").write_text("\n".join(["client,length,target,control", *lines]))
+        (folder / "scaling.csv").write_text(f"scale,val_loss,val_accuracy\n1.0,1.0,0.{seed + 2}\n")
+    figure, other = negated(TABLE, drawn), scaled(TABLE, drawn)
+    assert figure is not None and other is not None
+    (axis,) = figure.axes
+    assert [line.get_ydata() for line in axis.lines] == [
+        pytest.approx([0.3]), pytest.approx([0.7])
+    ]  # fmt: skip
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+    assert other.axes[0].lines[0].get_ydata() == pytest.approx([0.25])
+
+
+def test_densities_are_means_over_blocks_and_records(tmp_path: Path) -> None:
+    for seed, share in enumerate((0.1, 0.3)):
+        shares = {"blocks.0": {"qkv": share, "fc1": 0.2}, "blocks.1": {"qkv": share, "fc1": 0.4}}
+        write(tmp_path, "least-iid", seed, **{"mask-density": shares})
+        write(tmp_path, "random-iid", seed)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    figure = mask_density(TABLE, drawn)
+    assert figure is not None
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["least"]
+    np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), [[20.0, 30.0]])
+
+
+def test_a_record_of_no_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no cells"):
+        read_records(TABLE, tmp_path)
+    write_all(tmp_path)
+    shutil.move(tmp_path / "smoke/cells/least-iid", tmp_path / "smoke/cells/other")
+    with pytest.raises(RecordError, match="belongs to no preset"):
+        read_records(TABLE, tmp_path)
+
+
+def test_paths_are_cut_down_to_names() -> None:
+    private = {
+        "name": "a/b", "from": "/home/me/w/dino.pth", "warnings": ["weights '~/x/y.pth' are odd"],
+        "device": "x86_64, 1 threads", "hub": "timm/vit/model.safetensors", "number": 3,
+    }  # fmt: skip
+    assert without_paths(private) == private | {
+        "from": "dino.pth", "warnings": ["weights 'y.pth' are odd"]
+    }  # fmt: skip
+
+
+def test_cells_are_collected_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, results = str(tmp_path / "runs"), tmp_path / "results"
+    run = ["--engine", "in-process", "--results-dir", runs, "--seeds", "1"]
+    assert main(["run", "smoke/*-nc1", *run]) == FINISHED
+    assert main(["collect", "smoke", "--results-dir", runs, "--out", str(results)]) == FINISHED
+    assert "2 of 8 cells are finished, and kept" in capsys.readouterr().out
+    folder = results / "smoke/cells/least-nc1/seed0"
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"config.toml", "metrics.csv", "summary.json", "mask.bits", "classes.csv"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["frozen-weights-untouched"] is True
+    assert 0 < summary["mask-density"]["blocks.0"]["attn.k"] < 1
+    assert str(tmp_path) not in "".join(p.read_text() for p in folder.glob("*[ljn]"))
+    (record, other) = read_records(TABLE, results)
+    assert record.mask is not None and other.mask is not None
+    assert record.mask.mean() == pytest.approx(0.1, abs=0.01)
+    assert record.classes is not None and record.classes.shape == (50, 10)
+    monkeypatch.setattr("experiments.reporting.report.check_origin", lambda *_: [])  # changed
+    assert main(["report", "--records", str(results)]) == FINISHED
+    assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
+
+
+def test_cells_with_a_record_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.__main__.RESULTS", tmp_path / "kept")
+    write(tmp_path / "kept", "least-iid", 0)
+    write(tmp_path / "kept", "random-iid", 1, config={"lr": 0.5})  # not what the preset says now
+    arguments = ["--skip-kept", "--results-dir", str(tmp_path / "runs")]
+    assert main(["run", "smoke/least-iid", "--seeds", "1", *arguments]) == FINISHED
+    assert capsys.readouterr().out.startswith("1 of 1 cells are kept in ")
+    assert main(["plan", "smoke/least-iid", *arguments]) == FINISHED
+    assert "1 cell, 0 finished" in capsys.readouterr().out
+    main(["plan", "smoke/random-iid", *arguments])
+    assert "2 cells, 0 finished" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").glob("smoke/*/seed*"))

@@ -1,0 +1,81 @@
+"""One run on Flower's simulation engine: the same bits, an honest exit status, nothing left."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.running import flower
+from experiments.running.flower import is_chatter, run_on_flower
+from fedta_app.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(folder: Path, engine: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    quick = ["num-server-rounds=3", "eval-size=50", "num-clients=20", *settings]
+    sets = [part for setting in quick for part in ("--set", setting)]
+    arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+
+
+def test_flowers_engine_gives_the_bits_of_the_in_process_engine(tmp_path: Path) -> None:
+    shas = {}
+    for engine in ("flower", "in-process"):
+        folder = tmp_path / engine
+        folder.mkdir()
+        result = run(folder, engine)
+        assert result.returncode == 0, result.stdout + result.stderr
+        directory = folder / "demo/fedavg/seed0"
+        lines = result.stdout.splitlines()
+        assert lines[0] == lines[-1] == f"run directory: {directory}"
+        assert lines[-2].startswith("finished: train round 3")
+        summary = json.loads((directory / "summary.json").read_text())
+        shas[engine] = summary["final-weights-sha256"]
+    assert shas["flower"] == shas["in-process"]
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_early_on_flowers_engine_says_so_by_its_status(tmp_path: Path) -> None:
+    stopped = run(tmp_path, "flower", "max-minutes=1e-9")
+    assert stopped.returncode == 3
+    assert "max-minutes = 1e-09 is used up" in stopped.stdout
+
+
+@pytest.mark.parametrize(
+    ("clients", "per_node", "nodes", "told"),
+    [(100, 0, 100, 1), (200, 0, 200, 1), (201, 0, 101, 2), (10_000, 0, 200, 50), (100, 7, 15, 7)],
+)
+def test_a_large_federation_has_nodes_that_stand_for_several_clients(
+    monkeypatch: pytest.MonkeyPatch, clients: int, per_node: int, nodes: int, told: int
+) -> None:
+    calls = []
+    monkeypatch.setattr(flower, "run_app", lambda *arguments: calls.append(arguments))
+    config = RunConfig(num_clients=clients, clients_per_node=per_node)
+    run_on_flower(config, client_cpus=1, client_gpus=0.0)
+    (_, run_config, federation) = calls[0]
+    assert federation.startswith(f"num-supernodes={nodes} ")
+    assert f"clients-per-node = {told}\n" in run_config
+
+
+@pytest.mark.parametrize(
+    ("line", "chatter"),
+    [
+        ("\x1b[36m(ClientAppActor pid=19)\x1b[0m \x1b[93mWARNING \x1b[0m:   Manually ending", True),
+        ("(ClientAppActor pid=19) INFO :      Starting", True),
+        ("\x1b[92mINFO \x1b[0m:      Starting Flower Simulation", True),
+        ("Successfully installed fedta to /tmp/x", True),
+        ("\n", True),
+        ("\x1b[91mERROR \x1b[0m:     the client failed", False),
+        ("\x1b[36m(ClientAppActor pid=19)\x1b[0m \x1b[91mERROR \x1b[0m: out of memory", False),
+        ("(ClientAppActor pid=19) warning: this GPU only emulates bf16", False),
+        ("train round 3/3  loss 1.2", False),
+    ],
+)
+def test_flowers_chatter_is_hidden_and_nothing_else(line: str, chatter: bool) -> None:
+    assert is_chatter(line) == chatter

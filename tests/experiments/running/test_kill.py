@@ -1,0 +1,90 @@
+"""`kill -9` in the middle of a run, then the same command again."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.shared_memory import can_share
+from tests.experiments.running.killing import kill_tree
+
+ROOT = Path(__file__).resolve().parents[3]
+ROUNDS = 12
+
+
+def command(folder: Path, engine: str, *, name: str, seed: int = 0) -> list[str]:
+    settings = [
+        f"name={name}", f"seed={seed}", f"num-server-rounds={ROUNDS}", "eval-every=4",
+        "eval-size=50", "checkpoint-every=2",
+    ]  # fmt: skip
+    sets = [part for setting in settings for part in ("--set", setting)]
+    arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
+    return [sys.executable, "-m", "experiments", *arguments]
+
+
+def finish(folder: Path, engine: str, *, name: str, seed: int = 0) -> dict[str, Any]:
+    subprocess.run(
+        command(folder, engine, name=name, seed=seed), cwd=ROOT, check=True, timeout=280,
+        capture_output=True,
+    )  # fmt: skip
+    path = folder / name / f"seed{seed}/summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    assert summary["status"] == "finished"
+    return summary
+
+
+def rounds_done(folder: Path) -> int:
+    try:
+        with (folder / "killed/seed0/metrics.csv").open() as stream:
+            return max((int(row["round"]) for row in csv.DictReader(stream)), default=-1)
+    except FileNotFoundError:
+        return -1
+
+
+def kill_after_round(folder: Path, engine: str, server_round: int) -> None:
+    process = subprocess.Popen(
+        command(folder, engine, name="killed"), cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while rounds_done(folder) < server_round:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    kill_tree(process)
+    assert rounds_done(folder) < ROUNDS
+
+
+def check_kills(folder: Path, engine: str) -> str:
+    unbroken = finish(folder, "in-process", name="unbroken")
+    for server_round in (0, 3, 7):
+        kill_after_round(folder, engine, server_round)
+    resumed = finish(folder, engine, name="killed")
+    first, last = resumed["sessions"][-1]["rows"]
+    assert 0 < first < last  # the last session had rounds left to do
+    assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]
+    assert resumed["initial-weights-sha256"] == unbroken["initial-weights-sha256"]
+    assert (resumed["bytes-up"], resumed["bytes-down"]) == (
+        unbroken["bytes-up"],
+        unbroken["bytes-down"],
+    )
+    return str(unbroken["final-weights-sha256"])
+
+
+def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> None:
+    check_kills(tmp_path, "in-process")
+
+
+@pytest.mark.slow
+def test_three_kills_on_flowers_engine_end_at_the_unbroken_weights(tmp_path: Path) -> None:
+    expected = check_kills(tmp_path, "flower")
+    summary = json.loads((tmp_path / "killed/seed0/summary.json").read_text())
+    assert summary["transport"] == ("shared" if can_share() else "wire")
+    assert not list(Path("/dev/shm").glob("*fedta*"))
+    other = finish(tmp_path, "flower", name="other", seed=1)
+    assert other["final-weights-sha256"] != expected

@@ -1,0 +1,88 @@
+"""What a table will take: the arithmetic by hand, and the command on digits."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.running.cells import FINISHED, INTERRUPTED, WAITING, Progress
+from experiments.running.cost import Estimate, count_up
+from experiments.running.launch import REFUSED
+from experiments.running.probe import Parts
+from fedta_app.config import RunConfig
+
+PARTS = Parts(
+    setup=1, row=0.1, round=2, probe_round=0.5, feature_image=0.01, score_image=0.2,
+    evaluation_image=0.02, mask=3, images=(900, 100, 50),
+)  # fmt: skip
+BASE = {"num-clients": 10, "num-server-rounds": 20, "eval-every": 5, "measure-test": "end"}
+MASKED = {"head": "ridge", "mask-rule": "least-sensitive", "calibration-rounds": 2}
+
+
+def estimate(**values: object) -> Estimate:
+    return count_up(RunConfig.from_mapping({**BASE, **values}), PARTS)
+
+
+def test_rounds_and_measurements_are_counted() -> None:
+    dense = estimate()
+    assert dense.train == pytest.approx(20 * 2.1 + 0.02 * (4 * 100 + 50))
+    assert dense.start == pytest.approx(1 + 0.02 * 100)
+    assert (dense.head, dense.calibrate) == (0, 0)
+    scaled = estimate(**{"task-figures": True, "fraction-train": 0.2})
+    assert scaled.train == pytest.approx(dense.train + 0.02 * (8 * 100 + 2 * 5 * 100))
+    always = estimate(**{"measure-test": "always", "eval-size": 40})
+    assert always.train == pytest.approx(20 * 2.1 + 0.02 * (4 * 40 + 5 * 40))
+
+
+def test_heads_and_masks_are_counted_by_image() -> None:
+    ridge = estimate(**MASKED)
+    assert ridge.head == pytest.approx(0.01 * 1000)
+    assert ridge.calibrate == pytest.approx(2 * (0.2 * 900 + 3))
+    few = estimate(**MASKED, **{"calibration-fraction": 0.2, "calibration-examples": 30})
+    assert few.calibrate == pytest.approx(2 * (0.2 * 2 * 30 + 3))
+    own = estimate(**MASKED, **{"mask-scope": "client", "calibration-fraction": 0.2})
+    assert own.calibrate == pytest.approx(2 * (0.2 * 900 + 10 * 3))
+    server = estimate(**MASKED, **{"mask-scope": "server"})
+    assert server.calibrate == pytest.approx(2 * (0.2 * 100 + 3))
+    central = estimate(**MASKED, engine="centralized")
+    assert central.calibrate == pytest.approx(2 * (0.2 * 900 + 3))
+    assert estimate(**MASKED | {"mask-rule": "random"}).calibrate == pytest.approx(3)
+    probe = estimate(**MASKED | {"head": "probe"})
+    assert probe.head == pytest.approx(20 * (0.5 + 0.1))
+
+
+def test_what_is_done_is_not_left() -> None:
+    whole = Estimate(head=10, calibrate=20, start=5, train=100, source="")
+    rows = tuple({"phase": phase} for phase in ("head", "calibrate", "start", "train"))
+    assert whole.left(Progress(WAITING), 4) == whole.total == 135
+    assert whole.left(Progress(INTERRUPTED, rows[:1]), 4) == 135
+    assert whole.left(Progress(INTERRUPTED, rows[:2]), 4) == 125
+    assert whole.left(Progress(INTERRUPTED, rows[:3]), 4) == 100
+    assert whole.left(Progress(INTERRUPTED, rows), 4) == 75
+    assert whole.left(Progress(FINISHED, rows), 4) == 0
+
+
+def test_plan_says_what_is_left_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--engine", "in-process", "--results-dir", str(tmp_path), "--seeds", "1"]
+    assert main(["plan", "smoke/*-nc1", *place, "--session-minutes", "60"]) == 0
+    before = capsys.readouterr().out
+    assert before.count("measuring a round") == 2
+    assert "waiting" in before and "2 cells, 0 finished; about 0:00:" in before
+    assert "1 session of 60 minutes" in before
+    assert not list(tmp_path.iterdir())
+    assert main(["run", "smoke/random-nc1", *place]) == 0
+    capsys.readouterr()
+    assert main(["plan", "smoke/random-*", *place]) == 0
+    after = capsys.readouterr().out
+    assert "measuring" not in after  # another partition takes the same time
+    assert "0:00:00  finished cells" in after and "2 cells, 1 finished" in after
+    assert main(["plan", "smoke/random-*", *place, "--seeds", "2"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert [line[:4] for line in lines] == [
+        ["smoke/random-iid", "0,", "1", "waiting"],
+        ["smoke/random-nc1", "0", "finished", "12"],
+        ["smoke/random-nc1", "1", "waiting", "12"],
+    ]
+    assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == REFUSED

@@ -1,0 +1,195 @@
+"""Cells of a table: skipped when finished, continued when not, and one that fails alone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.running.cells import FinishedRuns, identity, make_cells, progress
+from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.presets import load_table, select
+from fedta_app.config import RunConfig, read_toml
+from fedta_app.errors import ConfigError
+from fedta_app.runs.directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[3]
+SHORT = {"num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "calibration-examples": 4}
+QUICK = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+
+
+def arguments(folder: Path, selection: str = "demo", *more: str) -> list[str]:
+    return ["run", selection, "--engine", "in-process", "--results-dir", str(folder), *QUICK, *more]
+
+
+def test_an_identity_is_what_is_computed_and_not_where() -> None:
+    config = RunConfig.from_mapping({"num-clients": 20, "engine": "flower"})
+    same = config.with_values(
+        name="other", engine="in-process", device="cpu", threads=3, kernels="torch",
+        transport="wire",
+        results_dir="/x", data_dir="/y",
+        checkpoint_every=7, max_minutes=1.0, resume=False,
+    )  # fmt: skip
+    assert identity(same) == identity(config)
+    different = {identity(config)}
+    for values in ({"seed": 1}, {"lr": 0.03}, {"engine": "centralized"}, {"eval_size": 9}):
+        different.add(identity(config.with_values(**values)))
+    assert len(different) == 5
+
+
+def test_finished_cells_are_skipped_and_the_summary_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path)) == FINISHED
+    first = capsys.readouterr().out
+    assert first.count("run directory: ") == 4
+    assert "demo/fedavg seed 0  val " in first
+    assert "2 of 2 cells are finished" in first
+    before = (tmp_path / "demo/fedavg/seed0/summary.json").read_bytes()
+    assert main(arguments(tmp_path)) == FINISHED
+    again = capsys.readouterr().out
+    assert "run directory" not in again
+    assert again.count("finished before") == 2
+    assert (tmp_path / "demo/fedavg/seed0/summary.json").read_bytes() == before
+    assert main(arguments(tmp_path, "demo/fedavg", "--device", "cpu", "--set", "threads=0")) == 0
+    assert "finished before: " in capsys.readouterr().out
+    assert main(arguments(tmp_path, "demo/fedavg", "--no-resume")) == FINISHED
+    assert (tmp_path / "demo/fedavg/seed0.old-1/summary.json").exists()
+    config = RunConfig.from_mapping(read_toml(tmp_path / "demo/fedavg/seed0/config.toml"))
+    config = config.with_values(resume=True)
+    assert FinishedRuns(tmp_path).path(config) == tmp_path / "demo/fedavg/seed0"
+    shutil.rmtree(tmp_path / "demo/fedavg/seed0")
+    assert FinishedRuns(tmp_path).path(config) is None  # what was thrown out is no result
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 1e30 makes the loss of the dense run infinite, or NaN; a mask of one weight bears it.
+    diverge = ["--set", "lr=1e30", "--set", "sparsity=0.99999", "--set", "clip-norm=1.0"]
+    assert main(arguments(tmp_path, "demo", *diverge)) == FAILED
+    output = capsys.readouterr().out
+    assert "failed: RunError: training diverged in round" in output
+    assert "1 of 2 cells are finished" in output
+    cells = make_cells(select("demo")[1], {"results-dir": str(tmp_path)}, 1)
+    assert progress(cells[0].config).state == "another configuration"
+
+
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_cells_that_stop_early_are_continued(
+    tmp_path: Path, jobs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = ["--set", "max-minutes=1e-9", "--jobs", jobs]
+    assert main(arguments(tmp_path, "demo", *stop)) == STOPPED
+    assert capsys.readouterr().out.count("  stopped\n") == 2
+    assert main(arguments(tmp_path, "demo", "--max-minutes", "1e-9", "--jobs", jobs)) == STOPPED
+    output = capsys.readouterr().out  # the limit is for all cells together
+    assert output.count("  stopped\n") == 1 and output.count("  waiting\n") == 1
+    assert main(arguments(tmp_path, "demo", "--jobs", jobs)) == FINISHED
+
+
+def test_a_cell_that_another_process_runs_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cell,) = make_cells(
+        select("demo/fedavg")[1],
+        {"results-dir": str(tmp_path), **SHORT},
+        1,
+    )
+    directory = RunDirectory(cell.config)
+    try:
+        assert progress(cell.config).state == "running"
+        assert main(arguments(tmp_path, "demo")) == STOPPED
+        assert "running in another process\n" in capsys.readouterr().out
+        assert main(arguments(tmp_path, "demo/fedavg")) == STOPPED
+        assert "running in another process: " in capsys.readouterr().out
+    finally:
+        directory.close()
+    assert progress(cell.config).state == "interrupted"
+
+
+def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
+    weights = []
+    for jobs in ("1", "2"):
+        folder = tmp_path / jobs
+        assert main(arguments(folder, "demo", "--jobs", jobs)) == FINISHED
+        weights.append(
+            [path.read_text() for path in sorted(folder.glob("demo/*/seed0/metrics.csv"))]
+        )
+    columns = [[line.split(",")[:8] for text in run for line in text.split()] for run in weights]
+    assert columns[0] == columns[1]
+
+
+def test_jobs_are_refused_where_the_engine_runs_clients_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "demo", "--jobs", "2", "--results-dir", str(tmp_path)]) == REFUSED
+    assert "--jobs 2 is not allowed with engine = 'flower'" in capsys.readouterr().err
+    assert main(["run", "demo", "--jobs", "0", "--results-dir", str(tmp_path)]) == REFUSED
+
+
+def start_long(folder: Path) -> "subprocess.Popen[bytes]":
+    long = ["--set", "num-server-rounds=500", "--jobs", "2"]
+    command = [sys.executable, "-m", "experiments", *arguments(folder, "demo/*", *long)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    metrics = [folder / f"demo/{name}/seed0/metrics.csv" for name in ("fedavg", "masked")]
+    deadline = time.monotonic() + 120
+    while not all(path.exists() and path.read_text().count("\n") > 4 for path in metrics):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_stops_every_job_after_its_round(tmp_path: Path) -> None:
+    process = start_long(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED_RUN, output
+    assert output.count(b"stopped (interrupted)") == 2
+    for name in ("fedavg", "masked"):
+        assert list((tmp_path / f"demo/{name}/seed0/checkpoint").glob("step-*"))
+
+
+def test_jobs_end_with_the_runner_that_is_killed(tmp_path: Path) -> None:
+    process = start_long(tmp_path)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    metrics = tmp_path / "demo/fedavg/seed0/metrics.csv"
+    while True:  # until it grows no more
+        size = metrics.stat().st_size
+        time.sleep(1.0)
+        if metrics.stat().st_size == size:
+            break
+        assert time.monotonic() < deadline
+
+
+def test_a_table_is_the_product_of_its_axes() -> None:
+    table = load_table("smoke")
+    assert [preset.name for preset in table.presets] == [
+        "least-iid", "least-nc1", "random-iid", "random-nc1"
+    ]  # fmt: skip
+    assert table.presets[1].coordinates == {"rule": "least", "partition": "nc1"}
+    assert table.seeds == 2
+    assert [preset.name for preset in select("smoke/*-nc1")[1]] == ["least-nc1", "random-nc1"]
+    with pytest.raises(ConfigError, match="there is no scale 'tiny'"):
+        load_table("smoke", "tiny")
+
+
+def test_a_cell_that_another_table_finished_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, "demo/fedavg", "--set", "name=other/same")) == FINISHED
+    capsys.readouterr()
+    assert main(arguments(tmp_path, "demo")) == FINISHED
+    output = capsys.readouterr().out
+    assert "finished before as other/same" in output and output.count("run directory") == 2
+    assert main(["plan", *arguments(tmp_path, "demo/fedavg")[1:]]) == FINISHED
+    assert "1 cell, 1 finished" in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""The tables of the design: complete, comparable, and the same at a smaller scale."""
+
+import fnmatch
+
+import pytest
+
+from experiments.reporting.figures import FIGURES
+from experiments.reporting.frames import check_comparison
+from experiments.reporting.report import TITLES, kept_tables
+from experiments.running.cells import deciding_keys, identity
+from experiments.running.presets import load_table, tables, tuned_path
+from experiments.running.scales import scales
+from fedta_app.config import RunConfig, read_toml
+
+RESEARCH = {
+    "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 47,
+    "six-models": 6, "aggregation": 12, "communication": 8, "architectures": 12, "task-vectors": 15,
+}  # fmt: skip
+
+
+def configs(table: str, scale: str) -> dict[str, RunConfig]:
+    return {preset.name: preset.config({}) for preset in load_table(table, scale).presets}
+
+
+@pytest.mark.parametrize("scale", ["", *scales()])
+@pytest.mark.parametrize("table", RESEARCH)
+def test_tables_are_complete_and_read_test_images_once(table: str, scale: str) -> None:
+    found = configs(table, scale)
+    assert len(found) == RESEARCH[table]
+    about = load_table(table, scale)
+    assert about.seeds >= 3 and about.question
+    for name, config in found.items():
+        assert config.measure_test == "end", name
+        assert config.name == f"{about.label}/{name}"
+        assert config.num_server_rounds // config.eval_every >= 5, name
+    named = {about.report.get(key) for key in ("lines", "panels")} - {None}
+    assert named | set(about.compared) <= set(about.axes)
+    check_comparison(about)
+    assert set(about.report["figures"]) <= set(FIGURES) == set(TITLES)
+    # No two presets of a table are one experiment under two names.
+    assert len({identity(config) for config in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("scale", ["", *scales()])
+def test_every_cell_of_heterogeneity_takes_as_many_local_steps(scale: str) -> None:
+    found = configs("heterogeneity", scale).values()
+    assert len({config.num_server_rounds * config.local_steps for config in found}) == 1
+
+
+def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
+    for table in set(RESEARCH) - {"architectures"}:
+        models = {config.model for config in configs(table, "").values()}
+        assert models == {"vit_small_patch16_224.dino"}
+        assert {config.model for config in configs(table, "small").values()} == {"vit_cifar"}
+    for name, replaced in (("heterogeneity", True), ("architectures", False)):
+        table = load_table(name, "small")
+        assert table.scale is not None
+        caption = table.scale.caption_of(preset.values for preset in table.presets)
+        assert ("not DINO ViT-S/16" in caption) == replaced
+    models = {config.model for config in configs("architectures", "small").values()}
+    assert models == {"cnn", "resnet_gn", "vit_cifar"}  # an axis is stronger than the scale
+
+
+@pytest.mark.parametrize("table", RESEARCH)
+def test_masked_presets_of_the_small_scale_have_rates_of_their_own(table: str) -> None:
+    path = tuned_path(table, "small")
+    sections = read_toml(path) if path.exists() else {}
+    patterns = [pattern for pattern, values in sections.items() if "lr" in values]
+    for name, config in configs(table, "small").items():
+        tuned = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        assert tuned or config.mask_rule == "none", name
+
+
+def test_tables_share_the_cells_that_are_the_same_experiment() -> None:
+    shared = [
+        ("heterogeneity", "nc5-j4", "six-models", "nc5-dense"),
+        ("heterogeneity", "nc1-j4", "mask-rules", "dense-nc1"),
+        ("heterogeneity", "iid-j4", "fedavg-iid", "c0.1"),
+        ("heterogeneity", "iid-j4", "communication", "d100-iid"),
+        ("six-models", "nc5-sparse", "mask-rules", "least-nc5"),
+        ("six-models", "central-dense", "mask-rules", "dense-central"),
+    ]
+    for scale in ("", "small"):
+        for table, name, other_table, other in shared:
+            first, second = configs(table, scale)[name], configs(other_table, scale)[other]
+            assert deciding_keys(first) == deciding_keys(second), (table, name)
+
+
+def test_keys_that_nothing_reads_decide_nothing() -> None:
+    base = RunConfig.from_mapping({"num-clients": 20, "partition": "iid"})
+    assert identity(base.with_values(num_classes_per_client=7, head_fraction=0.5)) == identity(base)
+    masked = base.with_values(head="ridge", mask_rule="random")
+    assert identity(masked.with_values(sparsity=0.5)) != identity(masked)
+    assert identity(masked.with_values(calibration_rounds=9)) == identity(masked)
+    several = masked.with_values(mask_scope="union")
+    assert identity(several.with_values(calibration_fraction=0.5)) != identity(several)
+    scored = masked.with_values(mask_rule="least-sensitive")
+    assert identity(scored.with_values(calibration_rounds=9)) != identity(scored)
+
+
+def test_a_report_is_of_the_tables_that_have_records(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for label in ("smoke", "six-models-small", "benchmarks"):
+        (tmp_path / label / "cells").mkdir(parents=True)
+    assert {table.label for table in kept_tables(tmp_path)} == {"smoke", "six-models-small"}
+    assert set(RESEARCH) <= set(tables())

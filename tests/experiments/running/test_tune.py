@@ -1,0 +1,212 @@
+"""Tuning: validation images only, resumable, pruned, and written where presets are read."""
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from experiments.__main__ import main
+from experiments.running import presets
+from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.tune import Space, Study, _Watch, check_space, suggest
+from experiments.running.tuned import changed_presets, write_choice
+from fedta_app.config import RunConfig, read_toml
+from fedta_app.errors import ConfigError
+from fedta_app.runs.directory import run_path
+from fedta_app.runs.metrics import Row, write_csv
+from fedta_app.runs.session import RunSession
+
+
+@pytest.fixture(autouse=True)
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the chosen values out of the repository."""
+    path = tmp_path / "tuned.toml"
+    for module in ("presets", "tuned"):
+        monkeypatch.setattr(f"experiments.{module}.tuned_path", lambda table, scale: path)
+    return path
+
+
+def arguments(folder: Path, trials: int, *more: str) -> list[str]:
+    quick = ["num-server-rounds=4", "eval-every=1", "local-steps=1", "calibration-rounds=1"]
+    sets = [part for setting in quick for part in ("--set", setting)]
+    places = ["--results-dir", str(folder / "runs"), "--out", str(folder / "results")]
+    return [
+        "tune", "smoke/random-iid", "--engine", "in-process", "--trials", str(trials), *places,
+        *sets, *more,
+    ]  # fmt: skip
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results/tuning/smoke-random-iid/trials.csv")
+
+
+def test_a_study_is_continued_and_its_choice_becomes_the_presets(
+    tmp_path: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, 2)) == FINISHED
+    assert capsys.readouterr().out.count("trial ") == 2
+    assert main(arguments(tmp_path, 3, "--for", "random-*")) == FINISHED
+    assert capsys.readouterr().out.count("trial ") == 1
+    trials = trials_of(tmp_path)
+    assert trials["trial"].tolist() == [0, 1, 2] and trials["lr"].nunique() == 3
+    best = trials.loc[trials["val accuracy"].idxmax()]
+    sections = read_toml(tuned)
+    assert list(sections) == ["random-iid", "random-*"]
+    assert sections["random-*"] == {"lr": best["lr"]}
+    (preset,) = presets.presets("smoke/random-nc1")
+    assert preset.config({}).lr == best["lr"]
+    (other,) = presets.presets("smoke/least-nc1")
+    assert other.config({}).lr != best["lr"]
+    figure = tmp_path / "results/tuning/smoke-random-iid/study"
+    assert figure.with_suffix(".svg").exists() and figure.with_suffix(".png").exists()
+    measured = list((tmp_path / "runs/tune").rglob("metrics.csv"))
+    assert len(measured) == 3
+    for path in measured:
+        with path.open() as stream:
+            assert not any(row["test_accuracy"] for row in csv.DictReader(stream))
+
+
+def test_a_choice_that_is_made_anew_keeps_its_place(tuned: Path) -> None:
+    tuned.write_text('["random-*"]\nlr = 0.1\n\n[random-nc1]\nlr = 0.2\n')
+    before = presets.load_table("smoke")
+    write_choice("smoke", "", "random-*", {"lr": 0.3})
+    assert list(read_toml(tuned)) == ["random-*", "random-nc1"]
+    assert changed_presets(before, presets.load_table("smoke")) == ["random-iid: lr = 0.3"]
+
+
+def test_ctrl_c_ends_the_study_and_the_trial_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        if len(session.rows) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    assert main(arguments(tmp_path, 1)) == INTERRUPTED_RUN
+    first = capsys.readouterr().out
+    monkeypatch.setattr(RunSession, "add", add)
+    assert main(arguments(tmp_path, 1)) == FINISHED
+    second = capsys.readouterr().out
+    assert first.split("lr = ")[1].split()[0] == second.split("lr = ")[1].split()[0]
+    assert "resumed after" in second
+    assert len(list((tmp_path / "runs/tune").rglob("metrics.csv"))) == 1
+
+
+def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
+    class Trial:
+        def __init__(self) -> None:
+            self.reported: dict[int, float] = {}
+
+        def report(self, value: float, step: int) -> None:
+            self.reported[step] = value
+
+        def should_prune(self) -> bool:
+            return bool(self.reported)
+
+    config = RunConfig.from_mapping({"results-dir": str(tmp_path), "name": "x"})
+    folder = tmp_path / "x/seed0"
+    folder.mkdir(parents=True)
+    rows = [Row(0, "start", val_accuracy=0.1), Row(1, "train", val_accuracy=0.2)]
+    write_csv(folder / "metrics.csv", rows)
+    trial = Trial()
+    watch = _Watch(trial, config)  # type: ignore[arg-type]
+    with watch.running():
+        deadline = time.monotonic() + 60
+        while not (folder / "stop").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert trial.reported == {1: 0.2} and watch.pruned
+
+
+def test_another_space_is_another_study(tmp_path: Path) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    spaces: list[Space] = [{"lr": [0.1, 0.2]}, {"lr": [0.1, 0.3]}, {"lr": [0.1, 0.2]}]
+    first, other, again = (Study(config, "a", space) for space in spaces)
+    first._study.tell(first._study.ask(), 0.5)
+    assert (first.done(), other.done(), again.done()) == (1, 0, 1)
+
+
+def test_every_point_of_a_list_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space: Space = {"lr": [0.1, 0.2], "clip-norm": [0.0, 1.0]}
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    tried = []
+
+    def tell(study: Study, trial: optuna.Trial, options: object) -> int:
+        values = suggest(trial, space)
+        tried.append((values["lr"], values["clip-norm"]))
+        study._study.tell(trial, values["lr"])
+        return FINISHED
+
+    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(Study, "_try", tell)
+    for _ in range(2):  # as after an interruption
+        Study(config, "a", space).run(3, 0, client_cpus=1, client_gpus=None)
+    Study(config, "a", space).run(20, 0, client_cpus=1, client_gpus=None)
+    assert sorted(tried) == [(0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0)]
+
+
+@pytest.mark.parametrize("status", [FAILED, STOPPED])
+def test_a_trial_that_could_not_run_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr("experiments.running.tune.attempt", lambda *arguments, **options: status)
+    study = Study(config, "a", {"lr": [0.1, 0.2]})
+    assert study.run(2, 0, client_cpus=1, client_gpus=None) == status
+    assert study.done() == 0
+
+
+def test_a_run_that_diverged_is_the_worst_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(config: RunConfig, **options: object) -> int:
+        reason = "training diverged in round 1 (loss nan): lower lr, or clip"
+        folder = run_path(config)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"status": "failed", "reason": reason}))
+        return FAILED
+
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr("experiments.running.tune.attempt", attempt)
+    study = Study(config, "a", {"strategy": ["fedavg", "ties"]})
+    assert study.run(2, 0, client_cpus=1, client_gpus=None) == FINISHED
+    assert [trial["val accuracy"] for trial in study.chosen().trials] == [0.0, 0.0]
+
+
+def test_a_space_is_checked() -> None:
+    check_space({"lr": {"low": 0.1, "high": 1.0}, "clip-norm": [0.0, 1.0]})
+    for space in ({"lr": {"low": 0.1}}, {"lr": []}, {"lrr": [1]}, {"lr": 3}):
+        with pytest.raises(ConfigError, match=r"\[tune\] lr"):
+            check_space(space)
+
+
+def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == REFUSED
+    assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err
+    assert main(arguments(tmp_path, 1, "--for", "dense-*")) == REFUSED
+    assert "--for: 'dense-*' is for no preset of the table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('["leasst-*"]\nlr = 1.0', "'leasst-*' is for no preset of the table; presets are: least"),
+        ("lr = 1.0", "lr = 1.0 is not allowed outside of a section"),
+    ],
+)
+def test_choices_for_no_preset_are_refused(tuned: Path, text: str, sentence: str) -> None:
+    tuned.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        presets.load_table("smoke")
+    assert sentence in str(caught.value)

@@ -1,0 +1,286 @@
+import pytest
+import torch
+from torch import nn
+
+from fedta_app.masks import building as masks
+from fedta_app.masks.building import MASK_RULES, build_mask, calibrate_mask, needs_scores, next_mask
+from fedta_app.masks.calibration import (
+    calibration_density,
+    calibration_generator,
+    maskable,
+    soften,
+    softened,
+)
+from fedta_app.sensitivity.fisher import fisher_diagonal
+
+ONE = {"w": torch.tensor([1.0, 2.0])}
+AWKWARD = torch.tensor([-0.0, 1e-45, 3.3, -7.1, 1e38, 0.1])
+
+
+def bits(tensor):
+    return tensor.detach().view(torch.int32).tolist()
+
+
+def test_densities_fall_geometrically_to_exactly_the_last():
+    densities = [calibration_density(step, 4, 0.1) for step in range(1, 5)]
+    assert densities == pytest.approx([0.562341325, 0.316227766, 0.177827941, 0.1])
+    assert densities[-1] == 0.1
+    assert calibration_density(1, 1, 0.3) == 0.3
+    assert calibration_density(1, 3, 1.0) == 1.0
+    for step in (0, 5, -1):
+        with pytest.raises(ValueError, match=f"round is {step}"):
+            calibration_density(step, 4, 0.1)
+
+
+def test_soften_scales_the_dropped_and_keeps_the_bits_of_the_kept():
+    mask = {"w": torch.tensor([True, True, False, False, True, False])}
+    parameters = {"w": nn.Parameter(AWKWARD.clone()), "head": torch.ones(2)}
+    soft = soften(parameters, mask, 0.1)
+    expected = torch.where(mask["w"], AWKWARD, AWKWARD * 0.1)
+    assert bits(soft["w"]) == bits(expected)
+    assert torch.equal(soft["head"], torch.ones(2))
+    assert not soft["w"].requires_grad
+    assert bits(parameters["w"]) == bits(AWKWARD)
+    assert bits(soften(parameters, mask, 1.0)["w"]) == bits(AWKWARD)
+    assert soften(parameters, mask, 0.0)["w"][[2, 3, 5]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("soft_value", [-0.1, 1.5, float("nan")])
+def test_soften_refuses_other_factors(soft_value):
+    with pytest.raises(ValueError, match="soft_value is"):
+        soften({"w": AWKWARD}, {"w": AWKWARD > 0}, soft_value)
+
+
+def test_softened_is_in_place_and_restores_the_bits_whatever_happens():
+    model = nn.Linear(6, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(AWKWARD)
+    storage = model.weight.data_ptr()
+    mask = {"weight": torch.tensor([[True, True, False, False, True, False]])}
+    with pytest.raises(KeyboardInterrupt), softened(model, mask, 0.5):
+        assert model.weight.data_ptr() == storage
+        assert bits(model.weight[0]) == bits(torch.where(mask["weight"][0], 1.0, 0.5) * AWKWARD)
+        with torch.no_grad():
+            model.weight.fill_(9)
+        raise KeyboardInterrupt
+    assert bits(model.weight[0]) == bits(AWKWARD)
+    assert model.weight.data_ptr() == storage
+    with softened(model, None, 0.5):
+        assert bits(model.weight[0]) == bits(AWKWARD)
+
+
+def test_every_seed_and_round_draws_its_own_labels():
+    seeds = [calibration_generator(s, r).initial_seed() for s in (0, 1) for r in (1, 2, 11)]
+    assert len(set(seeds)) == 6
+    assert calibration_generator(1, 2).initial_seed() == seeds[4]
+
+
+class Headed(nn.Sequential):
+    def get_classifier(self):
+        return self[1]
+
+
+def test_maskable_leaves_out_the_head_the_frozen_and_the_excluded():
+    model = Headed(nn.Linear(2, 2), nn.Linear(2, 2), *(nn.LayerNorm(2) for _ in range(9)))
+    assert "1.weight" not in maskable(model)
+    assert "10.weight" in maskable(model)  # begins like the head's name, and is not inside it
+    assert len(maskable(model)) == 20
+    model[0].bias.requires_grad_(False)
+    assert list(maskable(model))[:2] == ["0.weight", "2.weight"]
+    assert next(iter(maskable(model, exclude=["0.weight", "1"]))) == "2.weight"
+    assert "1.weight" in maskable(model, exclude=())
+    assert list(maskable(nn.Linear(1, 1))) == ["weight", "bias"]
+
+
+class Model(nn.Module):
+    """A small network with a bare parameter, dropout, and a head named as timm names it."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(6))
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.5), nn.LayerNorm(16))
+        self.head = nn.Linear(16, 5)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, images):
+        return self.head(self.body(images + self.position))
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Model()
+
+
+def trained(mask):
+    flat = torch.cat([tensor.reshape(-1) for tensor in mask.values()])
+    return set(flat.nonzero()[:, 0].tolist())
+
+
+def make_batches(sizes=(10, 10, 10)):
+    generator = torch.Generator().manual_seed(5)
+    total = sum(sizes)
+    images = torch.randn(total, 6, generator=generator)
+    labels = torch.randint(0, 5, (total,), generator=generator)
+    tensors = (images, labels, torch.arange(total) + 1000)
+    return list(zip(*(tensor.split(list(sizes)) for tensor in tensors), strict=True))
+
+
+def model_bits(model):
+    return {name: bits(p) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("rule", MASK_RULES)
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_calibration_is_exact_and_leaves_the_model_as_it_was(model, rule, scope, share):
+    with torch.no_grad():
+        model.body[0].bias.fill_(-0.0)
+        model.body[0].weight[0, 0] = 1e-42
+    before = model_bits(model)
+    mask = calibrate_mask(
+        model, make_batches(), rule=rule, sparsity=1 - share, num_rounds=3, scope=scope
+    )
+    size = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("head"))
+    assert sum(int(t.sum()) for t in mask.values()) == round(share * size)
+    assert list(mask) == [n for n, _ in model.named_parameters() if not n.startswith("head")]
+    assert model_bits(model) == before
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["least-sensitive", "most-sensitive"])
+def test_rounds_are_one_round_unless_dropped_weights_shrink(model, rule):
+    def calibrate(num_rounds, soft_value):
+        return trained(
+            calibrate_mask(
+                model,
+                make_batches(),
+                rule=rule,
+                sparsity=0.9,
+                num_rounds=num_rounds,
+                soft_value=soft_value,
+                labels="true",
+            )
+        )
+
+    once = calibrate(1, 1.0)
+    assert calibrate(2, 1.0) == calibrate(5, 1.0) == once
+    assert calibrate(1, 0.1) == once  # nothing is dropped while round 1 is scored
+    assert calibrate(4, 0.1) != once
+    assert calibrate(4, 0.0) != calibrate(4, 0.1)
+
+
+@pytest.mark.parametrize("rule", ["random", "lowest-magnitude", "highest-magnitude"])
+def test_rounds_do_not_change_rules_without_scores_and_no_batch_is_read(model, rule):
+    def unreadable():
+        raise AssertionError("a batch was read")
+        yield
+
+    arguments = {"rule": rule, "sparsity": 0.9, "seed": 2}
+    once = calibrate_mask(model, unreadable(), num_rounds=1, **arguments)
+    assert trained(calibrate_mask(model, unreadable(), num_rounds=4, **arguments)) == trained(once)
+    assert not needs_scores(rule)
+    parameters = maskable(model)
+    stepwise = None
+    for step in range(1, 5):
+        stepwise = next_mask(parameters, None, stepwise, round=step, num_rounds=4, **arguments)
+    assert trained(stepwise) == trained(once)
+
+
+def test_summed_client_scores_give_the_centralised_mask(model):
+    arguments = {"rule": "least-sensitive", "sparsity": 0.9, "num_rounds": 4}
+    central = calibrate_mask(model, make_batches(), seed=7, **arguments)
+    examples = make_batches([1] * 30)
+    clients = [examples[:3], examples[3:4], examples[4:]]
+    parameters = maskable(model)
+    mask, sizes = None, []
+    for step in range(1, 5):
+        totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for client in clients:
+            with softened(model, mask, 0.1):
+                generator = calibration_generator(7, step)
+                scores = fisher_diagonal(model, client, generator=generator)
+            for name, total in totals.items():
+                total += scores[name]
+        previous = mask
+        mask = next_mask(parameters, totals, previous, round=step, **arguments)
+        sizes.append(len(trained(mask)))
+        assert previous is None or trained(mask) <= trained(previous)
+    total = sum(p.numel() for p in parameters.values())
+    assert sizes == [round(0.1 ** (step / 4) * total) for step in range(1, 5)]
+    assert trained(mask) == trained(central)
+
+
+def test_labels_are_drawn_afresh_in_every_round_and_by_seed(model, monkeypatch):
+    drawn = []
+
+    def spy(model, batches, **options):
+        drawn.append(options["generator"].initial_seed())
+        return fisher_diagonal(model, batches, **options)
+
+    monkeypatch.setattr(masks, "fisher_diagonal", spy)
+    for seed in (0, 1, 0):
+        arguments = {"rule": "least-sensitive", "sparsity": 0.5, "num_rounds": 3, "seed": seed}
+        calibrate_mask(model, make_batches(), **arguments)
+    assert len(set(drawn[:6])) == 6
+    assert drawn[6:] == drawn[:3]
+
+
+def test_batches_may_come_from_a_generator(model):
+    arguments = {"rule": "least-sensitive", "sparsity": 0.9, "num_rounds": 3}
+    once_only = calibrate_mask(model, iter(make_batches()), **arguments)
+    assert trained(once_only) == trained(calibrate_mask(model, make_batches(), **arguments))
+
+
+def test_agreement_of_one_client_is_least_sensitive(model):
+    arguments = {"sparsity": 0.9, "num_rounds": 3}
+    ours = calibrate_mask(model, make_batches(), rule="agreement", **arguments)
+    least = calibrate_mask(model, make_batches(), rule="least-sensitive", **arguments)
+    assert trained(ours) == trained(least)
+
+
+def test_the_logit_score_is_an_option(model):
+    arguments = {"rule": "least-sensitive", "sparsity": 0.9, "num_rounds": 1, "labels": "true"}
+    default = calibrate_mask(model, make_batches(), **arguments)
+    logit = calibrate_mask(model, make_batches(), output="logit", **arguments)
+    expected = build_mask(
+        maskable(model),
+        rule="least-sensitive",
+        sparsity=0.9,
+        scores=fisher_diagonal(model, make_batches(), labels="true", output="logit"),
+    )
+    assert trained(logit) == trained(expected) != trained(default)
+
+
+def test_an_error_while_scoring_restores_the_weights(model, monkeypatch):
+    calls = []
+
+    def failing(model, batches, **options):
+        calls.append(model_bits(model))
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return fisher_diagonal(model, batches, **options)
+
+    monkeypatch.setattr(masks, "fisher_diagonal", failing)
+    before = model_bits(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        calibrate_mask(model, make_batches(), rule="least-sensitive", sparsity=0.9, num_rounds=2)
+    assert calls[0] == before
+    assert calls[1] != before
+    assert model_bits(model) == before
+
+
+def test_impossible_rounds_are_refused_with_a_sentence(model):
+    arguments = {"rule": "random", "sparsity": 0.5}
+    with pytest.raises(ValueError, match="num_rounds is 0"):
+        calibrate_mask(model, [], num_rounds=0, **arguments)
+    with pytest.raises(ValueError, match="round is 3"):
+        next_mask(ONE, None, {"w": torch.ones(2).bool()}, round=3, num_rounds=2, **arguments)
+    with pytest.raises(ValueError, match="previous_mask is missing in round 2"):
+        next_mask(ONE, None, None, round=2, num_rounds=2, **arguments)
+    with pytest.raises(ValueError, match="previous_mask is given in round 1"):
+        next_mask(ONE, None, {"w": torch.ones(2).bool()}, round=1, num_rounds=2, **arguments)
