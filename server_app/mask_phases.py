@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from engine.client_memory import Setup, vector_bytes
 from engine.transport import unpack
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.analysis.task_vectors import block_density
-from fedta_app.client_memory import Setup, vector_bytes
 from fedta_app.errors import RunError
 from fedta_app.masks.agreement import agreement_scores
 from fedta_app.masks.building import needs_scores
@@ -19,13 +19,13 @@ from fedta_app.runs.metrics import Row
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import mask_of_round, own_mask
 from fedta_app.vectors.mask import FlatMask
-from server_app.phases import Phase
+from server_app.phases import FederatedPhase
 from server_app.state import ServerState
 
 _REPLY_BYTES = 2**28  # of scores that wait to be added, on engines that collect replies first
 
 
-def mask_phase(state: ServerState) -> Phase:
+def mask_phase(state: ServerState) -> FederatedPhase:
     """Return the phase that finds the mask of the configuration."""
     config = state.config
     if config.mask_scope == "server":
@@ -52,7 +52,7 @@ def _note_mask(state: ServerState, mask: FlatMask) -> None:
     save_block_density(path, block_density(named))
 
 
-class ServerMask(Phase):
+class ServerMask(FederatedPhase):
     """The server finds the mask alone: by the weights, at random, or on its validation images."""
 
     name = "calibrate"
@@ -60,17 +60,17 @@ class ServerMask(Phase):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, 1)
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Find the mask in all its rounds."""
         began = time.perf_counter()
         self.state.exchange.begin_round()
         mask = own_mask(self.state.workspace, None)
         self.state.set_mask(mask)
         _note_mask(self.state, mask)
-        return self.row(number_, began)
+        return self.row(number, began)
 
 
-class SummedScores(Phase):
+class SummedScores(FederatedPhase):
     """Sampled clients score the weights in every round; the sums give the mask of the round.
 
     The scores are added as they come: the server holds the sums and one client's vector.
@@ -81,45 +81,45 @@ class SummedScores(Phase):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, state.config.calibration_rounds)
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Sum the scores of a sample and narrow the mask down."""
         began = time.perf_counter()
         state, config = self.state, self.state.config
         nodes = state.exchange.nodes
-        sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number_)
+        sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number)
         state.exchange.begin_round()
         size = state.weights.numel()
         # float64: the sum over clients is the sum over their images, up to one rounding.
         total = torch.zeros(size, dtype=torch.float64)
         agreement = _Agreement(size) if config.mask_rule == "agreement" else None
-        for vector in self._replies(sampled, number_):
+        for vector in self._replies(sampled, number):
             if len(vector) != size * (1 if agreement is None else 2):
                 raise RunError(f"a client scored {len(vector)} numbers for {size} weights")
             total += vector[:size]
             if agreement is not None:
                 agreement.add(vector[size:])
-        self._check_replies(number_)
+        self._check_replies(number)
         if agreement is not None:
             total = agreement.scores(total)
         previous = state.travelling()
-        mask = mask_of_round(state.workspace, total.float(), previous, number_)
+        mask = mask_of_round(state.workspace, total.float(), previous, number)
         state.set_mask(mask)
         _note_mask(state, mask)
-        return self.row(number_, began)
+        return self.row(number, began)
 
-    def _check_replies(self, number_: int) -> None:
+    def _check_replies(self, number: int) -> None:
         """Refuse a mask without anybody's scores; or without somebody's, where all are asked."""
         costs, fraction = self.state.exchange.costs, self.state.config.calibration_fraction
         if not costs.clients_ok:
-            raise RunError(f"no client scored in round {number_}: {costs.errors[0]}")
+            raise RunError(f"no client scored in round {number}: {costs.errors[0]}")
         if costs.errors and fraction == 1:
             raise RunError(
                 "calibration-fraction = 1.0 promises the mask of all data, and "
-                f"{len(costs.errors)} clients did not score in round {number_} (a smaller share "
+                f"{len(costs.errors)} clients did not score in round {number} (a smaller share "
                 f"does without them): {costs.errors[0]}"
             )
 
-    def _replies(self, sampled: list[int], number_: int) -> Iterator[Tensor]:
+    def _replies(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
         for first in range(0, len(sampled), step):
@@ -127,7 +127,7 @@ class SummedScores(Phase):
             messages = state.exchange.messages(
                 chosen,
                 "train.calibrate",
-                config={"server-round": number_},
+                config={"server-round": number},
                 setup=lambda partition_id: setup,
             )
             for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
@@ -158,7 +158,7 @@ class _Agreement:
         return agreement_scores(summed, sums, squares, self._clients)["_"]
 
 
-class OwnMasks(Phase):
+class OwnMasks(FederatedPhase):
     """Clients calibrate masks of their own, and keep them or put them together.
 
     With mask-scope "client" every client trains by its own mask, and what any of them trains
@@ -175,12 +175,12 @@ class OwnMasks(Phase):
         self._step = _per_round(state)
         super().__init__(state, -(-len(self._sampled) // self._step))
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Collect the next clients' masks; after the last ones, put them together."""
         began = time.perf_counter()
         state = self.state
         setup = Setup(head=state.head)
-        chosen = self._sampled[(number_ - 1) * self._step : number_ * self._step]
+        chosen = self._sampled[(number - 1) * self._step : number * self._step]
         state.exchange.begin_round()
         messages = state.exchange.messages(chosen, "train.mask", setup=lambda partition_id: setup)
         for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
@@ -190,9 +190,9 @@ class OwnMasks(Phase):
             state.exchange.remember(partition_id, Setup(head=state.head, up=digest))
         if state.exchange.costs.errors and self._keep:
             raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
-        if number_ == self.num_rounds:
+        if number == self.num_rounds:
             self._combine()
-        return self.row(number_, began)
+        return self.row(number, began)
 
     def _combine(self) -> None:
         state, scope = self.state, self.state.config.mask_scope

@@ -57,7 +57,7 @@ def initial_weights(**values: Any) -> torch.Tensor:
 
 def final_weights(folder: Path) -> torch.Tensor:
     steps = sorted((folder / "test/seed0/checkpoint").glob("step-*"))
-    return load_file(steps[-1] / "weights.safetensors")["weights"]
+    return load_file(steps[-1] / "weights.safetensors")["parts/server/weights"]
 
 
 def stored_mask(folder: Path, summary: dict[str, Any]) -> torch.Tensor:
