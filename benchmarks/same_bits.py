@@ -1,4 +1,4 @@
-"""Do two checkouts compute the same bits?
+"""Tell whether two checkouts compute the same bits.
 
     python -m benchmarks.same_bits OTHER_CHECKOUT
 
