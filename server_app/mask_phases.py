@@ -8,17 +8,15 @@ from torch import Tensor
 
 from engine.client_memory import Setup, vector_bytes
 from engine.transport import unpack
+from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
-from fedta_app.analysis.task_vectors import block_density
 from fedta_app.errors import RunError
-from fedta_app.masks.agreement import agreement_scores
-from fedta_app.masks.building import needs_scores
-from fedta_app.masks.sets import intersection_mask, union_mask, vote_mask
+from fedta_app.masks import intersection, needs_scores, rule_named, union, vote
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import Row
 from fedta_app.seeding import torch_generator
-from fedta_app.training.scoring import mask_of_round, own_mask
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.training.scoring import calibration, own_mask, require_trained
+from fedta_app.vectors import FlatMask
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
 
@@ -88,21 +86,15 @@ class SummedScores(FederatedPhase):
         nodes = state.exchange.nodes
         sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number)
         state.exchange.begin_round()
-        size = state.weights.numel()
-        # float64: the sum over clients is the sum over their images, up to one rounding.
-        total = torch.zeros(size, dtype=torch.float64)
-        agreement = _Agreement(size) if config.mask_rule == "agreement" else None
-        for vector in self._replies(sampled, number):
-            if len(vector) != size * (1 if agreement is None else 2):
-                raise RunError(f"a client scored {len(vector)} numbers for {size} weights")
-            total += vector[:size]
-            if agreement is not None:
-                agreement.add(vector[size:])
+        rule, size = rule_named(config.mask_rule), state.weights.numel()
+        sums = rule.sums(size)
+        for message in self._replies(sampled, number):
+            if len(message) != rule.message_size(size):
+                raise RunError(f"a client scored {len(message)} numbers for {size} weights")
+            sums.add(message)
         self._check_replies(number)
-        if agreement is not None:
-            total = agreement.scores(total)
-        previous = state.travelling()
-        mask = mask_of_round(state.workspace, total.float(), previous, number)
+        so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
+        mask = require_trained(config, so_far.advance(sums.scores().float()))
         state.set_mask(mask)
         _note_mask(state, mask)
         return self.row(number, began)
@@ -132,30 +124,12 @@ class SummedScores(FederatedPhase):
             )
             for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
                 state.exchange.remember(partition_id, setup)
-                yield unpack(reply.content.array_records["arrays"]).cpu()
+                yield unpack(reply.content.array_records["arrays"])
 
     def _at_a_time(self) -> int:
         """Return how many clients to ask at a time: as many replies as fit into memory."""
         fitting = _REPLY_BYTES // (4 * self.state.weights.numel())
         return max(_per_round(self.state), fitting)
-
-
-class _Agreement:
-    """Sums of the clients' mean gradients and of their squares, for the rule "agreement"."""
-
-    def __init__(self, size: int) -> None:
-        self._sum = torch.zeros(size, dtype=torch.float64)
-        self._squares = torch.zeros(size, dtype=torch.float64)
-        self._clients = 0
-
-    def add(self, gradient: Tensor) -> None:
-        self._sum += gradient
-        self._squares += gradient.double().square()
-        self._clients += 1
-
-    def scores(self, total: Tensor) -> Tensor:
-        summed, sums, squares = {"_": total}, {"_": self._sum}, {"_": self._squares}
-        return agreement_scores(summed, sums, squares, self._clients)["_"]
 
 
 class OwnMasks(FederatedPhase):
@@ -198,17 +172,17 @@ class OwnMasks(FederatedPhase):
         state, scope = self.state, self.state.config.mask_scope
         if not state.own_masks:
             raise RunError(f"no client found a mask: {state.exchange.costs.errors[0]}")
-        masks = ({"_": state.memory.mask(d).mask} for _, d in sorted(state.own_masks.items()))  # type: ignore[union-attr]
+        found = (state.memory.mask(digest) for _, digest in sorted(state.own_masks.items()))
+        masks = (mask for mask in found if mask is not None)
         if scope == "vote":
             # Ties are many. Broken by position they would favour the first layers.
             generator = torch_generator(state.config.seed, "ties of votes")
-            lots = torch.rand(state.weights.numel(), generator=generator).to(state.weights.device)
-            combined = vote_mask(masks, sparsity=state.config.sparsity, scores={"_": lots})
+            lots = torch.rand(state.weights.numel(), generator=generator)
+            mask = vote(masks, sparsity=state.config.sparsity, order=lots)
         elif scope == "intersection":
-            combined = intersection_mask(masks)
+            mask = intersection(masks)
         else:
-            combined = union_mask(masks)
-        mask = FlatMask(combined["_"])
+            mask = union(masks)
         if not mask.num_trained:
             raise RunError("the clients' masks have no weight in common: choose another mask-scope")
         state.set_mask(mask)

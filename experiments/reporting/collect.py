@@ -22,7 +22,7 @@ from experiments.reporting.records import (
     RecordError,
 )
 from experiments.running.cells import Cell, read_summary
-from fedta_app.analysis.task_vectors import block_density, mask_overlap_matrix
+from fedta_app.analysis import block_density, mask_overlap_matrix
 from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
 from fedta_app.files import write_atomically
 from fedta_app.partition.schemes import class_counts
@@ -30,7 +30,7 @@ from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.workspace import Workspace, build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 
 MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
 _MOST_OWN_MASKS = 20  # clients whose masks are compared
@@ -161,7 +161,7 @@ def _own_masks(path: Path, workspace: Workspace) -> dict[str, float] | None:
         return None
     store, size = BlobStore(path / "blobs"), workspace.weights.vector.numel()
     masks = [
-        {"_": FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask}
+        FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask
         for digest in digests[:_MOST_OWN_MASKS]
     ]
     overlap = mask_overlap_matrix(masks)

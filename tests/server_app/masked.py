@@ -13,7 +13,7 @@ from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.training.workspace import build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 from server_app.app import app as server_app
 
 MASKED = {

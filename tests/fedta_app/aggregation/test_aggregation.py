@@ -15,7 +15,7 @@ from fedta_app.aggregation.means import (
     mean_update,
     sign_elected_mean_update,
 )
-from fedta_app.vectors.packing import Packing
+from fedta_app.vectors import FlatMask
 from tests.fedta_app.aggregation.aggregation_reference import (
     Named,
     bits,
@@ -95,10 +95,10 @@ def test_ten_equal_models_leave_the_global_bits() -> None:
 
 def test_packed_and_dense_means_have_the_same_bits() -> None:
     updates, weights = random_updates(5, 6, torch.float32), random_weights(5, 6)
-    packing = Packing({"w": random_masks(5, 1)[0]["w"]})
-    packed = mean_update([{"p": packing.gather(update)} for update in updates], weights)["p"]
-    dense = packing.gather(mean_update(updates, weights))
-    assert torch.equal(bits(packed), bits(dense))
+    mask = FlatMask(random_masks(5, 1)[0]["w"].flatten())
+    packed = mean_update([{"p": mask.gather(update["w"].flatten())} for update in updates], weights)
+    dense = mask.gather(mean_update(updates, weights)["w"].flatten())
+    assert torch.equal(bits(packed["p"]), bits(dense))
 
 
 def test_streaming_gives_the_bits_of_the_list_and_reads_once() -> None:
