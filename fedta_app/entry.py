@@ -99,7 +99,7 @@ class Key:
             When the value is not allowed; the sentence says what is.
         """
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) < 2**63 else math.inf
         right_type = isinstance(value, self.kind) and isinstance(value, bool) == (self.kind is bool)
         if not right_type or not self.check(value):
             raise ConfigError(
