@@ -23,7 +23,7 @@ from experiments.reporting.records import (
 )
 from experiments.running.cells import Cell, read_summary
 from fedta_app.analysis import block_density, mask_overlap_matrix
-from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
+from fedta_app.config import RunConfig, keys_that_decide, read_toml
 from fedta_app.files import write_atomically
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
@@ -87,7 +87,7 @@ def _portable(config: RunConfig, name: str) -> str:
     kept = {
         key: value
         for key, value in config.to_mapping().items()
-        if key not in VOLATILE_KEYS - {"engine"}
+        if key == "engine" or key not in keys_that_decide("place")
     }
     return tomli_w.dumps(without_paths(kept) | {"name": name})
 

@@ -65,10 +65,9 @@ def _equal_starts(records: Sequence[Record]) -> Check:
         if config.head == "ridge" and record.start_accuracy is not None:
             precision = record.summary.get("precision", config.precision)
             weights = record.summary["identity"]["weights-file-sha256"]
-            same = (record.seed, config.dataset, config.model, weights, config.ridge,
-                    config.head_fraction, config.val_size, config.eval_size, config.image_size,
-                    precision)  # fmt: skip
-            groups.setdefault(same, []).append(record)
+            same = config.values_that_decide("start")
+            same |= {"weights": weights, "precision": precision}  # as the run resolved them
+            groups.setdefault(tuple(same.values()), []).append(record)
     compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
     if not compared:
         return Check(name, None, "no two partitions start from a ridge head")
@@ -83,10 +82,8 @@ def _equal_starts(records: Sequence[Record]) -> Check:
 
 
 def _where(record: Record) -> tuple[object, ...]:
-    config = record.config
-    if config.engine == "centralized":
-        return ("centralized",)
-    return (config.partition, config.num_classes_per_client, config.dirichlet_alpha)
+    """Return how the training images lie on clients; nothing for a run without clients."""
+    return tuple(record.config.values_that_decide("partition").items())
 
 
 def _density(records: Sequence[Record]) -> Check:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.running.cells import RUNNING, Cell, FinishedRuns, progress, read_summary
+from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
 from experiments.running.launch import (
     FAILED,
     FINISHED,
@@ -18,11 +18,6 @@ from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 
 BEFORE, ELSEWHERE = "finished before", "running in another process"
-# What data, model and partition are made of.
-_BUILDING = (
-    "dataset", "data-dir", "val-size", "model", "weights", "image-size", "partition", "num-clients",
-    "num-classes-per-client", "dirichlet-alpha", "device", "precision", "kernels",
-)  # fmt: skip
 _NAMES = {
     FINISHED: "finished", FAILED: "failed", STOPPED: "stopped", INTERRUPTED_RUN: "interrupted"
 }  # fmt: skip
@@ -96,7 +91,7 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     if path := finished.path(cell.config):
         elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
         return Outcome(cell, path, FINISHED, BEFORE + elsewhere)
-    if progress(cell.config).state == RUNNING:
+    if progress(cell.config).state is State.RUNNING:
         return Outcome(cell, cell.path, STOPPED, ELSEWHERE)
     return Outcome(cell, cell.path)
 
@@ -105,9 +100,9 @@ def _preflight(configs: Sequence[RunConfig], client_gpus: float | None) -> None:
     """Refuse what would fail later; data and model are built once for cells that share them."""
     built = set()
     for config in configs:
-        values = config.to_mapping()
         # Not the seed: it decides which images and weights are drawn, not whether there are any.
-        key = (config.engine == "centralized", *(values[name] for name in _BUILDING))
+        values = config.values_that_decide("build", "partition")
+        key = (config.engine == "centralized", *values.items())
         preflight(config, client_gpus=client_gpus, build=key not in built)
         built.add(key)
 

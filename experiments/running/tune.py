@@ -28,8 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.running.cells import FINISHED as CELL_FINISHED
-from experiments.running.cells import deciding_keys, identity, progress, read_rows, read_summary
+from experiments.running.cells import (
+    State,
+    deciding_keys,
+    identity,
+    progress,
+    read_rows,
+    read_summary,
+)
 from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, attempt, preflight
 from fedta_app.config import KEYS, RunConfig
 from fedta_app.errors import ConfigError
@@ -147,7 +153,7 @@ class Study:
         print(f"trial {trial.number}: {words}", flush=True)
         watch = _Watch(trial, config)
         status = FINISHED
-        if progress(config).state != CELL_FINISHED:
+        if progress(config).state is not State.FINISHED:
             with watch.running():
                 status = attempt(config, **options)
         watch.look()

@@ -94,6 +94,8 @@ def test_keys_that_nothing_reads_decide_nothing() -> None:
     assert identity(masked.with_values(calibration_rounds=9)) == identity(masked)
     several = masked.with_values(mask_scope="union")
     assert identity(several.with_values(calibration_fraction=0.5)) != identity(several)
+    central = several.with_values(engine="centralized")
+    assert identity(central.with_values(calibration_fraction=0.5)) == identity(central)
     scored = masked.with_values(mask_rule="least-sensitive")
     assert identity(scored.with_values(calibration_rounds=9)) != identity(scored)
 
