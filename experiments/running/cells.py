@@ -1,7 +1,6 @@
 """Cells of a table: a preset and a seed, and how far its run is."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import re
@@ -11,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from experiments.running.presets import Preset
 from fedta_app.config import VOLATILE_KEYS, RunConfig, Value, read_toml
 from fedta_app.errors import ConfigError
 from fedta_app.masks.building import needs_scores
-from fedta_app.runs.directory import run_path
+from fedta_app.runs.directory import LOCK_FILE, run_path
 from fedta_app.runs.metrics import COLUMNS
 
 FINISHED, INTERRUPTED, FAILED, RUNNING, WAITING = (
@@ -237,11 +238,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _locked(folder: Path) -> bool:
     """Tell whether a process works in the directory now."""
+    lock = folder / LOCK_FILE
     try:
-        with (folder / ".lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if lock.exists():
+            with FileLock(lock, blocking=False, fallback_to_soft=False):
+                pass
+    except Timeout:
         return True
     except OSError:
-        return False  # nobody ever did, or a file system without locks
+        return False  # a file system without locks
     return False
