@@ -13,7 +13,7 @@ from experiments.reporting.comparison import save_comparison
 from experiments.reporting.records import RecordError, kept_cells
 from experiments.reporting.report import kept_tables, write_report
 from experiments.running.cells import Cell, FinishedRuns, identity, make_cells
-from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.running.launch import ExitStatus
 from experiments.running.plan import print_plan
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select, tables
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
@@ -22,42 +22,37 @@ from experiments.running.tuned import changed_presets, save_study, write_choice
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.directory import run_path
 
-OUTPUT_CLOSED = 141  # as shells report SIGPIPE
 _MOST_LINES = 10  # runs that one comparison can show
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
-    same command continues; 130: interrupted by Ctrl-C, likewise; 141: nobody reads the output.
-    """
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the command and return its exit status, one of `experiments.running.launch`."""
     options = make_parser().parse_args(arguments)
     try:
         status = _COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (ValueError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+        return ExitStatus.REFUSED
     except BrokenPipeError:  # whoever reads, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+        return ExitStatus.OUTPUT_CLOSED
     except OSError as error:  # a full disk, a folder that is not ours
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", flush=True)
-        return INTERRUPTED_RUN
+        return ExitStatus.INTERRUPTED
     return status
 
 
-def _list(options: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> ExitStatus:
     for name in tables():
         table = load_table(name)
         print(f"{name}: {table.question}" if table.question else name)
         for preset in table.presets:
             print(f"  {preset.label}")
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
@@ -89,14 +84,14 @@ def _cells_left(options: argparse.Namespace) -> list[Cell]:
     return left
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> ExitStatus:
     if not options.session_minutes > 0:
         raise ConfigError(
             f"--session-minutes {options.session_minutes:g} is not allowed: it is above 0"
         )
     if cells := _cells_left(options):
         print_plan(cells, session_minutes=options.session_minutes, jobs=options.jobs)
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
 def _minutes(options: argparse.Namespace) -> float:
@@ -107,10 +102,10 @@ def _minutes(options: argparse.Namespace) -> float:
     return minutes or 0.0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> ExitStatus:
     cells = _cells_left(options)
     if not cells:
-        return FINISHED
+        return ExitStatus.FINISHED
     outcomes = run_cells(
         cells,
         client_cpus=options.client_cpus,
@@ -125,7 +120,9 @@ def _run(options: argparse.Namespace) -> int:
     elif outcomes[0].word == ELSEWHERE:
         print(f"{ELSEWHERE}: {outcomes[0].path}", flush=True)
     status = exit_status(outcomes)
-    if status == FINISHED and all(outcome.path == outcome.cell.path for outcome in outcomes):
+    if status == ExitStatus.FINISHED and all(
+        outcome.path == outcome.cell.path for outcome in outcomes
+    ):
         _compare(cells)
     return status
 
@@ -139,7 +136,7 @@ def _compare(cells: Sequence[Cell]) -> None:
         print(f"figure: {path}", flush=True)
 
 
-def _tune(options: argparse.Namespace) -> int:
+def _tune(options: argparse.Namespace) -> ExitStatus:
     table, chosen = select(options.selection, options.scale)
     if len(chosen) != 1:
         raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")
@@ -156,7 +153,7 @@ def _tune(options: argparse.Namespace) -> int:
         client_cpus=options.client_cpus,
         client_gpus=options.client_gpus,
     )
-    if status != FINISHED:
+    if status != ExitStatus.FINISHED:
         return status
     best = study.chosen()
     label = cell.preset.label
@@ -166,10 +163,10 @@ def _tune(options: argparse.Namespace) -> int:
     print(f"chosen: {words} (validation accuracy {best.accuracy:.1%}), written to {path}")
     changed = changed_presets(table, load_table(table.name, options.scale))
     print("\n".join(f"  {line}" for line in changed) or "  no preset changed by it")
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
-def _collect(options: argparse.Namespace) -> int:
+def _collect(options: argparse.Namespace) -> ExitStatus:
     cells = _cells(options)
     finished = FinishedRuns(cells[0].results)
     first = cells[0].config.seed
@@ -179,10 +176,10 @@ def _collect(options: argparse.Namespace) -> int:
         if (path := finished.path(cell.config))
     ]
     print(f"{len(kept)} of {len(cells)} cells are finished, and kept in {options.out.absolute()}")
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> ExitStatus:
     chosen = (
         [load_table(options.table, options.scale)]
         if options.table
@@ -201,10 +198,10 @@ def _report(options: argparse.Namespace) -> int:
         print(f"{table.label}: {(out / table.label / 'report.md').absolute()}")
         for check in checks:
             print(f"  {check}", flush=True)
-    return FAILED if failed else FINISHED
+    return ExitStatus.FAILED if failed else ExitStatus.FINISHED
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], ExitStatus]] = {
     "list": _list,
     "run": _run,
     "plan": _plan,

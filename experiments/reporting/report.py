@@ -8,7 +8,7 @@
 The same records give the same bytes. What fails the sanity gate, or mixes origins, is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,20 +28,6 @@ from experiments.reporting.records import CELLS, Record, RecordError, by_preset,
 from experiments.running.presets import Table, load_table, tables
 from experiments.running.scales import scales
 from fedta_app.files import write_atomically
-
-TITLES = {
-    "curves": "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
-    "bytes": "Validation accuracy against what was moved, head and calibration included.",
-    "heat-map": "Final test accuracy, %, with its 95 % interval over seeds.",
-    "cosine": "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
-    "sign-conflict": "Share of conflicting signs of clients' task vectors in the last round.",
-    "mask-density": "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
-    "mask-overlap": "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
-    "scaling": "Validation accuracy of the start plus so much of the run's task vector.",
-    "negation": "Accuracy on a client's classes (solid) and on others (dashed), validation images, "
-    "after subtracting so much of its task vector; means over clients and seeds.",
-    "classes": "Images of each class that each client holds, first seed.",
-}
 
 
 def kept_tables(results: Path) -> list[Table]:
@@ -130,7 +116,7 @@ def _markdown(
     checks: Sequence[Check],
     page: pd.DataFrame,
     comparisons: pd.DataFrame | None,
-    figures: Sequence[Path],
+    figures: Mapping[str, str],
 ) -> str:
     scale = f" --scale {table.scale.name}" if table.scale else ""
     parts = [
@@ -139,12 +125,7 @@ def _markdown(
         _pipes(page),
         *_comparison_part(table, comparisons),
     ]
-    for path in figures:
-        # The longest that fits: a figure's name may begin with another's.
-        kind = max((kind for kind in TITLES if path.name.startswith(kind)), key=len)
-        extra = path.name.removeprefix(kind).lstrip("-")
-        title = f"{extra}: {TITLES[kind]}" if extra else TITLES[kind]
-        parts.append(f"![{title}](figures/{path.name}.png)\n\n{title}")
+    parts += [f"![{title}](figures/{name}.png)\n\n{title}" for name, title in figures.items()]
     hours = sum(record.minutes for record in records) / 60
     origin = (
         f"`python -m experiments run {table.name}{scale}`, then `collect {table.name}{scale}` and "
