@@ -1,11 +1,11 @@
 """The runs of a table in one figure: accuracy against rounds."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from experiments.reporting.records import partition_name
+from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent
 from fedta_app.runs.directory import run_path
@@ -47,16 +47,11 @@ def _title(configs: list[RunConfig]) -> str:
 def _federation(config: RunConfig) -> str:
     if config.engine == "centralized":
         return f"{config.dataset}, centralised"
-    kinds = {
-        "iid": "iid",
-        "classes": f"classes per client: {config.num_classes_per_client}",
-        "dirichlet": f"Dirichlet({config.dirichlet_alpha:g})",
-    }
-    return f"{config.dataset}, {config.num_clients} clients, {kinds[config.partition]}"
+    return f"{config.dataset}, {config.num_clients} clients, {partition_name(config)}"
 
 
 def _label(config: RunConfig) -> str:
-    summary: dict[str, Any] = json.loads((run_path(config) / "summary.json").read_text())
+    summary = read_summary(run_path(config))
     head = {"random": "trained head", "ridge": "ridge head", "probe": "linear-probe head"}
     trained = "all weights"
     if config.mask_rule != "none":

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from experiments.reporting.intervals import interval
-from experiments.reporting.records import Group, Record
+from experiments.reporting.records import Group, Record, partition_name
 from experiments.running.presets import Table
 from fedta_app.partition.figure import draw_counts
 from fedta_app.plotting import Grid, heat_map, name_cells, new_figure, numbers, panel_grid
@@ -152,7 +152,7 @@ def client_classes(table: Table, drawn: Group) -> "Figure | None":
     found: dict[str, npt.NDArray[np.int64]] = {}
     for record in (r for lines in drawn.values() for group in lines.values() for r in group):
         if record.classes is not None:
-            found.setdefault(_partition(record), record.classes)
+            found.setdefault(partition_name(record.config), record.classes)
     if not found:
         return None
     figure = new_figure(0.9 + 2.3 * len(found), 2.9)
@@ -164,13 +164,3 @@ def client_classes(table: Table, drawn: Group) -> "Figure | None":
     axes[0].set_ylabel("client")
     figure.colorbar(image, ax=list(axes), label="images")
     return figure
-
-
-def _partition(record: Record) -> str:
-    config = record.config
-    if config.partition == "classes":
-        number = config.num_classes_per_client
-        return f"{number} class{'es' * (number > 1)} per client"
-    if config.partition == "dirichlet":
-        return f"Dirichlet({config.dirichlet_alpha:g})"
-    return config.partition

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.arguments import RESULTS
+from experiments import RESULTS
 from experiments.reporting.figures import FIGURES, groups
 from experiments.reporting.frames import (
     comparisons_frame,
