@@ -1,7 +1,6 @@
 """Cells of a table: a preset and a seed, and how far its run is."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import re
@@ -12,11 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from experiments.running.presets import Preset
 from fedta_app.config import RunConfig, read_toml
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-from fedta_app.runs.directory import run_path
+from fedta_app.runs.directory import LOCK_FILE, run_path
 from fedta_app.runs.metrics import COLUMNS
 
 _SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
@@ -198,11 +199,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _locked(folder: Path) -> bool:
     """Tell whether a process works in the directory now."""
+    lock = folder / LOCK_FILE
     try:
-        with (folder / ".lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if lock.exists():
+            with FileLock(lock, blocking=False, fallback_to_soft=False):
+                pass
+    except Timeout:
         return True
     except OSError:
-        return False  # nobody ever did, or a file system without locks
+        return False  # a file system without locks
     return False

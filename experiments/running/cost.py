@@ -1,4 +1,4 @@
-"""What a cell will take, counted up from parts that `experiments.running.probe` measures.
+"""What a cell will take, counted up from parts that `experiments.running.timing` measures.
 
 Where a cell of the same kind has finished on this kind of device, what it took is taken instead.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from experiments.running.cells import Progress, State, finished_folders, read_rows, read_summary
-from experiments.running.probe import Parts, measure_parts
+from experiments.running.timing import Parts, measure_parts
 from fedta_app.analysis.task_arithmetic import images_measured
 from fedta_app.config import RunConfig, read_toml
 from fedta_app.errors import ConfigError

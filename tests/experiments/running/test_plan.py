@@ -7,8 +7,8 @@ import pytest
 from experiments.__main__ import main
 from experiments.running.cells import Progress, State
 from experiments.running.cost import Estimate, count_up
-from experiments.running.launch import REFUSED
-from experiments.running.probe import Parts
+from experiments.running.launch import ExitStatus
+from experiments.running.timing import Parts
 from fedta_app.config import RunConfig
 
 PARTS = Parts(
@@ -85,4 +85,4 @@ def test_plan_says_what_is_left_and_runs_nothing(
         ["smoke/random-nc1", "0", "finished", "12"],
         ["smoke/random-nc1", "1", "waiting", "12"],
     ]
-    assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == REFUSED
+    assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == ExitStatus.REFUSED
