@@ -35,7 +35,7 @@ format: $(READY) ## write the formatting that `make check` wants
 
 docs: $(READY) ## the documentation as HTML in build/docs; a warning is an error
 	$(PYTHON) -m docs.keys
-	$(PYTHON) -m sphinx -W --keep-going -q -c docs . build/docs
+	$(PYTHON) -m sphinx -a -W --keep-going -q -c docs . build/docs
 
 bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (half an hour)
 	$(PYTHON) -m benchmarks

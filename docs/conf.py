@@ -29,6 +29,7 @@ exclude_patterns = [".*", "README.md", "build", "benchmarks", "experiments", "fe
 # Links are checked by tests/docs; results/README.md has one to a folder, which Sphinx knows not.
 suppress_warnings = ["myst.xref_missing"]
 
+highlight_language = "text"  # of blocks that name none: commands and their output
 html_theme = "furo"
 html_title = "fedta"
 html_show_sourcelink = False

@@ -17,7 +17,7 @@ def table() -> str:
     reasons = dict(re.findall(r"^([a-z-]+) = .*?\s# (.*)$", "\n".join(lines), re.MULTILINE))
     defaults = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
     rows = [
-        f"| `{key}` | `{_toml(defaults[key])}` | {entry.metadata['allowed']} | {reasons[key]} |"
+        f"| `{key}` | `{_toml(defaults[key])}` | {entry.metadata['allowed']} | {_escaped(reasons[key])} |"
         for key, entry in KEYS.items()
     ]
     return "\n".join(["| key | default | allowed | |", "|---|---|---|---|", *rows, ""])
@@ -25,6 +25,10 @@ def table() -> str:
 
 def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;")  # <name> would be taken for HTML
 
 
 def filled(page: str) -> str:
