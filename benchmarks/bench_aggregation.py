@@ -62,19 +62,19 @@ def _ways(
     def mean() -> None:
         total = MeanAccumulator()
         for update in updates:
-            total.add({"vector": update}, 450)
+            total.add(update, 450)
         total.result()
 
     def masked_mean() -> None:
         total = MaskedMeanAccumulator()
         for update, mask in zip(updates, masks, strict=True):
-            total.add({"vector": update}, 450, {"vector": mask})
+            total.add(update, 450, mask)
         total.result()
 
     def sign_elected() -> None:
         total = SignElectedMeanAccumulator()
         for update in updates:
-            total.add({"vector": update}, 450)
+            total.add(update, 450)
         total.result()
 
     return [

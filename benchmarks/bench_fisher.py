@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.report import facts, write
-from fedta_app.sensitivity.fisher import fisher_diagonal
+from fedta_app.sensitivity import fisher_diagonal
 
 MODEL = "vit_small_patch16_224.dino"
 NUM_CLASSES = 100

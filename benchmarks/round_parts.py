@@ -58,11 +58,11 @@ def round_parts(workspace: Workspace, round_seconds: float) -> list[dict[str, An
 
     packed = start if mask is None else mask.gather(start)
     mean = MeanAccumulator()
-    mean.add({"vector": packed}, 1)
+    mean.add(packed, 1)
 
     def combine() -> None:
         update = weights.vector.sub(start) if mask is None else mask.gather(weights.vector)
-        mean.add({"vector": update}, 1)
+        mean.add(update, 1)
 
     def apply() -> None:
         if mask is None:

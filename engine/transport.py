@@ -97,6 +97,11 @@ def unpack(record: ArrayRecord, name: str = _KEY) -> Tensor:
         return torch.from_numpy(values)
 
 
+def unpack_many(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return all vectors of a record, as `unpack` does."""
+    return {name: unpack(record, name) for name in record}
+
+
 def release(record: ArrayRecord) -> None:
     """Give back the memory of a record whose vectors were read for the last time."""
     for array in record.values():

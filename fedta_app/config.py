@@ -18,7 +18,7 @@ import tomli_w
 
 from fedta_app.data.catalogue import DATASETS
 from fedta_app.errors import ConfigError
-from fedta_app.masks.building import MASK_RULES
+from fedta_app.masks import MASK_RULES, rule_named
 
 Value = bool | int | float | str
 Allowed = Callable[[Any], bool]
@@ -228,8 +228,10 @@ def _check_masks(config: RunConfig) -> None:
         raise ConfigError(
             "head = 'probe' is not allowed with engine = 'centralized': head is random or ridge"
         )
+    rule = None if config.mask_rule == "none" else rule_named(config.mask_rule)
     if config.score_threshold and (
-        config.mask_rule in ("none", "random", "agreement")
+        rule is None
+        or not rule.takes_threshold
         or config.calibration_rounds != 1
         or config.sparsity_scope != "global"
     ):
@@ -239,9 +241,9 @@ def _check_masks(config: RunConfig) -> None:
             "sensitivity or magnitude"
         )
     alone = config.mask_scope != "global" or config.engine == "centralized"
-    if config.mask_rule == "agreement" and alone:
+    if rule is not None and rule.statistic is not None and alone:
         raise ConfigError(
-            f"mask-rule = 'agreement' is not allowed with mask-scope = '{config.mask_scope}' and "
+            f"mask-rule = '{rule.name}' is not allowed with mask-scope = '{config.mask_scope}' and "
             f"engine = '{config.engine}': it compares clients, which takes mask-scope = 'global' "
             "in a federation"
         )

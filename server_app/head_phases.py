@@ -1,23 +1,25 @@
 """The phases that make the head before anything else is trained."""
 
 import time
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
-from engine.records import number
-from engine.transport import pack, release, unpack
+from engine.records import number as number_of
+from engine.transport import MEMORY, pack, unpack
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
+from fedta_app.runs.loop import check_keys
 from fedta_app.runs.metrics import Row
 from fedta_app.training.head_fit import empty_statistics, fit_head
-from server_app.phases import Phase
+from server_app.phases import FederatedPhase
 from server_app.state import ServerState
 from strategies import FedAvg
 
 
-class RidgeHead(Phase):
+class RidgeHead(FederatedPhase):
     """Every client sends the sums of its features once; the head follows in closed form.
 
     A round asks as many clients as a training round does. The head does not depend on how the
@@ -32,11 +34,11 @@ class RidgeHead(Phase):
         super().__init__(state, -(-clients // self._per_round))
         self._statistics = empty_statistics(state.workspace)
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Add the next clients' sums; after the last ones, solve."""
         began = time.perf_counter()
         state = self.state
-        first = (number_ - 1) * self._per_round
+        first = (number - 1) * self._per_round
         chosen = list(range(first, min(first + self._per_round, len(state.exchange.nodes))))
         state.exchange.begin_round()
         messages = state.exchange.messages(chosen, "train.head")
@@ -45,9 +47,9 @@ class RidgeHead(Phase):
         if state.exchange.costs.errors:
             # A head without some clients would depend on who they were.
             raise RunError(f"the head needs every client: {state.exchange.costs.errors[0]}")
-        if number_ == self.num_rounds:
+        if number == self.num_rounds:
             self._solve()
-        return self.row(number_, began)
+        return self.row(number, began)
 
     def _add(self, vector: Tensor) -> None:
         features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
@@ -63,20 +65,18 @@ class RidgeHead(Phase):
             "images": self._statistics.count,
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Keep the sums so far."""
-        return {"head-statistics": self._statistics.to_vector()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"statistics": self._statistics.to_vector()}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums so far."""
-        if "head-statistics" in tensors:
-            features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
-            self._statistics = RidgeStatistics.from_vector(
-                tensors["head-statistics"], features, classes
-            )
+        check_keys(state, ("statistics",), "head")
+        features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
+        self._statistics = RidgeStatistics.from_vector(state["statistics"], features, classes)
 
 
-class ProbeHead(Phase):
+class ProbeHead(FederatedPhase):
     """A linear probe by FedAvg on the head alone, over a frozen backbone."""
 
     name = "head"
@@ -93,26 +93,24 @@ class ProbeHead(Phase):
             message_type="train.probe",
         )
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Train the head for one round; after the last one, freeze it."""
         began = time.perf_counter()
         state = self.state
-        arrays = pack(self._head, state.transport)
-        messages = self._strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
-        replies = state.send(messages)
-        update, metrics = self._strategy.aggregate_train(number_, replies)
-        release(arrays)
-        self._head.add_(unpack(update).to(self._head.device))
-        if number_ == self.num_rounds:
+        arrays = pack(self._head, MEMORY)
+        messages = self._strategy.configure_train(number, arrays, ConfigRecord(), state.grid)
+        arrays, metrics = self._strategy.aggregate_train(number, state.send(messages))
+        self._head.copy_(unpack(arrays))
+        if number == self.num_rounds:
             state.set_head(self._head.to(torch.float32))
             state.notes["head"] = {"kind": "probe", "rounds": self.num_rounds}
-        return self.row(number_, began, loss=number(metrics, "train-loss"))
+        return self.row(number, began, loss=number_of(metrics, "train-loss"))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Keep the head so far."""
-        return {"probe": self._head}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the head so far."""
+        return {"head": self._head}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the head so far."""
-        if "probe" in tensors:
-            self._head.copy_(tensors["probe"])
+        check_keys(state, ("head",), "probe head")
+        self._head.copy_(state["head"])

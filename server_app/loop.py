@@ -1,51 +1,55 @@
-"""The run: head, mask, start, training, round by round; it can go on from any round.
+"""A federated run: its phases (head, mask, start, training) in fedta's round loop.
 
-Flower's `Strategy.start` always counts from round 1; this loop calls the same hooks of a strategy,
-and evaluates, records and checkpoints between them.
+Flower's `Strategy.start` always counts from round 1; `fedta_app.runs.loop` calls the same hooks of
+a strategy, and evaluates, records and checkpoints between them.
 """
 
 from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedta_app.client_memory import forget_run
+from engine.client_memory import forget_run, forget_unnamed, memories_path
 from fedta_app.config import RunConfig
 from fedta_app.partition.figure import save_partition_figure
 from fedta_app.partition.schemes import class_counts, partition_digest
-from fedta_app.runs.checkpoint import Checkpoint
-from fedta_app.runs.session import RunSession, State, run_facts
-from fedta_app.training.workspace import Workspace, shared_workspace
+from fedta_app.runs.checkpoint import kept_values
+from fedta_app.runs.directory import run_path
+from fedta_app.runs.loop import Part, Phase, RoundLoop
+from fedta_app.runs.session import RunSession
+from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
-from server_app.phases import Phase, Start, Train
+from server_app.phases import Start, Train, make_strategy
 from server_app.state import ServerState
-from strategies import discover_nodes
+from strategies import FederatedStrategy, discover_nodes
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
     """Run a federated training from its start, or its last checkpoint, to its end."""
     nodes = discover_nodes(grid, config.num_clients, config.clients_per_node)
     workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
-    state = ServerState.of(grid, nodes, workspace)
-    phases = make_phases(state)
-    # The configuration of the user: num-clients = 0 stays 0 in config.toml and in comparisons.
-    session = RunSession(
-        config,
-        total_steps=sum(phase.num_rounds for phase in phases) - 1,
-        facts=federated_facts(workspace),
-        notes=state.notes,
-    )
     try:
-        save_partition(workspace, session)
-        FederatedRun(state, phases, session).run()
-    except BaseException as error:
-        session.fail(f"{type(error).__name__}: {error}")
-        raise
+        state = ServerState.of(grid, nodes, workspace)
+        strategy = make_strategy(state)
+        phases = make_phases(state, strategy)
+        # The configuration of the user: num-clients = 0 stays 0 in config.toml and in comparisons.
+        session = RunSession(
+            config,
+            total_steps=sum(phase.num_rounds for phase in phases) - 1,
+            facts=federated_facts(workspace),
+            notes=state.notes,
+            saved=lambda: forget_memories(workspace, strategy) if strategy.memories else None,
+        )
+        with session.recording_failure():
+            forget_memories(workspace, strategy)
+            save_partition(workspace, session)
+            parts: dict[str, Part] = {"server": state, "algorithm": strategy}
+            RoundLoop(phases, parts, session, state.sha256).run()
     finally:
         forget_run()
 
 
-def make_phases(state: ServerState) -> list[Phase]:
+def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
     """Return the phases of the configuration, in their order."""
     config = state.config
     phases: list[Phase] = []
@@ -53,7 +57,7 @@ def make_phases(state: ServerState) -> list[Phase]:
         phases.append(RidgeHead(state) if config.head == "ridge" else ProbeHead(state))
     if config.mask_rule != "none":
         phases.append(mask_phase(state))
-    return [*phases, Start(state), Train(state)]
+    return [*phases, Start(state), Train(state, strategy)]
 
 
 def federated_facts(workspace: Workspace) -> dict[str, Any]:
@@ -70,49 +74,11 @@ def save_partition(workspace: Workspace, session: RunSession) -> None:
     save_partition_figure(session.directory.path / "partition.png", counts)
 
 
-class FederatedRun:
-    """Goes through the phases, with a record and a checkpoint after every round."""
-
-    def __init__(self, state: ServerState, phases: list[Phase], session: RunSession) -> None:
-        self.state = state
-        self.phases = phases
-        self.session = session
-        self._phase = 0
-
-    def run(self) -> None:
-        """Run the rounds that are left."""
-        if self.session.checkpoint:
-            self._restore(self.session.checkpoint)
-        while (phase := self._next_phase()) is not None:
-            if reason := self.session.stop_reason():
-                self.session.finish("stopped", reason, self._state, self.state.sha256())
-                return
-            self._advance(phase)
-        self.session.finish("finished", "", self._state, self.state.sha256())
-
-    def _next_phase(self) -> Phase | None:
-        while self.phases[self._phase].round == self.phases[self._phase].num_rounds:
-            if self._phase == len(self.phases) - 1:
-                return None
-            self._phase += 1
-        return self.phases[self._phase]
-
-    def _advance(self, phase: Phase) -> None:
-        if phase.name == "start":
-            self.session.initial_sha256 = self.state.sha256()
-        row = phase.run_round(phase.round + 1)
-        phase.round += 1
-        self.session.add(row, self._state)
-
-    def _state(self) -> State:
-        phase = self.phases[self._phase]
-        tensors = {**self.state.tensors(), **phase.tensors()}
-        position = {"phase": self._phase, "round": phase.round}
-        return tensors, {**position, "server": self.state.to_json()}
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self._phase = int(checkpoint.state["phase"])
-        phase = self.phases[self._phase]
-        phase.round = int(checkpoint.state["round"])
-        self.state.restore(checkpoint.tensors, checkpoint.state["server"])
-        phase.restore(checkpoint.tensors)
+def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:
+    """Remove what clients kept for their algorithm and no kept checkpoint names any more."""
+    named: dict[int, set[str]] = {}
+    for state in kept_values(run_path(workspace.config) / "checkpoint"):
+        for partition_id, digest in state["parts"]["algorithm"]["memories"].items():
+            named.setdefault(int(partition_id), set()).add(digest)
+    strategy.keep_memories(named)
+    forget_unnamed(memories_path(workspace), named)

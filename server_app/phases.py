@@ -1,60 +1,41 @@
-"""What a phase of a run is, and the two that every run has: the start and the training."""
+"""The phases that every federated run has: the start and the training."""
 
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from flwr.app import ConfigRecord
-from torch import Tensor
 
-from engine.records import number
-from engine.transport import pack, release, unpack
-from fedta_app.aggregation.means import apply_update
+from engine.records import number as number_of
+from engine.transport import MEMORY, pack, unpack
+from fedta_app.algorithms import make_algorithm
 from fedta_app.runs.directory import check_loss, run_path
+from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.training.evaluation import check_above_chance
 from fedta_app.training.schedule import learning_rate
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
-from strategies import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
+from strategies import FederatedStrategy
 
 
-class Phase:
-    """Some rounds of one kind; between two of them the run may stop and go on elsewhere.
-
-    Attributes
-    ----------
-    round : int
-        How many of `num_rounds` are done.
-    """
+class FederatedPhase(Phase):
+    """A phase that talks to clients."""
 
     name: ClassVar[str]
 
     def __init__(self, state: ServerState, num_rounds: int) -> None:
+        super().__init__(num_rounds)
         self.state = state
-        self.num_rounds = num_rounds
-        self.round = 0
-
-    def run_round(self, number_: int) -> Row:
-        """Do round 1, 2, ... of the phase and return its row."""
-        raise NotImplementedError
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return partial results that a checkpoint keeps."""
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over partial results that a checkpoint kept."""
 
     def row(
-        self, number_: int, began: float, loss: float | None = None, figures: Figures | None = None
+        self, number: int, began: float, loss: float | None = None, figures: Figures | None = None
     ) -> Row:
         """Return the row of a round that began at this `time.perf_counter()`."""
         costs = self.state.exchange.costs
         if costs.errors:
             print(f"{len(costs.errors)} clients failed; the first: {costs.errors[0]}", flush=True)
         return Row(
-            number_,
+            number,
             self.name,
             train_loss=loss,
             bytes_down=costs.bytes_down,
@@ -66,7 +47,7 @@ class Phase:
         )
 
 
-class Start(Phase):
+class Start(FederatedPhase):
     """Round 0: the model before training is measured; one at chance is not worth the rest."""
 
     name = "start"
@@ -74,7 +55,7 @@ class Start(Phase):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, 1)
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Measure the model, head and all."""
         figures = self.state.measure()
         if self.state.head:
@@ -82,40 +63,35 @@ class Start(Phase):
         return Row(0, self.name, **figures)
 
 
-class Train(Phase):
-    """FedAvg, or a variant, on all weights or on those of the mask."""
+class Train(FederatedPhase):
+    """Rounds of the algorithm, on all weights or on those of the mask."""
 
     name = "train"
 
-    def __init__(self, state: ServerState) -> None:
+    def __init__(self, state: ServerState, strategy: FederatedStrategy) -> None:
         super().__init__(state, state.config.num_server_rounds)
-        self.strategy = make_strategy(state, self._expand)
+        self.strategy = strategy
         # Made before a checkpoint is read, when the weights are still those before training.
         self._start = state.weights.clone() if state.config.task_figures else state.weights
 
-    def run_round(self, number_: int) -> Row:
+    def run_round(self, number: int) -> Row:
         """Train one round and measure it when that is due."""
         state, config = self.state, self.state.config
         began = time.perf_counter()
-        travelling = state.travelling()
-        sent = state.weights if travelling is None else travelling.gather(state.weights)
-        arrays = pack(sent, state.transport)
-        messages = self.strategy.configure_train(number_, arrays, ConfigRecord(), state.grid)
+        arrays = pack(state.travelling_weights(), MEMORY)
+        messages = self.strategy.configure_train(number, arrays, ConfigRecord(), state.grid)
         replies = state.send(messages)
-        last = number_ == self.num_rounds
+        last = number == self.num_rounds
         report = TaskReport() if last and config.task_figures else None
         self.strategy.watch = report.watch if report else None
-        reply, metrics = self.strategy.aggregate_train(number_, replies)
-        release(arrays)
-        update = unpack(reply).to(state.weights.device)
-        if travelling is None:
-            apply_update({"_": state.weights}, {"_": update}, scale=self.strategy.scale())
-        else:
-            travelling.add_(state.weights, update, self.strategy.scale())
-        loss = number(metrics, "train-loss")
-        check_loss(loss, number_)
-        row = self.row(number_, began, loss=loss)
-        if last or number_ % config.eval_every == 0:
+        arrays, metrics = self.strategy.aggregate_train(number, replies)
+        state.set_travelling_weights(unpack(arrays))
+        if self.strategy.memories_lost:
+            state.notes["client-memories-lost"] = self.strategy.memories_lost
+        loss = number_of(metrics, "train-loss")
+        check_loss(loss, number)
+        row = self.row(number, began, loss=loss)
+        if last or number % config.eval_every == 0:
             row = row.measured(**state.measure(last=last))
         if report:
             report.save(run_path(config))
@@ -123,35 +99,17 @@ class Train(Phase):
             state.notes["task-vectors"] = found
         return row
 
-    def _expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Undo the packing by a client's own mask."""
-        own = self.state.memory.mask(self.state.own_masks.get(partition_id, ""))
-        travelling = self.state.travelling()
-        if own is None or travelling is None:
-            return vector, None
-        trained = own.mask[travelling.mask]
-        update = torch.zeros(len(trained), dtype=vector.dtype, device=trained.device)
-        update[trained] = vector.to(trained.device)
-        return update, trained
 
-
-def make_strategy(state: ServerState, expand: Any) -> FedAvg:
-    """Return the strategy of the configuration."""
+def make_strategy(state: ServerState) -> FederatedStrategy:
+    """Return the strategy around the algorithm of the configuration."""
     config = state.config
-    options: dict[str, Any] = {
-        "fraction_train": config.fraction_train,
-        "seed": config.seed,
-        "learning_rate": lambda server_round: learning_rate(config, server_round),
-        "setup": state.setup,
-        "expand": expand,
-    }
-    if config.strategy == "masked-fedavg":
-        exponent = config.coverage_exponent
-        return MaskedFedAvg(state.exchange, coverage_exponent=exponent, **options)
-    if config.strategy == "task-arithmetic":
-        return TaskArithmetic(state.exchange, server_scale=config.server_scale, **options)
-    if config.strategy == "ties":
-        return TiesFedAvg(state.exchange, **options)
-    if config.strategy == "fedavg":
-        return FedAvg(state.exchange, **options)
-    raise ValueError(f"strategy = {config.strategy!r} has no class here")
+    return FederatedStrategy(
+        state.exchange,
+        make_algorithm(config.strategy, vars(config)),
+        fraction_train=config.fraction_train,
+        seed=config.seed,
+        learning_rate=lambda server_round: learning_rate(config, server_round),
+        setup=state.setup,
+        expand=state.expand,
+        holders=state.holders,
+    )

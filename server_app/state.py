@@ -9,11 +9,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from engine.client_memory import ClientMemory, Setup, bytes_vector, client_memory
 from engine.replies import replies_as_they_come
 from engine.transport import MEMORY, SHARED, WIRE
-from fedta_app.client_memory import ClientMemory, Setup, bytes_vector, client_memory
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.runs.loop import check_keys
 from fedta_app.runs.metrics import Figures
 from fedta_app.training.evaluation import measure
 from fedta_app.training.workspace import Workspace
@@ -40,15 +41,12 @@ class ServerState:
         Digests of the masks that clients train by, where each has its own.
     notes : dict
         What summary.json says of the head, the mask and the transport.
-    transport : str
-        How vectors travel.
     """
 
     grid: Grid
     workspace: Workspace
     exchange: Exchange
     weights: Tensor
-    transport: str
     head: str = ""
     mask: str = ""
     own_masks: dict[int, str] = field(default_factory=dict)
@@ -58,15 +56,11 @@ class ServerState:
     def of(cls, grid: Grid, nodes: Nodes, workspace: Workspace) -> "ServerState":
         """Return the state at the start of a run."""
         transport = choose_transport(workspace.config, nodes)
-        task: dict[str, int | str] = {
-            "num-clients": len(nodes),
-            "layout": workspace.layout,
-            "transport": transport,
-        }
-        exchange = Exchange(nodes, task, client_memory(workspace).store)
+        settings: dict[str, int | str] = {"num-clients": len(nodes), "layout": workspace.layout}
+        exchange = Exchange(nodes, settings, client_memory(workspace).store, transport)
         notes = {"transport": transport.removeprefix("fedta.")}
         weights = workspace.weights.vector.clone()
-        return cls(grid, workspace, exchange, weights, transport, notes=notes)
+        return cls(grid, workspace, exchange, weights, notes=notes)
 
     @property
     def config(self) -> RunConfig:
@@ -113,14 +107,51 @@ class ServerState:
             return []
         return [bytes_vector(self.memory.store.get(self.head)).view(torch.float32)]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps as tensors."""
-        head = self._head_vector()
-        return {"weights": self.weights, **({"head": head[0]} if head else {})}
+    def travelling_weights(self) -> Tensor:
+        """Return the weights that travel, (P,): all of them, or those of the mask, packed."""
+        mask = self.travelling()
+        return self.weights if mask is None else mask.gather(self.weights)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps as JSON."""
+    def set_travelling_weights(self, weights: Tensor) -> None:
+        """Take over the weights that travel; all others keep their bits."""
+        mask = self.travelling()
+        if mask is None:
+            self.weights.copy_(weights)
+        else:
+            mask.scatter_(self.weights, weights.to(self.weights.device))
+
+    def expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return a client's vector over the weights that travel, and which of them it trained.
+
+        Where clients have no masks of their own, that is the vector itself, and None for all.
+        """
+        own, travelling = self._own_mask(partition_id), self.travelling()
+        if own is None or travelling is None:
+            return vector, None
+        trained = own.mask[travelling.mask]
+        whole = torch.zeros(len(trained), dtype=vector.dtype, device=trained.device)
+        whole[trained] = vector.to(trained.device)
+        return whole, trained
+
+    def holders(self) -> Tensor | None:
+        """Return how many clients train each weight that travels; None where all of them do."""
+        travelling = self.travelling()
+        if not self.own_masks or travelling is None:
+            return None
+        count = torch.zeros_like(travelling.mask, dtype=torch.float32)
+        for partition_id in self.own_masks:
+            own = self._own_mask(partition_id)
+            assert own is not None
+            count += own.mask
+        return travelling.gather(count)
+
+    def _own_mask(self, partition_id: int) -> FlatMask | None:
+        return self.memory.mask(self.own_masks.get(partition_id, ""))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, head, and the digests of masks and of what each client was told."""
         return {
+            "weights": self.weights,
             "head": self.head,
             "mask": self.mask,
             "own-masks": {str(pid): digest for pid, digest in self.own_masks.items()},
@@ -128,13 +159,14 @@ class ServerState:
             "notes": self.notes,
         }
 
-    def restore(self, tensors: dict[str, Tensor], stored: dict[str, Any]) -> None:
-        """Take over what a checkpoint kept."""
-        self.weights.copy_(tensors["weights"])
-        self.head, self.mask = stored["head"], stored["mask"]
-        self.own_masks = {int(pid): digest for pid, digest in stored["own-masks"].items()}
-        self.exchange.known = {int(pid): set(told) for pid, told in stored["known"].items()}
-        self.notes.update(stored["notes"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        check_keys(state, ("weights", "head", "mask", "own-masks", "known", "notes"), "server")
+        self.weights.copy_(state["weights"])
+        self.head, self.mask = state["head"], state["mask"]
+        self.own_masks = {int(pid): digest for pid, digest in state["own-masks"].items()}
+        self.exchange.known = {int(pid): set(told) for pid, told in state["known"].items()}
+        self.notes.update(state["notes"])
         self.memory.load_head(self.head)
 
 

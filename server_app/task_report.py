@@ -5,17 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedta_app.analysis import cosine_matrix, mask_overlap_matrix, sign_conflict_matrix
 from fedta_app.analysis.task_arithmetic import best_scale, forgotten, negation, save_points, scaling
 from fedta_app.analysis.task_figures import (
     save_cosine_matrix,
     save_mask_overlap_matrix,
     save_sign_conflict_matrix,
-)
-from fedta_app.analysis.task_vectors import (
-    TaskVector,
-    cosine_matrix,
-    mask_overlap_matrix,
-    sign_conflict_matrix,
 )
 from server_app.state import ServerState
 
@@ -24,14 +19,14 @@ class TaskReport:
     """Keeps the updates of a round, over the weights that travel, until it is saved."""
 
     def __init__(self) -> None:
-        self._vectors: dict[int, TaskVector] = {}
-        self._masks: dict[int, dict[str, Tensor]] = {}
+        self._vectors: dict[int, Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
 
     def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
         """Keep a client's update; local minus global weights is its task vector."""
-        self._vectors[partition_id] = TaskVector({"_": update.cpu().clone()})
+        self._vectors[partition_id] = update.cpu().clone()
         if trained is not None:
-            self._masks[partition_id] = {"_": trained.cpu()}
+            self._masks[partition_id] = trained.cpu()
 
     def save(self, folder: Path) -> None:
         """Save cosines and sign conflicts, and the overlap of masks that are clients' own."""
@@ -65,7 +60,7 @@ class TaskReport:
 
     def _whole(self, state: ServerState, client: int) -> Tensor:
         """Return a client's task vector over all weights, zero where it trained none."""
-        vector = self._vectors[client].tensors["_"].to(state.weights.device)
+        vector = self._vectors[client].to(state.weights.device)
         travelling = state.travelling()
         if travelling is None:
             return vector

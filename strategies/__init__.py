@@ -1,12 +1,19 @@
 """Flower strategies: which clients, what they are sent, how replies are combined."""
 
 from strategies.exchange import Exchange
-from strategies.fedavg import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
+from strategies.federated import (
+    FedAvg,
+    FederatedStrategy,
+    MaskedFedAvg,
+    TaskArithmetic,
+    TiesFedAvg,
+)
 from strategies.nodes import Nodes, discover_nodes
 
 __all__ = [
     "Exchange",
     "FedAvg",
+    "FederatedStrategy",
     "MaskedFedAvg",
     "Nodes",
     "TaskArithmetic",

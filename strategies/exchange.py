@@ -1,27 +1,38 @@
 """Messages to clients by partition id, and their replies in that order, with what they cost.
 
-Blobs (see fedta_app.runs.blobs) ride along with the first message that a client needs them for.
+Blobs (see `fedta_app.runs.blobs`) ride along with the first message that a client needs them for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 
+from engine.client_memory import Setup, bytes_vector
 from engine.transport import WIRE, pack_many, payload_bytes, release
-from fedta_app.client_memory import Setup, bytes_vector
 from fedta_app.runs.blobs import BlobStore
 from strategies.nodes import Nodes
+
+Entries = Mapping[str, int | float | str]
+REFUSAL = "refusal"  # the record of a reply that holds a reason in place of a result
 
 
 @dataclass
 class RoundCosts:
-    """What a round moved, and who answered."""
+    """What a round moved, and who answered.
+
+    Attributes
+    ----------
+    memory_lost : list of int
+        Clients whose own memory is gone.
+    """
 
     bytes_down: int = 0
     bytes_up: int = 0
     clients_ok: int = 0
     errors: list[str] = field(default_factory=list)
+    memory_lost: list[int] = field(default_factory=list)
 
 
 class Exchange:
@@ -31,10 +42,12 @@ class Exchange:
     ----------
     nodes : Nodes
         The federation.
-    task : mapping
-        Config entries of every message.
+    settings : mapping
+        Configuration entries of every message.
     store : BlobStore
         Where the blobs are that a setup names.
+    transport : str
+        How vectors travel (`engine.transport`).
 
     Attributes
     ----------
@@ -44,11 +57,12 @@ class Exchange:
         Of the messages since `begin_round`.
     """
 
-    def __init__(self, nodes: Nodes, task: Mapping[str, int | str], store: BlobStore) -> None:
+    def __init__(self, nodes: Nodes, settings: Entries, store: BlobStore, transport: str) -> None:
         self.nodes = nodes
+        self.transport = transport
         self.known: dict[int, set[str]] = {}
         self.costs = RoundCosts()
-        self._task = dict(task)
+        self._settings = {**settings, "transport": transport}
         self._store = store
         self._asked: dict[int, Metadata] = {}  # of the last message to each client
 
@@ -62,7 +76,7 @@ class Exchange:
         message_type: str,
         *,
         arrays: ArrayRecord | None = None,
-        config: Mapping[str, int | float | str] | None = None,
+        config: Entries | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
     ) -> list[Message]:
         """Return a message for each client, with the blobs that it has not been told yet."""
@@ -76,16 +90,12 @@ class Exchange:
         partition_id: int,
         message_type: str,
         arrays: ArrayRecord | None,
-        config: Mapping[str, int | float | str],
+        config: Entries,
         setup: Setup,
     ) -> Message:
-        record = ConfigRecord(
-            {
-                **self._task, **config, "partition-id": partition_id,
-                "head": setup.head, "down": setup.down, "up": setup.up,
-            }
-        )  # fmt: skip
-        content = RecordDict({"config": record})
+        entries: dict[str, Any] = {**config, **self._settings, **setup.to_config()}
+        entries["partition-id"] = partition_id
+        content = RecordDict({"config": ConfigRecord(entries)})
         if arrays is not None:
             content["arrays"] = arrays
             self.costs.bytes_down += payload_bytes(arrays)
@@ -107,7 +117,7 @@ class Exchange:
 
         Replies are told apart by the message they answer: a node may stand for several clients, and
         Flower itself answers for a node that is gone.
-        A reply's vector holds until the next one is asked for; its memory is given back then.
+        A reply's vectors hold until the next one is asked for; their memory is given back then.
         Floating-point sums depend on their order; this one does not depend on who was fastest.
         Clients that failed or stayed silent are counted and left out.
         """
@@ -130,6 +140,11 @@ class Exchange:
             # It may have been restarted on an empty disk: what it was told is told again.
             self.known.pop(partition_id, None)
             self.costs.errors.append(reply.error.reason or "a client failed without a reason")
+            return
+        if refusal := reply.content.config_records.get(REFUSAL):
+            self.known.pop(partition_id, None)
+            self.costs.errors.append(str(refusal["reason"]))
+            self.costs.memory_lost.append(partition_id)
             return
         self.costs.clients_ok += 1
         self.costs.bytes_up += payload_bytes(reply.content.array_records["arrays"])

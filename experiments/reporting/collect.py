@@ -22,15 +22,15 @@ from experiments.reporting.records import (
     RecordError,
 )
 from experiments.running.cells import Cell, read_summary
-from fedta_app.analysis.task_vectors import block_density, mask_overlap_matrix
+from fedta_app.analysis import block_density, mask_overlap_matrix
 from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
 from fedta_app.files import write_atomically
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
-from fedta_app.runs.checkpoint import load_checkpoint
+from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.workspace import Workspace, build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 
 MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
 _MOST_OWN_MASKS = 20  # clients whose masks are compared
@@ -113,7 +113,7 @@ def _final_mask(path: Path, summary: dict[str, Any], workspace: Workspace) -> Fl
     else:  # the baseline keeps it in its checkpoint
         checkpoint = load_checkpoint(path / "checkpoint")
         assert checkpoint is not None
-        bits = checkpoint.tensors["mask"].numpy().tobytes()
+        bits = checkpoint.state["parts"]["baseline"]["mask"].numpy().tobytes()
     return FlatMask.from_bits(bits, workspace.weights.vector.numel(), torch.device("cpu"))
 
 
@@ -140,21 +140,28 @@ def _untouched(path: Path, mask: FlatMask, workspace: Workspace) -> bool:
     """Tell whether every frozen weight has the bits it started with."""
     checkpoint = load_checkpoint(path / "checkpoint")
     assert checkpoint is not None
-    before, after = workspace.weights.vector, checkpoint.tensors["weights"]
+    before = workspace.weights.vector
+    after = _server(checkpoint)["weights"]
     frozen = ~mask.mask
     return torch.equal(before.view(torch.int32)[frozen], after.view(torch.int32)[frozen])
+
+
+def _server(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the server, or the baseline, kept."""
+    parts: dict[str, dict[str, Any]] = checkpoint.state["parts"]
+    return parts.get("server") or parts["baseline"]
 
 
 def _own_masks(path: Path, workspace: Workspace) -> dict[str, float] | None:
     """Return how much the clients' own masks overlap, where they have some."""
     checkpoint = load_checkpoint(path / "checkpoint")
-    server = checkpoint.state.get("server", {}) if checkpoint else {}
+    server = _server(checkpoint) if checkpoint else {}
     digests = [digest for _, digest in sorted(server.get("own-masks", {}).items())]
     if len(digests) < 2:
         return None
     store, size = BlobStore(path / "blobs"), workspace.weights.vector.numel()
     masks = [
-        {"_": FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask}
+        FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask
         for digest in digests[:_MOST_OWN_MASKS]
     ]
     overlap = mask_overlap_matrix(masks)

@@ -14,7 +14,7 @@ from typing import Any
 from experiments.running.presets import Preset
 from fedta_app.config import VOLATILE_KEYS, RunConfig, Value, read_toml
 from fedta_app.errors import ConfigError
-from fedta_app.masks.building import needs_scores
+from fedta_app.masks import needs_scores
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import COLUMNS
 

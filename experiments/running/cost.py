@@ -22,7 +22,7 @@ from experiments.running.probe import Parts, measure_parts
 from fedta_app.analysis.task_arithmetic import images_measured
 from fedta_app.config import RunConfig, read_toml
 from fedta_app.errors import ConfigError
-from fedta_app.masks.building import needs_scores
+from fedta_app.masks import needs_scores
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.workspace import resolve_device
 

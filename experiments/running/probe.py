@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
+from engine.client_memory import forget_run
 from experiments.running.cells import read_rows
 from experiments.running.launch import FINISHED, launch
-from fedta_app.client_memory import forget_run
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
-from fedta_app.masks.building import needs_scores
+from fedta_app.masks import needs_scores
 from fedta_app.runs.metrics import Row
-from fedta_app.runs.session import RunSession, run_facts
+from fedta_app.runs.session import RunSession
 from fedta_app.training.head_fit import head_statistics
-from fedta_app.training.scoring import ScoringBatches, mask_of_round, scores
+from fedta_app.training.scoring import ScoringBatches, calibration, scores
 from fedta_app.training.steps import evaluate, steps_of
-from fedta_app.training.workspace import Workspace, build_workspace
+from fedta_app.training.workspace import Workspace, build_workspace, run_facts
 
 _ROUNDS = 4  # of which the first, with its warm-up, does not count
 _STEPS = 8  # of an epoch of the baseline, that its round is timed on
@@ -127,13 +127,13 @@ def _time_scores(workspace: Workspace) -> tuple[float, float]:
     if config.mask_rule == "none":
         return 0.0, 0.0
     if not needs_scores(config.mask_rule):
-        return 0.0, _seconds(lambda: mask_of_round(workspace, None, None, 1))
+        return 0.0, _seconds(lambda: calibration(workspace).advance())
     number = min(_SAMPLE, config.calibration_examples or _SAMPLE)
     ids = torch.arange(number, device=workspace.device)
     batches = ScoringBatches(workspace, workspace.data.train.subset(ids), ids)
     found = scores(workspace, batches, None, 1)[: workspace.weights.vector.numel()]
     scoring = _seconds(lambda: scores(workspace, batches, None, 1))
-    return scoring / number, _seconds(lambda: mask_of_round(workspace, found, None, 1))
+    return scoring / number, _seconds(lambda: calibration(workspace).advance(found))
 
 
 def _time_rows(workspace: Workspace) -> tuple[float, float]:
@@ -144,12 +144,12 @@ def _time_rows(workspace: Workspace) -> tuple[float, float]:
         config.with_values(name="plan-rows"), total_steps=4, facts=run_facts(workspace)
     )
     for number in range(4):
-        session.add(Row(number, "train"), lambda: ({"weights": vector}, {}))
+        session.add(Row(number, "train"), lambda: {"weights": vector})
     adding = time.perf_counter()
     for number in range(4, 8):
-        session.add(Row(number, "train"), lambda: ({"weights": vector}, {}))
+        session.add(Row(number, "train"), lambda: {"weights": vector})
     row = (time.perf_counter() - adding) / 4
-    session.finish("finished", "", lambda: ({"weights": vector}, {}), "")
+    session.finish("finished", "", lambda: {"weights": vector}, "")
     return time.perf_counter() - began - 8 * row, row
 
 

@@ -11,17 +11,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from experiments.arguments import RESULTS
 from experiments.running.presets import select
 from fedta_app.config import RunConfig
 from fedta_app.files import write_atomically
-from fedta_app.masks.agreement import agreement_scores
+from fedta_app.masks.rules.agreement import AgreementSums
 from fedta_app.runs.provenance import code_facts
 from fedta_app.training.head_fit import fit_head, head_statistics
-from fedta_app.training.scoring import client_batches, mask_of_round, scores
+from fedta_app.training.scoring import calibration, client_batches, scores
 from fedta_app.training.workspace import build_workspace
 
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -32,16 +31,12 @@ def study(config: RunConfig) -> dict[str, Any]:
     space = build_workspace(config.with_values(calibration_rounds=1))
     assert space.head is not None
     space.head.load(fit_head(space, head_statistics(space, space.head_data(None))).vector)
-    size, clients = space.weights.vector.numel(), config.num_clients
-    total, sums, squares = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
-    for partition_id in range(clients):
-        vector = scores(space, client_batches(space, partition_id), None, 1).cpu().double()
-        total += vector[:size]
-        sums += vector[size:]
-        squares += vector[size:].square()
-    shared_out = agreement_scores({"_": total}, {"_": sums}, {"_": squares}, clients)["_"]
+    sums = AgreementSums(space.weights.layout.size)
+    for partition_id in range(config.num_clients):
+        sums.add(scores(space, client_batches(space, partition_id), None, 1))
+    total, shared_out = sums.sensitivities, sums.scores()
     least, ours = (
-        mask_of_round(space, ranked.float(), None, 1).mask for ranked in (total, shared_out)
+        calibration(space).advance(ranked.float()).mask for ranked in (total, shared_out)
     )
     scored = total > 0  # the biases of the keys have none
     return {

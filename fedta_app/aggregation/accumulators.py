@@ -1,10 +1,7 @@
-"""Running means of updates: over everybody, over those who trained, over those who agree.
+r"""Means of client updates, taken in one update at a time.
 
-- Over everybody: FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629).
-- Over those who trained a coordinate: HeteroFL (Diao et al., ICLR 2021, arXiv 2010.01264).
-- Over those who agree on the sign: TIES-Merging (Yadav et al., NeurIPS 2023, arXiv 2306.01708).
-
-Every mean is a running mean, updated in place as replies arrive (West, CACM 1979)::
+A server adds each update when it arrives and keeps one or two buffers, however many clients there
+are. The weighted mean of the updates u_1, u_2, ... with weights w_1, w_2, ... is kept as
 
     m <- m + (w_k / (w_1 + ... + w_k)) * (u_k - m)        so that   m = sum_k (w_k / W) * u_k
 
@@ -12,43 +9,39 @@ It costs one pass over each update, needs no total weight in advance, and its ro
 no faster than that of a plain sum. What is exact, bit for bit, in float32 and float64:
 
 - equal updates give that update, except that a zero in the result is always +0.0;
-- the same replies in the same order give the same bits, packed or not, for any thread count;
-- an uncovered coordinate is +0.0, and ``apply_update`` then keeps the weight's bits;
+- the same updates in the same order give the same bits, packed or not, for any thread count;
+- an entry that nobody trained is +0.0, and ``stepped`` then keeps the weight's bits;
 - with equal masks and integer weights below 2**24 in total, the masked mean is the plain one.
 
-What is not: another order of the replies, or of unequal masks, moves the result by rounding.
+Another order of the updates, or of unequal masks, moves the result by rounding.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fedta_app.vectors.arithmetic import blocks
 
-Update = Mapping[str, Tensor]
-Mask = Mapping[str, Tensor]
-
 
 class MeanAccumulator:
-    """Weighted mean over everybody, one update at a time, in one buffer.
+    """Weighted mean over everybody: ``mean_j = sum_k w_k u_kj / sum_k w_k``.
 
-    ``mean_j = sum_k w_k u_kj / sum_k w_k``. Inputs are read, never kept nor changed.
+    Inputs are read, never kept nor changed.
     """
 
     def __init__(self) -> None:
-        self._mean: dict[str, Tensor] = {}
+        self._mean: Tensor | None = None
         self._total = 0.0
 
     @torch.no_grad()
-    def add(self, update: Update, weight: float) -> None:
+    def add(self, update: Tensor, weight: float) -> None:
         """Take one client's update; an update of weight zero is checked, then ignored.
 
         Parameters
         ----------
-        update : Mapping[str, Tensor]
-            Floating tensors; every update has the same names, shapes and dtypes.
+        update : floating Tensor
+            Every update has the same shape and dtype.
         weight : float
             At least zero, for example the client's number of examples.
 
@@ -58,33 +51,31 @@ class MeanAccumulator:
             If the update differs from the earlier ones, or the weight is negative or not finite.
         """
         check_update(update, self._mean)
-        _check_weight(weight)
+        check_weight(weight)
         if weight == 0:
             return
         self._total += weight
-        if not self._mean:
-            self._mean = {name: value.clone() for name, value in update.items()}
-            return
-        for name, mean in self._mean.items():
-            mean.lerp_(update[name], weight / self._total)
+        if self._mean is None:
+            self._mean = update.clone()
+        else:
+            self._mean.lerp_(update, weight / self._total)
 
     @torch.no_grad()
-    def result(self) -> dict[str, Tensor]:
-        """Hand over the mean and start afresh.
+    def result(self) -> Tensor:
+        """Return the mean and start afresh.
 
         Raises
         ------
         ValueError
             If no update of positive weight was added.
         """
-        _check_total(self._total)
-        mean = self._mean
-        self._mean, self._total = {}, 0.0
-        return _with_positive_zeros(mean)
+        mean = _some(self._mean)
+        self._mean, self._total = None, 0.0
+        return mean.add_(0.0)  # -0.0 becomes +0.0
 
 
 class MaskedMeanAccumulator:
-    """Weighted mean per coordinate over those who trained it, one update at a time.
+    """Weighted mean per entry over those who trained it.
 
     With ``S_j`` the clients whose mask is True at j, ``c_j = sum_{k in S_j} w_k`` their weight, W
     everybody's, and g the coverage exponent, 0 to 1::
@@ -92,7 +83,7 @@ class MaskedMeanAccumulator:
         mean_j = sum_{k in S_j} w_k u_kj / (c_j^g * W^(1-g)),        0 where S_j is empty
 
     g = 1 is the mean over those who trained j, at full strength even if there is only one; g = 0
-    divides by everybody, the plain mean of the masked updates; in between, a coordinate shrinks
+    divides by everybody, the plain mean of the masked updates; in between, an entry shrinks
     by ``(c_j / W)^(1-g)`` the fewer trained it. Two buffers: mean and coverage.
 
     Raises
@@ -105,23 +96,22 @@ class MaskedMeanAccumulator:
         if not 0 <= coverage_exponent <= 1:
             raise ValueError(f"coverage_exponent is {coverage_exponent}; it must lie in [0, 1]")
         self._exponent = coverage_exponent
-        self._mean: dict[str, Tensor] = {}
-        self._coverage: dict[str, Tensor] = {}
+        self._mean: Tensor | None = None
+        self._coverage = torch.empty(0)
         self._total = 0.0
 
     @torch.no_grad()
-    def add(self, update: Update, weight: float, mask: Mask | None = None) -> None:
+    def add(self, update: Tensor, weight: float, mask: Tensor | None = None) -> None:
         """Take one client's update; its entries outside the mask are ignored, whatever they hold.
 
         Parameters
         ----------
-        update : Mapping[str, Tensor]
-            Floating tensors; every update has the same names, shapes and dtypes.
+        update : floating Tensor
+            Every update has the same shape and dtype.
         weight : float
             At least zero, for example the client's number of examples.
-        mask : Mapping[str, Tensor], optional
-            Bool tensors shaped like the update, True = trained. A missing name, or no mask at
-            all, means that every entry was trained.
+        mask : bool Tensor, optional
+            Of the update's shape, True = trained; None means that every entry was trained.
 
         Raises
         ------
@@ -129,135 +119,106 @@ class MaskedMeanAccumulator:
             If update or mask do not fit, or the weight is negative or not finite.
         """
         check_update(update, self._mean)
-        check_mask(mask or {}, update)
-        _check_weight(weight)
+        check_mask(mask, update)
+        check_weight(weight)
         if weight == 0:
             return
         self._total += weight
-        if not self._mean:
-            self._mean = {name: torch.zeros_like(value) for name, value in update.items()}
-            self._coverage = {name: torch.zeros_like(value) for name, value in update.items()}
-        for name, mean in self._mean.items():
-            entry = mask.get(name) if mask else None
-            _masked_step(mean, self._coverage[name], update[name], weight, entry)
+        if self._mean is None:
+            self._mean, self._coverage = torch.zeros_like(update), torch.zeros_like(update)
+        if mask is None:
+            mask = torch.ones((), dtype=torch.bool, device=update.device).expand_as(update)
+        for m, c, u, trained in blocks(self._mean, self._coverage, update, mask):
+            share = trained.to(m.dtype).mul_(weight)
+            c.add_(share)
+            if not u.sum().isfinite():  # a share of 0 does not silence inf or NaN
+                u = u.masked_fill(~trained, 0.0)
+            m.lerp_(u, share.div_(c).nan_to_num_(0.0))  # 0 / 0 where nobody trained yet
 
-    @torch.no_grad()
-    def result(self) -> dict[str, Tensor]:
-        """Hand over the mean and start afresh.
+    def result(self) -> Tensor:
+        """Return the mean and start afresh.
 
         Raises
         ------
         ValueError
             If no update of positive weight was added.
         """
-        total = self._total
-        mean, coverage = self._take()
-        if self._exponent != 1:
-            for name, value in mean.items():
-                value.mul_(coverage[name].div_(total).pow_(1 - self._exponent))
-        return _with_positive_zeros(mean)
+        return self.result_and_coverage()[0]
 
-    def _take(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        _check_total(self._total)
-        state = self._mean, self._coverage
-        self._mean, self._coverage, self._total = {}, {}, 0.0
-        return state
+    @torch.no_grad()
+    def result_and_coverage(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and, per entry, the weight of those who trained it; start afresh."""
+        mean, coverage, total = _some(self._mean), self._coverage, self._total
+        self._mean, self._coverage, self._total = None, torch.empty(0), 0.0
+        if self._exponent != 1:
+            mean.mul_((coverage / total).pow_(1 - self._exponent))
+        return mean.add_(0.0), coverage  # -0.0 becomes +0.0
 
 
 class SignElectedMeanAccumulator:
-    """Weighted mean per coordinate over those who agree with the elected sign (TIES-Merging).
+    """Weighted mean per entry over those who agree with the elected sign.
 
-    ``s_j = sign(sum_k w_k u_kj)`` over those who trained j, then the mean of the ``u_kj`` whose
-    sign is ``s_j``, weighted by ``w_k``. A zero entry has no vote and no share. A draw gives 0
-    (the authors' code gives it the sign that most coordinates have). TIES also trims each task
-    vector first: here the masks do. Four buffers.
+    TIES-Merging (Yadav et al., NeurIPS 2023, arXiv 2306.01708), without its trimming, which the
+    masks do: ``s_j = sign(sum_k w_k u_kj)`` over those who trained j, then the mean of the ``u_kj``
+    whose sign is ``s_j``, weighted by ``w_k``. A zero entry has no vote and no share. A draw gives
+    0 (the authors' code gives it the sign that most entries have). Four buffers.
     """
 
     def __init__(self) -> None:
-        self._up = MaskedMeanAccumulator()
-        self._down = MaskedMeanAccumulator()
+        self._positive = MaskedMeanAccumulator()
+        self._negative = MaskedMeanAccumulator()
 
-    def add(self, update: Update, weight: float, mask: Mask | None = None) -> None:
+    def add(self, update: Tensor, weight: float, mask: Tensor | None = None) -> None:
         """Take one client's update; see :meth:`MaskedMeanAccumulator.add`."""
-        mask = mask or {}
-        check_update(update, {})
         check_mask(mask, update)
-        for accumulator, sign in ((self._up, torch.gt), (self._down, torch.lt)):
-            voters = {name: sign(value, 0) for name, value in update.items()}
-            for name, entry in mask.items():
-                voters[name] &= entry
-            accumulator.add(update, weight, voters)
+        for accumulator, sign in ((self._positive, torch.gt), (self._negative, torch.lt)):
+            voters = sign(update, 0)
+            accumulator.add(update, weight, voters if mask is None else voters.logical_and_(mask))
 
     @torch.no_grad()
-    def result(self) -> dict[str, Tensor]:
-        """Hand over the mean and start afresh.
+    def result(self) -> Tensor:
+        """Return the mean and start afresh.
 
         Raises
         ------
         ValueError
             If no update of positive weight was added.
         """
-        up, up_weight = self._up._take()
-        down, down_weight = self._down._take()
-        for name, mean in up.items():
-            balance = (mean * up_weight[name]).add_(down[name] * down_weight[name])
-            mean.masked_fill_(balance <= 0, 0.0)
-            down[name].masked_fill_(balance >= 0, 0.0)
-            mean.add_(down[name])
-        return _with_positive_zeros(up)
+        mean, weight = self._positive.result_and_coverage()
+        negative, negative_weight = self._negative.result_and_coverage()
+        balance = weight.mul_(mean).add_(negative_weight.mul_(negative))
+        mean.masked_fill_(balance <= 0, 0.0)
+        negative.masked_fill_(balance >= 0, 0.0)
+        return mean.add_(negative).add_(0.0)
 
 
-def _with_positive_zeros(mean: dict[str, Tensor]) -> dict[str, Tensor]:
-    for value in mean.values():
-        value.add_(0.0)
-    return mean
+def check_update(update: Tensor, like: Tensor | None, name: str = "update") -> None:
+    """Raise ValueError unless the update is floating and, where `like` is given, fits it."""
+    if not update.is_floating_point():
+        raise ValueError(f"{name} is {update.dtype}; it must be floating point")
+    if like is not None and (update.shape, update.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{name} is {tuple(update.shape)} {update.dtype}; "
+            f"it must be {tuple(like.shape)} {like.dtype}"
+        )
 
 
-def _masked_step(
-    mean: Tensor, coverage: Tensor, update: Tensor, weight: float, mask: Tensor | None
-) -> None:
-    if mask is None:
-        mask = torch.ones((), dtype=torch.bool, device=mean.device).expand_as(mean)
-    for m, c, u, trained in blocks(mean, coverage, update, mask):
-        share = trained.to(m.dtype).mul_(weight)
-        c.add_(share)
-        if not u.sum().isfinite():  # a share of 0 does not silence inf or NaN
-            u = u.masked_fill(~trained, 0.0)
-        m.lerp_(u, share.div_(c).nan_to_num_(0.0))  # 0 / 0 where nobody trained yet
+def check_mask(mask: Tensor | None, update: Tensor, name: str = "mask") -> None:
+    """Raise ValueError unless the mask is None, or bool and shaped like the update."""
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != update.shape):
+        raise ValueError(
+            f"{name} is {tuple(mask.shape)} {mask.dtype}; "
+            f"it must be {tuple(update.shape)} torch.bool"
+        )
 
 
-def check_update(update: Update, like: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the update is floating and, if ``like`` is not empty, fits it."""
-    if like and update.keys() != like.keys():
-        odd = sorted(update.keys() ^ like.keys())
-        raise ValueError(f"updates differ in their names, at {odd[0]!r}; all must share them")
-    for name, value in update.items():
-        if not value.is_floating_point():
-            raise ValueError(f"update[{name!r}] is {value.dtype}; it must be floating point")
-        if like and (value.shape, value.dtype) != (like[name].shape, like[name].dtype):
-            raise ValueError(
-                f"update[{name!r}] is {tuple(value.shape)} {value.dtype}; "
-                f"it must be {tuple(like[name].shape)} {like[name].dtype}"
-            )
-
-
-def check_mask(mask: Mask, update: Update) -> None:
-    """Raise ValueError unless each of the mask's entries is bool and shaped like the update's."""
-    for name, entry in mask.items():
-        if name not in update:
-            raise ValueError(f"mask has {name!r}, which the update lacks")
-        if entry.dtype != torch.bool or entry.shape != update[name].shape:
-            raise ValueError(
-                f"mask[{name!r}] is {tuple(entry.shape)} {entry.dtype}; "
-                f"it must be {tuple(update[name].shape)} torch.bool"
-            )
-
-
-def _check_weight(weight: float) -> None:
+def check_weight(weight: float) -> None:
+    """Raise ValueError unless the weight is a finite number of at least 0."""
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"weight is {weight}; it must be a finite number, at least 0")
 
 
-def _check_total(total: float) -> None:
-    if not total > 0:
+def _some(mean: Tensor | None) -> Tensor:
+    if mean is None:
         raise ValueError("no update has a positive weight; a mean needs at least one")
+    return mean

@@ -1,1 +1,23 @@
-"""Task vectors: arithmetic, measurements and figures."""
+"""Task vectors: arithmetic, measurements and figures.
+
+The figures are in `fedta_app.analysis.task_figures`, which imports matplotlib; what a run measures
+of its own task vectors is in `fedta_app.analysis.task_arithmetic`.
+"""
+
+from fedta_app.analysis.matrices import (
+    MaskOverlap,
+    cosine_matrix,
+    mask_overlap_matrix,
+    sign_conflict_matrix,
+)
+from fedta_app.analysis.task_vectors import TaskVector, block_density, disentanglement_error
+
+__all__ = [
+    "MaskOverlap",
+    "TaskVector",
+    "block_density",
+    "cosine_matrix",
+    "disentanglement_error",
+    "mask_overlap_matrix",
+    "sign_conflict_matrix",
+]

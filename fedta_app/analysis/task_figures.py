@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from fedta_app.analysis.task_vectors import MaskOverlap
+from fedta_app.analysis.matrices import MaskOverlap
 from fedta_app.files import write_atomically
 
 Grid = npt.NDArray[np.float64]

@@ -3,22 +3,20 @@
 - Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089.
 - Ortiz-Jimenez et al., Task Arithmetic in the Tangent Space, NeurIPS 2023, arXiv 2305.12827
   (weight disentanglement error).
-- Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708 (sign conflicts).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fedta_app.aggregation.means import apply_update
+from fedta_app.aggregation import apply_update
+from fedta_app.vectors import Layout
 
 Inputs = TypeVar("Inputs")
-
-_COLUMNS = 2**16  # coordinates compared at a time: 100 clients take 50 MB in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,23 @@ class TaskVector:
     ----------
     tensors : Mapping[str, Tensor]
         Floating tensors by parameter name. Operations make new ones and leave these alone.
+
+    Examples
+    --------
+    Half of what was learnt, added to the pretrained weights:
+
+    >>> import torch
+    >>> from fedta_app.analysis import TaskVector
+    >>> pretrained = {"w": torch.tensor([1.0, 2.0, 3.0])}
+    >>> finetuned = {"w": torch.tensor([1.5, 2.0, 1.0])}
+    >>> task_vector = TaskVector.from_weights(pretrained, finetuned)
+    >>> task_vector.flat()
+    tensor([ 0.5000,  0.0000, -2.0000])
+    >>> task_vector.apply_to(pretrained, scale=0.5)["w"]
+    tensor([1.2500, 2.0000, 2.0000])
+    >>> forget = -1 * task_vector
+    >>> (task_vector + forget).norm()
+    0.0
     """
 
     tensors: Mapping[str, Tensor]
@@ -98,6 +113,10 @@ class TaskVector:
         apply_update(weights, self.tensors, scale=scale)
         return weights
 
+    def flat(self) -> Tensor:
+        """Return all entries as one vector (N,), in the order of `tensors`."""
+        return Layout.of(self.tensors).flatten(self.tensors)
+
     def norm(self) -> float:
         """Return the Euclidean norm over all entries, accumulated in float64."""
         squares = (float(value.double().square().sum()) for value in self.tensors.values())
@@ -107,76 +126,6 @@ class TaskVector:
         """Return the share of entries that moved, that is, are not zero; 0 if there are none."""
         moved = sum(int(value.count_nonzero()) for value in self.tensors.values())
         return moved / max(1, sum(value.numel() for value in self.tensors.values()))
-
-
-def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
-    """Return the cosines between task vectors, float64 of shape (n, n) on the CPU.
-
-    NaN in the row and column of a vector that is zero everywhere: it has no direction.
-
-    Raises
-    ------
-    ValueError
-        If there are no vectors, or names or shapes differ.
-    """
-    gram = _pair_sums(vectors, lambda block: block @ block.T)
-    norms = gram.diagonal().sqrt()
-    return (gram / torch.outer(norms, norms)).clamp_(-1, 1)
-
-
-def sign_conflict_matrix(vectors: Sequence[TaskVector]) -> Tensor:
-    """Return the share of coordinates whose signs differ, among those where both are non-zero.
-
-    Float64 of shape (n, n) on the CPU; unrelated vectors give 0.5, and a pair without a common
-    non-zero coordinate NaN.
-
-    Raises
-    ------
-    ValueError
-        If there are no vectors, or names or shapes differ.
-    """
-
-    def conflicts(block: Tensor) -> Tensor:
-        signs = block.sign()
-        both = signs.abs() @ signs.abs().T
-        return torch.stack([(both - signs @ signs.T) / 2, both])
-
-    pairs = _pair_sums(vectors, conflicts)
-    return pairs[0] / pairs[1]
-
-
-class MaskOverlap(NamedTuple):
-    """How much the trained sets of clients overlap.
-
-    Attributes
-    ----------
-    jaccard : Tensor of shape (n, n), float64
-        Entries both train over entries either trains; NaN if neither trains any.
-    chance : float
-        What independent uniformly random masks of the same densities p, q would have,
-        ``p q / (p + q - p q)``, mean over the pairs; NaN if there is no pair.
-    """
-
-    jaccard: Tensor
-    chance: float
-
-
-def mask_overlap_matrix(masks: Sequence[Mapping[str, Tensor]]) -> MaskOverlap:
-    """Return the Jaccard index of every two masks, and its value by chance.
-
-    Raises
-    ------
-    ValueError
-        If there are no masks, or names or shapes differ.
-    """
-    common = _pair_sums([TaskVector(mask) for mask in masks], lambda block: block @ block.T)
-    size = common.diagonal()
-    jaccard = common / (size[:, None] + size[None, :] - common)
-    density = size / sum(entry.numel() for entry in masks[0].values())
-    first, second = torch.triu_indices(len(masks), len(masks), offset=1)
-    product = density[first] * density[second]
-    chance = product / (density[first] + density[second] - product)
-    return MaskOverlap(jaccard, float(chance.nanmean()))
 
 
 def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -263,25 +212,6 @@ def _vit_parts(name: str, entry: Tensor) -> list[tuple[tuple[str, str], Tensor]]
     if parts[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed"):
         return [(("embed", parts[0]), entry)]
     return [((parts[0], parts[0]), entry)]
-
-
-def _pair_sums(vectors: Sequence[TaskVector], products: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum products(block) over blocks of coordinates, each float64 of shape (n, coordinates)."""
-    if not vectors:
-        raise ValueError("there are no task vectors or masks to compare; at least one is needed")
-    for vector in vectors[1:]:
-        _check_fit(vectors[0].tensors, vector.tensors)
-    total = torch.zeros((), dtype=torch.float64)
-    for block in _blocks(vectors):
-        total = total + products(block).cpu()
-    return total
-
-
-def _blocks(vectors: Sequence[TaskVector]) -> Iterator[Tensor]:
-    for name in vectors[0].tensors:
-        pieces = [torch.split(vector.tensors[name].reshape(-1), _COLUMNS) for vector in vectors]
-        for columns in zip(*pieces, strict=True):
-            yield torch.stack([column.detach().double() for column in columns])
 
 
 def _check_fit(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:

@@ -1,53 +1,217 @@
-"""What the rounds of mask calibration have in common on the server and on clients.
+"""Calibration of a mask in rounds that each keep a smaller part of what the round before kept.
 
 TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620): after round r of R the trained share
 is density^(r/R), and while a round's sensitivities are measured, the weights that earlier rounds
-dropped are multiplied by a soft value (0.1 in the paper's published code). A client's part of a
-round is
+dropped are multiplied by a soft value (0.1 in the paper's published code). Without that (soft value
+1) and with fixed labels any number of rounds gives the mask of one round. Fine-tuning starts from
+the original weights.
 
-    with softened(model, previous_mask, soft_value):
-        scores = fisher_diagonal(model, batches, generator=calibration_generator(seed, round))
-
-The server sums the scores of the clients and calls `fedta_app.masks.next_mask`; a single machine
-calls `fedta_app.masks.calibrate_mask`, and both find the same mask.
+`client_scores` is the part of a client in a round, `Calibration.advance` that of whoever has the
+scores: a server that sums them over clients, or a single machine.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedta_app.masks.rule import Batches, Entries, MaskRule
+from fedta_app.masks.selection import round_density, select
 from fedta_app.seeding import torch_generator
+from fedta_app.sensitivity import evaluation_mode, fisher_into
+from fedta_app.vectors import FlatMask, Layout
 
 
-def calibration_density(round: int, num_rounds: int, density: float) -> float:
-    """Return the trained share after round 1, 2, ... of `num_rounds`: density^(round/num_rounds).
+@dataclass
+class Calibration:
+    """The rounds in which a mask is found: scores go in, and the mask gets smaller.
+
+    `round` and `mask` are all that changes: to go on after a checkpoint, give both.
+
+    Attributes
+    ----------
+    rule : MaskRule
+        A rule that needs no scores is done after one round, whatever `num_rounds` says.
+    layout : Layout
+        The maskable parameters.
+    values : Tensor of shape (N,)
+        Their original weights; the mask lies on their device.
+    sparsity, threshold, seed, scope
+        As in `fedta_app.masks.build_mask`. A threshold takes one round.
+    num_rounds : int
+        At least 1.
+    round : int
+        How many rounds are done.
+    mask : FlatMask or None
+        The mask after these; None before the first.
 
     Raises
     ------
     ValueError
-        If the round is not one of 1 to `num_rounds`.
+        If the sparsity is outside [0, 1], if the number of rounds is too small, or too large for a
+        threshold, or if `mask` is missing after a round or given before the first.
     """
-    if not 1 <= round <= num_rounds:
-        raise ValueError(f"round is {round}; it must be between 1 and num_rounds ({num_rounds}).")
-    return density if round == num_rounds else density ** (round / num_rounds)
+
+    rule: MaskRule
+    layout: Layout
+    values: Tensor
+    sparsity: float | None = None
+    threshold: float | None = None
+    num_rounds: int = 1
+    seed: int = 0
+    scope: str = "global"
+    round: int = 0
+    mask: FlatMask | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1:
+            raise ValueError(f"num_rounds is {self.num_rounds}; it must be at least 1.")
+        if self.threshold is not None and self.num_rounds > 1:
+            raise ValueError(f"num_rounds is {self.num_rounds}; a threshold takes one round.")
+        if (self.mask is None) != (self.round == 0):
+            given = "missing" if self.mask is None else "given"
+            raise ValueError(f"mask is {given} after round {self.round}; only round 0 has none.")
+        if self.sparsity is not None:
+            round_density(self.sparsity, self.layout.size)  # refuses what is no share
+        if not self.rule.needs_scores:
+            self.num_rounds = 1
+
+    @property
+    def done(self) -> bool:
+        """Whether the last round is done."""
+        return self.round >= self.num_rounds
+
+    def advance(self, scores: Tensor | None = None) -> FlatMask:
+        """Do a round and return its mask, a subset of the mask of the round before.
+
+        Parameters
+        ----------
+        scores : Tensor of shape (N,), optional
+            What `ScoreSums.scores` returned; not read by rules that need no scores.
+
+        Raises
+        ------
+        ValueError
+            If all rounds are done, or as `fedta_app.masks.build_mask` does.
+        """
+        if self.done:
+            raise ValueError(f"all {self.num_rounds} rounds of the calibration are done.")
+        number = self.round + 1
+        sparsity = self.sparsity
+        if sparsity is not None and number < self.num_rounds:
+            sparsity = 1 - (1 - sparsity) ** (number / self.num_rounds)
+        chosen = select(
+            self.rule,
+            Entries(
+                self.layout,
+                self.values.detach().cpu(),
+                None if scores is None else scores.cpu(),
+                self.seed,
+            ),
+            sparsity=sparsity,
+            threshold=self.threshold,
+            scope=self.scope,
+            alive=None if self.mask is None else self.mask.mask,
+        )
+        self.round, self.mask = number, FlatMask(chosen.to(self.values.device))
+        return self.mask
+
+    def run(self, measure: Callable[[FlatMask | None, int], Tensor]) -> FlatMask:
+        """Do all rounds that are left, with the scores of one client, and return the last mask.
+
+        Parameters
+        ----------
+        measure : callable
+            Called as `measure(mask, round)` with the mask so far and the number of the round, from
+            1; returns what `client_scores` does. Not called for rules that need no scores.
+        """
+        while not self.done:
+            scores = None
+            if self.rule.needs_scores:
+                message = measure(self.mask, self.round + 1)
+                sums = self.rule.sums(self.layout.size)
+                sums.add(message)
+                scores = sums.scores().to(message.dtype)
+            self.advance(scores)
+        assert self.mask is not None
+        return self.mask
 
 
 def calibration_generator(seed: int, round: int) -> torch.Generator:
     """Return the generator of the labels drawn in a round: the same on the server and all clients.
 
-    Give it to `fisher_diagonal`; every round draws afresh, and draws by sample.
+    Give it to `client_scores`; every round draws afresh, and draws by sample.
     """
     return torch_generator(seed, "calibration-labels", round)
 
 
-def soften(
-    parameters: Mapping[str, Tensor], mask: Mapping[str, Tensor], soft_value: float
-) -> dict[str, Tensor]:
-    """Return the parameters with the entries outside the mask multiplied by `soft_value`.
+def client_scores(
+    model: nn.Module,
+    layout: Layout,
+    weights: Sequence[Tensor],
+    batches: Batches,
+    rule: MaskRule,
+    *,
+    mask: FlatMask | None,
+    soft_value: float,
+    labels: Literal["sampled", "true"] = "sampled",
+    output: Literal["log_prob", "logit"] = "log_prob",
+    generator: torch.Generator,
+) -> Tensor:
+    """Return what a client sends in a round of calibration.
 
-    Kept entries keep their bits, and parameters without a mask are passed through.
+    The model's weights and mode are the same afterwards, bit for bit.
+
+    Parameters
+    ----------
+    layout : Layout
+        The maskable parameters of the model.
+    weights : sequence of Tensor
+        The memory of these parameters, in the order of the layout: one vector (N,) that they are
+        views of, or the parameters themselves.
+    batches
+        Tuples (images, labels) or (images, labels, sample ids).
+    mask, soft_value
+        As in `softened`: the mask of the rounds so far.
+    labels, output, generator
+        As in `fedta_app.sensitivity.fisher_diagonal`; see `calibration_generator`.
+
+    Returns
+    -------
+    Tensor of shape (N,) or (2 N,)
+        The sensitivities, then the rule's statistic, if it has one.
+    """
+    size = layout.size
+    message = torch.empty(
+        rule.message_size(size), dtype=_score_dtype(weights), device=weights[0].device
+    )
+    with softened(weights, mask, soft_value):
+        sensitivities = layout.views(message[:size])
+        fisher_into(
+            model, sensitivities, batches, labels=labels, output=output, generator=generator
+        )
+        if rule.statistic is not None:
+            with evaluation_mode(model), torch.enable_grad():
+                message[size:] = rule.statistic(model, layout.names, batches)
+    return message
+
+
+@contextmanager
+def softened(weights: Iterable[Tensor], mask: FlatMask | None, soft_value: float) -> Iterator[None]:
+    """Multiply the entries outside the mask by `soft_value` for the time of a `with` block.
+
+    Trained entries keep their bits, and afterwards every entry has its old bits, whatever happened
+    in the block.
+
+    Parameters
+    ----------
+    weights : iterable of Tensor
+        One after another they have the N entries of the mask; changed in place.
+    mask : FlatMask or None
+        With None nothing changes.
 
     Raises
     ------
@@ -56,51 +220,20 @@ def soften(
     """
     if not 0 <= soft_value <= 1:
         raise ValueError(f"soft_value is {soft_value}; it must be between 0 and 1.")
-    return {
-        name: torch.where(mask[name], value, value * soft_value) if name in mask else value
-        for name, value in ((name, tensor.detach()) for name, tensor in parameters.items())
-    }
-
-
-@contextmanager
-def softened(
-    model: nn.Module, mask: Mapping[str, Tensor] | None, soft_value: float
-) -> Iterator[None]:
-    """Soften the model's parameters for the time of a `with` block, in place.
-
-    Afterwards every weight has its old bits, whatever happened in the block. No mask, no change.
-    """
-    named = dict(model.named_parameters())
-    parameters = {name: named[name] for name in mask or {}}
-    originals = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    if mask is None:
+        yield
+        return
+    tensors = [tensor.detach() for tensor in weights]
+    originals = [tensor.clone() for tensor in tensors]
+    pieces = mask.mask.split([tensor.numel() for tensor in tensors])
     try:
-        _write(parameters, soften(parameters, mask or {}, soft_value))
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(torch.where(piece.view(tensor.shape), tensor, tensor * soft_value))
         yield
     finally:
-        _write(parameters, originals)
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.copy_(original)
 
 
-def maskable(model: nn.Module, exclude: Collection[str] | None = None) -> dict[str, nn.Parameter]:
-    """Return the parameters that a mask covers: those with `requires_grad`, without the head.
-
-    Parameters
-    ----------
-    exclude
-        Names of modules or parameters to leave out with all that is inside them. By default the
-        head, if the model names it as timm's models do (`get_classifier`).
-    """
-    if exclude is None:
-        head = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-        exclude = [name for name, module in model.named_modules() if module is head]
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in exclude)
-    }
-
-
-@torch.no_grad()
-def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+def _score_dtype(weights: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32

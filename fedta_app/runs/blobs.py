@@ -1,11 +1,14 @@
-"""What a client is told once and remembers: bytes on disk, under their own sha256.
+"""Bytes on disk under their own sha256: what a client is told once, and what it keeps itself.
 
 The head, and masks as bits, travel to a client the first time it needs them; after that a message
-names them by digest. On disk, so that they outlive the process, and cost neither memory nor
-messages however many clients there are.
+names them by digest. What a client keeps from one round to another (an algorithm's memory) it
+writes itself and names to the server. A blob never changes: a checkpoint that names it finds what
+was there. On disk, blobs outlive the process, and cost neither memory nor messages however many
+clients there are.
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from fedta_app.errors import RunError
@@ -42,3 +45,10 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != digest:
             raise RunError(f"{self.folder / digest} is damaged: delete it, and start the run over")
         return data
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Remove every blob but these."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name not in digests:
+                    path.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """Checkpoints that are whole or not there: safetensors and JSON, hashed, renamed into place.
 
-    checkpoint/step-000012/weights.safetensors
-    checkpoint/step-000012/state.json           holds the sha256 of the other file and of itself
+    checkpoint/step-000012/weights.safetensors  the tensors of the state
+    checkpoint/step-000012/state.json           the rest of it, and the sha256 of both files
 
-A step counts the rows of metrics.csv. The two newest are kept. No pickle is ever loaded.
+A state is a tree of dictionaries whose leaves are tensors and JSON values; where a tensor was,
+state.json names it. A step counts the rows of metrics.csv. The two newest checkpoints are kept. No
+pickle is ever loaded.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,15 @@ from fedta_app.errors import CheckpointError
 from fedta_app.files import file_sha256, remove_tree, sync_folder, write_atomically
 
 KEEP = 2
+FORMAT = 2
+_TENSOR = "tensor in weights.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to continue: named tensors, and a state that JSON can hold."""
+    """What a run needs to continue: dictionaries with text keys, of tensors and JSON values."""
 
     step: int
-    tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
@@ -38,18 +42,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / f".step-{checkpoint.step:06d}.tmp"
     remove_tree(temporary)
     temporary.mkdir()
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    values = _without_tensors(checkpoint.state, "", tensors)
     weights = save(tensors)
     write_atomically(temporary / "weights.safetensors", weights)
-    state = {
+    stored = {
+        "format": FORMAT,
         "step": checkpoint.step,
         "weights-sha256": hashlib.sha256(weights).hexdigest(),
-        "state": checkpoint.state,
+        "state": values,
     }
-    state["sha256"] = _digest(state)
-    write_atomically(temporary / "state.json", json.dumps(state, indent=1))
+    stored["sha256"] = _digest(stored)
+    write_atomically(temporary / "state.json", json.dumps(stored, indent=1))
     remove_tree(final)
     temporary.rename(final)
     sync_folder(folder)
@@ -58,32 +62,56 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint, or None where there is none.
+    """Load the newest checkpoint, or return None where there is none.
 
     Raises
     ------
     CheckpointError
-        When the newest does not match its hashes; the sentence says what to delete to go on from
-        the one before.
+        When the newest does not match its hashes (the sentence says what to delete to go on from
+        the one before), or was written by an older release.
     """
     steps = _steps(folder)
     return _load(steps[-1]) if steps else None
+
+
+def kept_values(folder: Path) -> list[dict[str, Any]]:
+    """Return the states of all kept checkpoints without their tensors, the damaged left out."""
+    found = []
+    for path in _steps(folder):
+        try:
+            found.append(_read_values(path)["state"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
+def _read_values(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads((path / "state.json").read_text())
+    sha256 = stored.pop("sha256")
+    if sha256 != _digest(stored):
+        raise ValueError("state.json does not match its sha256")
+    return stored
+
+
 def _load(path: Path) -> Checkpoint:
     try:
-        state = json.loads((path / "state.json").read_text())
-        stored = state.pop("sha256")
-        if stored != _digest(state):
-            raise ValueError("state.json does not match its sha256")
+        stored = _read_values(path)
+        if stored.get("format", 1) != FORMAT:
+            raise _another_format(path, stored.get("format", 1))
         weights = path / "weights.safetensors"
-        if file_sha256(weights) != state["weights-sha256"]:
+        if file_sha256(weights) != stored["weights-sha256"]:
             raise ValueError("weights.safetensors does not match its sha256")
-        return Checkpoint(state["step"], load(weights.read_bytes()), state["state"])
+        tensors = load(weights.read_bytes())
+        state = _with_tensors(stored["state"], tensors)
+        if tensors:
+            raise ValueError(f"{min(tensors)} is in no place of the state")
+        return Checkpoint(stored["step"], state)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({error}): delete that folder to continue from "
@@ -91,5 +119,35 @@ def _load(path: Path) -> Checkpoint:
         ) from error
 
 
-def _digest(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def _another_format(path: Path, number: int) -> CheckpointError:
+    release = "fedta 0.1.0" if number < FORMAT else "a later release of fedta"
+    return CheckpointError(
+        f"the checkpoint {path} was written by {release}, which reads it: continue the run with "
+        "that release, choose another name, or set resume = false to start over"
+    )
+
+
+def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """Return the value with its tensors taken out into `tensors`, under their places."""
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous()
+        return {_TENSOR: place}
+    if isinstance(value, Mapping):
+        return {
+            key: _without_tensors(entry, f"{place}/{key}" if place else str(key), tensors)
+            for key, entry in value.items()
+        }
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return the value with the tensors back in their places; those are taken out of `tensors`."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_TENSOR}:
+        return tensors.pop(value[_TENSOR])
+    return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
+
+
+def _digest(stored: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

@@ -6,11 +6,10 @@ import math
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
-
-from torch import Tensor
 
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
@@ -19,29 +18,11 @@ from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from fedta_app.runs.curves_figure import save_curves
 from fedta_app.runs.directory import RunDirectory
 from fedta_app.runs.metrics import EventLog, Row, best_row, write_csv
-from fedta_app.runs.provenance import code_facts, device_name, versions
-from fedta_app.training.workspace import Workspace
+from fedta_app.runs.provenance import code_facts, versions
 
 INTERRUPTED = "interrupted"
-State = tuple[dict[str, Tensor], dict[str, Any]]
+State = Callable[[], dict[str, Any]]  # tensors and JSON values, asked for when it is saved
 _QUIET_SECONDS = 10.0  # a run that is silent for longer looks stuck
-
-
-def run_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return what summary.json says of weights, data and device; "identity" cannot change."""
-    source = workspace.built.source
-    return {
-        "identity": {
-            "data-sha256": workspace.data.digest,
-            "weights-file-sha256": source.sha256,
-            "parameters-sha256": workspace.weights.fingerprint,
-        },
-        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
-        "device": device_name(workspace.device),
-        "kernels": workspace.kernels,
-        "precision": workspace.precision,
-        "warnings": list(workspace.built.warnings),
-    }
 
 
 class RunSession:
@@ -57,6 +38,8 @@ class RunSession:
         Those under "identity" must be the same after a resume.
     notes : mapping, optional
         More for summary.json, read whenever that is written: what the run finds on its way.
+    saved : callable, optional
+        Called after every checkpoint.
     """
 
     def __init__(
@@ -66,9 +49,11 @@ class RunSession:
         total_steps: int,
         facts: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self._total_steps = total_steps
+        self._saved = saved
         # Kept, not copied: the notes fill up on the way.
         self._notes = {} if notes is None else notes
         self.directory = RunDirectory(config)
@@ -125,8 +110,8 @@ class RunSession:
                 "it was started; restore what was there, or choose another name"
             )
 
-    def add(self, row: Row, state: Callable[[], State]) -> None:
-        """Record a round; `state` is asked for tensors and JSON values when a checkpoint is due."""
+    def add(self, row: Row, state: State) -> None:
+        """Record a round; `state` is asked for when a checkpoint is due."""
         now = time.monotonic()
         self._intervals.append(now - self._last_step)
         self._last_step = now
@@ -149,7 +134,7 @@ class RunSession:
             return f"max-minutes = {self.config.max_minutes:g} is used up"
         return None
 
-    def finish(self, status: str, reason: str, state: Callable[[], State], sha256: str) -> None:
+    def finish(self, status: str, reason: str, state: State, sha256: str) -> None:
         """Save the last state and write the summary: "finished", or "stopped" with a reason."""
         self._save(state)
         self._close(status, reason, sha256)
@@ -161,28 +146,33 @@ class RunSession:
             print(f"stopped ({reason}) after {where}: the same command continues it", flush=True)
         print(f"run directory: {self.directory.path}", flush=True)
 
-    def fail(self, reason: str) -> None:
-        """Record that the run ended with an error; its checkpoint stays."""
-        self._close("failed", reason, None)
+    @contextmanager
+    def recording_failure(self) -> Iterator[None]:
+        """Write into the summary what ends the block with an error; the checkpoints stay."""
+        try:
+            yield
+        except BaseException as error:
+            self._close("failed", f"{type(error).__name__}: {error}", None)
+            raise
 
     def _close(self, status: str, reason: str, sha256: str | None) -> None:
         self._write_summary(status, reason, sha256)
         self._events.close()
         self.directory.close()
 
-    def _save(self, state: Callable[[], State]) -> None:
+    def _save(self, state: State) -> None:
         if self._saved_step == len(self.rows):
             return
-        tensors, extra = state()
         stored = {
-            **extra,
+            **state(),
             "rows": [asdict(row) for row in self.rows],
             "sessions": [*self._history, self._session()],
             "identity": self._facts["identity"],
             "initial-weights-sha256": self.initial_sha256,
         }
-        save_checkpoint(self.directory.checkpoints, Checkpoint(len(self.rows), tensors, stored))
+        save_checkpoint(self.directory.checkpoints, Checkpoint(len(self.rows), stored))
         self._saved_step = len(self.rows)
+        self._saved()
 
     def _expected_seconds(self) -> float:
         """Return the usual time from row to row; the first, with its warm-up, only if alone."""

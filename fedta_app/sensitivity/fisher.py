@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedta_app.seeding import derive_seed
+from fedta_app.sensitivity.keyed import keyed_uniform
 from fedta_app.sensitivity.layers import UnsupportedModelError
 from fedta_app.sensitivity.tape import SquaredGradientTape
 
@@ -88,30 +88,63 @@ def fisher_diagonal(
     ValueError
         If an option is unknown, a batch is malformed, the model does not return one row of logits
         per example, or it normalises over the batch even in evaluation mode.
+
+    Examples
+    --------
+    The sensitivities of a linear classifier to a single image, at its true label 1. The gradient
+    of log p(1) with respect to the logits is onehot(1) - p, and p = (1/2, 1/2) here:
+
+    >>> import torch
+    >>> from fedta_app.sensitivity import fisher_diagonal
+    >>> model = torch.nn.Linear(2, 2)
+    >>> for parameter in model.parameters():
+    ...     _ = torch.nn.init.zeros_(parameter)
+    >>> batches = [(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))]
+    >>> scores = fisher_diagonal(model, batches, labels="true")
+    >>> scores["weight"].tolist()
+    [[0.25, 1.0], [0.25, 1.0]]
+    >>> scores["bias"].tolist()
+    [0.25, 0.25]
+    """
+    totals = {
+        name: torch.empty_like(parameter, dtype=_score_dtype(parameter), requires_grad=False)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    fisher_into(
+        model, totals, batches, labels=labels, output=output, generator=generator, seed=seed
+    )
+    return totals
+
+
+def fisher_into(
+    model: nn.Module,
+    totals: Mapping[str, Tensor],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    labels: Literal["sampled", "true"] = "sampled",
+    output: Literal["log_prob", "logit"] = "log_prob",
+    generator: torch.Generator | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the sensitivities of chosen parameters into given tensors; see `fisher_diagonal`.
+
+    Parameters
+    ----------
+    totals : Mapping[str, Tensor]
+        For each chosen parameter, which must have `requires_grad`, a tensor of its shape on its
+        device: a view of one flat vector, for example. What it holds is overwritten.
     """
     _check_options(model, labels, output)
     if generator is not None:
         device = generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    objective = _Objective(labels, output, seed)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: torch.zeros_like(p, dtype=_score_dtype(p)) for name, p in trainable.items()}
-    if trainable:
-        with _evaluation_mode(model), torch.enable_grad():
-            _accumulate(
-                model, totals, _numbered(batches, next(iter(trainable.values()))), objective
-            )
-    return totals
-
-
-def keyed_uniform(sample_ids: Tensor, seed: int) -> Tensor:
-    """Return numbers in [0, 1), float64 on the CPU, each a function of (seed, id) alone.
-
-    SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) as a hash; int64 arithmetic wraps as it requires.
-    """
-    key = derive_seed("label", seed)
-    state = _mix(sample_ids.to("cpu", torch.int64) * _signed(0x9E3779B97F4A7C15) + key)
-    return _shift(_mix(state ^ key), 11).double() * 2.0**-53
+    for total in totals.values():
+        total.zero_()
+    if totals:
+        numbered = _numbered(batches, next(iter(totals.values())).device)
+        with evaluation_mode(model), torch.enable_grad():
+            _accumulate(model, totals, numbered, _Objective(labels, output, seed))
 
 
 class _Objective:
@@ -198,7 +231,7 @@ def _add_slow(
             totals[name].add_(gradient.to(totals[name].dtype).square().sum(0))
 
 
-def _numbered(batches: Iterable[tuple[Tensor, ...]], like: Tensor) -> Iterator[_Batch]:
+def _numbered(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[_Batch]:
     """Check the batches, number examples without ids, and move images to the model's device."""
     start = 0
     for batch in batches:
@@ -216,7 +249,7 @@ def _numbered(batches: Iterable[tuple[Tensor, ...]], like: Tensor) -> Iterator[_
             )
         start += len(images)
         if len(images):
-            yield _Batch(images.detach().to(like.device), labels, ids)
+            yield _Batch(images.detach().to(device), labels, ids)
 
 
 def _unequal_parts(batch: _Batch) -> list[_Batch]:
@@ -227,7 +260,7 @@ def _unequal_parts(batch: _Batch) -> list[_Batch]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and autocast, and restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device.type
@@ -263,20 +296,3 @@ def _check_logits(logits: Tensor, batch: _Batch) -> None:
 
 def _score_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
-
-
-def _mix(state: Tensor) -> Tensor:
-    """Return SplitMix64's finaliser of int64 bit patterns."""
-    state = (state ^ _shift(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-    state = (state ^ _shift(state, 27)) * _signed(0x94D049BB133111EB)
-    return state ^ _shift(state, 31)
-
-
-def _shift(state: Tensor, bits: int) -> Tensor:
-    """Return a logical shift to the right of int64 bit patterns."""
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(pattern: int) -> int:
-    """Return the int64 with the bits of a uint64."""
-    return pattern - (1 << 64) if pattern >> 63 else pattern

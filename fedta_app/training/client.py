@@ -1,12 +1,13 @@
 """A client's training, free of Flower."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fedta_app.training.steps import make_optimizer, train_steps
+from fedta_app.algorithms.base import NOTHING, Algorithm, Vectors
+from fedta_app.training.steps import make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.flat import FlatWeights
 from fedta_app.vectors.mask import FlatMask
@@ -14,15 +15,26 @@ from fedta_app.vectors.mask import FlatMask
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client sends back after training.
+    """What a client sends back after training, and what it keeps.
 
-    `update` is local minus global weights, packed where a mask says which are trained. It may be
-    the workspace's own memory, or the caller's: it holds only until the next client trains here.
+    Attributes
+    ----------
+    update : Tensor of shape (P,)
+        Local minus global weights, over the entries that were trained. It may lie in the
+        workspace's own memory, or the caller's: it holds only until the next client trains here.
+    num_examples, steps : int
+    loss : float
+        Mean training loss over the steps.
+    sent, memory : mapping of str to Tensor
+        What the algorithm's local rule sends besides, and what it keeps for the next time.
     """
 
     update: Tensor
     num_examples: int
+    steps: int
     loss: float
+    sent: Vectors = field(default_factory=dict)
+    memory: Vectors = field(default_factory=dict)
 
 
 def train_client(
@@ -32,6 +44,9 @@ def train_client(
     partition_id: int,
     server_round: int,
     lr: float,
+    algorithm: Algorithm | None = None,
+    received: Vectors = NOTHING,
+    memory: Vectors = NOTHING,
     down: FlatMask | None = None,
     up: FlatMask | None = None,
     outbox: Callable[[Tensor], Tensor] = lambda update: update,
@@ -42,6 +57,10 @@ def train_client(
     ----------
     global_weights : Tensor
         The whole vector, or with `down` its packed entries; the others are where they started.
+    algorithm : Algorithm, optional
+        FedAvg without it.
+    received, memory : mapping of str to Tensor
+        What the algorithm's server broadcast, over the entries that came, and what its client kept.
     down : FlatMask, optional
         Which weights came.
     up : FlatMask, optional
@@ -51,23 +70,54 @@ def train_client(
         default that tensor itself, which nobody needs any more.
     """
     weights = workspace.weights
+    device = weights.vector.device
     trained = up or down
     if down is None:
         weights.load(global_weights)
     else:
-        down.scatter_(weights.vector, global_weights.to(weights.vector.device))
+        down.scatter_(weights.vector, global_weights.to(device))
     if trained is None or up is None:
-        before = global_weights.to(weights.vector.device)  # all that came is trained
+        before = global_weights.to(device)  # all that came is trained
     else:
         before = up.gather(weights.vector)
-    masks = None if trained is None else weights.views(trained.mask)
     images = workspace.client_data(partition_id)
-    optimizer = make_optimizer(workspace.config, workspace.model, masks)
+    algorithm = algorithm or Algorithm()
+    rule = algorithm.local(before, _over(received, down, up, device), _to(memory, device))
+    optimizer = make_optimizer(
+        workspace.config,
+        workspace.model,
+        None if trained is None else weights.views(trained.mask),
+    )
     with optimizer.skip_frozen_tensors():
-        loss = train_steps(workspace, optimizer, images, lr=lr, key=(server_round, partition_id))
+        loss = train_steps(
+            workspace,
+            optimizer,
+            images,
+            lr=lr,
+            key=(server_round, partition_id),
+            rule=rule,
+            trained=trained,
+        )
     after = weights.vector if trained is None else trained.gather(weights.vector)
     update = torch.sub(after, before, out=outbox(after))
-    return LocalResult(update, len(images), loss)
+    steps = steps_of(workspace.config, len(images))
+    sent, kept = rule.finish(update, steps, lr)
+    return LocalResult(update, len(images), steps, loss, sent, kept)
+
+
+def _to(vectors: Vectors, device: torch.device) -> Vectors:
+    return {name: vector.to(device) for name, vector in vectors.items()}
+
+
+def _over(
+    received: Vectors, down: FlatMask | None, up: FlatMask | None, device: torch.device
+) -> Vectors:
+    """Return the vectors over the entries that the client trains, of those that came."""
+    moved = _to(received, device)
+    if up is None or not moved:
+        return moved
+    chosen = up.mask if down is None else up.mask[down.mask]
+    return {name: vector[chosen] for name, vector in moved.items()}
 
 
 def train_head(
@@ -89,7 +139,8 @@ def train_head(
     finally:
         _require_grad(probe, False)
         _require_grad(backbone, True)
-    return LocalResult(head.vector.sub_(global_head.to(head.vector.device)), len(images), loss)
+    update = head.vector.sub_(global_head.to(head.vector.device))
+    return LocalResult(update, len(images), steps_of(workspace.config, len(images)), loss)
 
 
 def _head(workspace: Workspace) -> FlatWeights:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.functional import cross_entropy
 
+from fedta_app.algorithms.base import Loss
 from fedta_app.errors import first_line
 
 MODES = ("off", "cuda-graph", "inductor")
@@ -68,11 +69,16 @@ class Passes:
         if mode == "cuda-graph" and device.type != "cuda":
             self._give_up(f"{device.type} has none")
 
-    def __call__(self, inputs: Tensor, labels: Tensor, scaler: GradScaler) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, labels: Tensor, scaler: GradScaler, loss: Loss | None = None
+    ) -> Tensor:
         """Put the gradients of the scaled mean loss into `.grad`, and return the loss.
 
-        Every `.grad` is None before. The loss is on the device: nobody waits for it.
+        Every `.grad` is None before. The result is on the device, so that nobody waits for it. A
+        loss other than the mean cross-entropy is neither recorded nor compiled.
         """
+        if loss is not None:
+            return self._eager(self._model, inputs, labels, scaler, loss)
         if self.mode != "off" and len(inputs) in self._sizes:
             if self.mode == "inductor":
                 return self._through_compiled(inputs, labels, scaler)
@@ -81,10 +87,16 @@ class Passes:
                 return recording.replay(inputs, labels, scaler)
         return self._eager(self._model, inputs, labels, scaler)
 
-    def loss(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in the run's precision."""
+    def loss(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        loss: Loss = cross_entropy,
+    ) -> Tensor:
+        """Return the mean loss, in the run's precision."""
         with autocast(self._precision, self._device):
-            return cross_entropy(forward(inputs), labels)
+            return loss(forward(inputs), labels)
 
     def _eager(
         self,
@@ -92,10 +104,11 @@ class Passes:
         inputs: Tensor,
         labels: Tensor,
         scaler: GradScaler,
+        loss: Loss = cross_entropy,
     ) -> Tensor:
-        loss = self.loss(forward, inputs, labels)
-        scaler.scale(loss).backward()
-        return loss.detach()
+        mean_loss = self.loss(forward, inputs, labels, loss)
+        scaler.scale(mean_loss).backward()
+        return mean_loss.detach()
 
     def _through_compiled(self, inputs: Tensor, labels: Tensor, scaler: GradScaler) -> Tensor:
         if self._compiled is not None:

@@ -1,7 +1,7 @@
 """Masks of a run: what is scored, on which images, and which mask follows.
 
-The rounds are those of TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620), see
-`fedta_app.masks.calibration`; vectors are in the order of `Workspace.weights`.
+The rounds are those of `fedta_app.masks.calibration`; vectors are in the order of
+`Workspace.weights`.
 """
 
 from collections.abc import Iterator
@@ -9,18 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable
 from fedta_app.errors import RunError
-from fedta_app.masks.building import build_mask, needs_scores, next_mask
-from fedta_app.masks.calibration import calibration_generator, softened
-from fedta_app.masks.sets import flatten
+from fedta_app.masks import Calibration, calibration_generator, client_scores, rule_named
 from fedta_app.seeding import derive_seed, torch_generator
-from fedta_app.sensitivity.fisher import fisher_diagonal
 from fedta_app.training.workspace import Workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 
 _SERVER = -1  # in place of a partition id
 
@@ -74,99 +71,79 @@ def _some(workspace: Workspace, available: int, owner: int) -> Tensor:
 def scores(
     workspace: Workspace, batches: ScoringBatches, mask: FlatMask | None, calibration_round: int
 ) -> Tensor:
-    """Return sensitivities summed over the images, of shape (N,).
+    """Return what a client sends in a round of calibration; see `fedta_app.masks.client_scores`.
 
-    Weights that earlier rounds dropped are softened meanwhile. For the rule "agreement" the mean
-    gradient, of shape (N,), follows in the same vector.
+    Parameters
+    ----------
+    mask : FlatMask or None
+        The mask of the rounds so far; weights outside it are softened meanwhile.
     """
     config, weights = workspace.config, workspace.weights
-    named = None if mask is None else weights.views(mask.mask)
-    same_bits = repeatable(workspace.device, config.deterministic)
-    with same_bits, softened(workspace.model, named, config.soft_value):
-        found = fisher_diagonal(
+    with repeatable(workspace.device, config.deterministic):
+        return client_scores(
             workspace.model,
+            weights.layout,
+            [weights.vector],
             batches,
+            rule_named(config.mask_rule),
+            mask=mask,
+            soft_value=config.soft_value,
             labels=config.sensitivity_labels,  # type: ignore[arg-type]
             output=config.sensitivity_output,  # type: ignore[arg-type]
             generator=calibration_generator(config.seed, calibration_round),
         )
-        parts = [flatten(found, weights.names)]
-        if config.mask_rule == "agreement":
-            parts.append(_mean_gradient(workspace, batches))
-    return torch.cat(parts)
 
 
-def _mean_gradient(workspace: Workspace, batches: ScoringBatches) -> Tensor:
-    model = workspace.model
-    model.eval()
-    parameters = [model.get_parameter(name) for name in workspace.weights.names]
-    total = torch.zeros_like(workspace.weights.vector)
-    for inputs, labels, _ in batches:
-        loss = cross_entropy(model(inputs), labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, parameters)
-        total += torch.cat([gradient.flatten() for gradient in gradients])
-    return total / len(batches.images)
-
-
-def mask_of_round(
+def calibration(
     workspace: Workspace,
-    vector: Tensor | None,
-    previous: FlatMask | None,
-    calibration_round: int,
+    partition_id: int | None = None,
     *,
-    owner: int = _SERVER,
-) -> FlatMask:
-    """Return the mask after a round, from its scores (None for rules that need none).
+    round: int = 0,
+    mask: FlatMask | None = None,
+) -> Calibration:
+    """Return the calibration of the configuration's mask.
 
     Parameters
     ----------
-    owner : int
+    partition_id : int, optional
         The client whose own mask it is: the rule "random" draws another for each.
+    round, mask
+        How many rounds are done, and the mask after them.
     """
     config, weights = workspace.config, workspace.weights
-    parameters = weights.views(weights.vector)
-    named = None if vector is None else weights.views(vector)
-    seed = config.seed if owner == _SERVER else derive_seed(config.seed, "own mask", owner)
-    if config.score_threshold or vector is None:
-        by_score = {"threshold": config.score_threshold} if config.score_threshold else {}
-        by_share = {} if config.score_threshold else {"sparsity": config.sparsity}
-        mask = build_mask(
-            parameters, rule=config.mask_rule, scores=named, seed=seed,
-            scope=config.sparsity_scope, **by_score, **by_share,  # type: ignore[arg-type]
-        )  # fmt: skip
-    else:
-        mask = next_mask(
-            parameters,
-            named,
-            None if previous is None else weights.views(previous.mask),
-            rule=config.mask_rule,
-            sparsity=config.sparsity,
-            round=calibration_round,
-            num_rounds=config.calibration_rounds,
-            seed=seed,
-            scope=config.sparsity_scope,  # type: ignore[arg-type]
-        )
-    flat = FlatMask.of(mask, weights)
-    if not flat.num_trained:
+    seed = config.seed
+    if partition_id is not None:
+        seed = derive_seed(config.seed, "own mask", partition_id)
+    return Calibration(
+        rule_named(config.mask_rule),
+        weights.layout,
+        weights.vector,
+        sparsity=None if config.score_threshold else config.sparsity,
+        threshold=config.score_threshold or None,
+        num_rounds=config.calibration_rounds,
+        seed=seed,
+        scope=config.sparsity_scope,
+        round=round,
+        mask=mask,
+    )
+
+
+def require_trained(config: RunConfig, mask: FlatMask) -> FlatMask:
+    """Return the mask, or raise RunError where it trains no weight at all."""
+    if not mask.num_trained:
         by = "score-threshold" if config.score_threshold else "sparsity"
         value = config.score_threshold or config.sparsity
         raise RunError(f"the mask trains no weight at all: {by} = {value:g} leaves none")
-    return flat
+    return mask
 
 
 def own_mask(workspace: Workspace, partition_id: int | None) -> FlatMask:
     """Calibrate a mask in all its rounds on one client's images; with None, on the server's."""
-    owner = _SERVER if partition_id is None else partition_id
-    if not needs_scores(workspace.config.mask_rule):
-        return mask_of_round(workspace, None, None, 1, owner=owner)
-    batches = (
-        server_batches(workspace)
-        if partition_id is None
-        else client_batches(workspace, partition_id)
+    if partition_id is None:
+        batches = server_batches(workspace)
+    else:
+        batches = client_batches(workspace, partition_id)
+    found = calibration(workspace, partition_id).run(
+        lambda mask, calibration_round: scores(workspace, batches, mask, calibration_round)
     )
-    mask: FlatMask | None = None
-    for calibration_round in range(1, workspace.config.calibration_rounds + 1):
-        found = scores(workspace, batches, mask, calibration_round)
-        mask = mask_of_round(workspace, found, mask, calibration_round, owner=owner)
-    assert mask is not None
-    return mask
+    return require_trained(workspace.config, found)

@@ -1,12 +1,13 @@
 """Mini-batch SGD on one device: the J local steps of a client, and the epochs of the baseline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedta_app.algorithms.base import Correction, LocalRule, Loss
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable, to_device
@@ -14,6 +15,7 @@ from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.training.passes import autocast
 from fedta_app.training.workspace import Workspace
+from fedta_app.vectors.mask import FlatMask
 
 # A client takes few steps: a scale that overflows at first, as torch's 65536 can, wastes them.
 _FP16_SCALE = 1024.0
@@ -72,6 +74,8 @@ def train_steps(
     *,
     lr: float,
     key: tuple[int, ...],
+    rule: LocalRule | None = None,
+    trained: FlatMask | None = None,
 ) -> float:
     """Train on the images, in place, and return the mean loss over the steps.
 
@@ -79,6 +83,10 @@ def train_steps(
     ----------
     key : tuple of int
         What batches, augmentation and dropout depend on, besides the seed: the round, the client.
+    rule : LocalRule, optional
+        The algorithm's part of every step: its loss, and its correction of the gradient.
+    trained : FlatMask, optional
+        The entries that the vectors of the rule are over; all of `workspace.weights` without it.
     """
     config, model = workspace.config, workspace.model
     for group in optimizer.param_groups:
@@ -90,6 +98,10 @@ def train_steps(
     augmentation = torch_generator(config.seed, "augmentation", *key)
     steps = steps_of(config, len(images))
     total = torch.zeros((), device=workspace.device)
+    correct = None
+    if rule is not None and rule.correction is not None:
+        correct = GradientCorrection(workspace, rule.correction, trained)
+    loss = None if rule is None else rule.loss
     model.train()
     dropout = _seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
     with dropout, repeatable(workspace.device, config.deterministic):
@@ -97,7 +109,7 @@ def train_steps(
         for positions in mini_batches(len(images), config.batch_size, steps, order):
             batch = images.subset(to_device(positions, workspace.device))
             inputs = workspace.inputs(batch.images, augmentation)
-            total += _step(workspace, optimizer, scaler, inputs, batch.labels)
+            total += _step(workspace, optimizer, scaler, inputs, batch.labels, loss, correct)
     return float(total) / steps
 
 
@@ -107,18 +119,68 @@ def _step(
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     labels: Tensor,
+    loss: Loss | None,
+    correct: "GradientCorrection | None",
 ) -> Tensor:
     optimizer.zero_grad()
-    loss = workspace.passes(inputs, labels, scaler)
-    if workspace.config.clip_norm:
+    mean_loss = workspace.passes(inputs, labels, scaler, loss)
+    if correct is not None or workspace.config.clip_norm:
         scaler.unscale_(optimizer)
+    if correct is not None:
+        correct()
+    if workspace.config.clip_norm:
         optimizer.mask_gradients()  # the norm of what is trained, not of what is frozen
         # Not the model's parameters: what another phase trained may still hold its gradients.
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trained, workspace.config.clip_norm)
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
+        nn.utils.clip_grad_norm_(parameters, workspace.config.clip_norm)
     scaler.step(optimizer)
     scaler.update()
-    return loss
+    return mean_loss
+
+
+class GradientCorrection:
+    """Adds pull * (w - centre) + shift to the gradients of the entries that are trained.
+
+    Frozen entries get nothing: there the centre is the weight itself, and the shift is zero.
+    """
+
+    def __init__(
+        self, workspace: Workspace, correction: Correction, trained: FlatMask | None
+    ) -> None:
+        weights = workspace.weights
+        self._parameters = [workspace.model.get_parameter(name) for name in weights.names]
+        self._pull = correction.pull
+        self._centre = self._shift = None
+        if correction.pull and correction.centre is not None:
+            whole = _whole(correction.centre, trained, weights.vector.clone)
+            self._centre = list(weights.views(whole).values())
+        if correction.shift is not None:
+            whole = _whole(correction.shift, trained, lambda: torch.zeros_like(weights.vector))
+            self._shift = list(weights.views(whole).values())
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Correct the gradients that are there, in place."""
+        there = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        gradients: list[Tensor] = [self._parameters[i].grad for i in there]  # type: ignore[misc]
+        if self._centre is not None:
+            weights: list[Tensor] = [self._parameters[i] for i in there]
+            centres: list[Tensor] = [self._centre[i] for i in there]
+            moved = list(torch._foreach_sub(weights, centres))
+            torch._foreach_add_(gradients, moved, alpha=self._pull)
+        if self._shift is not None:
+            torch._foreach_add_(gradients, [self._shift[i] for i in there])
+
+
+def _whole(packed: Tensor, trained: FlatMask | None, base: Callable[[], Tensor]) -> Tensor:
+    """Return a packed vector over all weights, with `base` where nothing is trained."""
+    if trained is None:
+        return packed
+    whole = base()
+    trained.scatter_(whole, packed.to(whole.device))
+    return whole
 
 
 @contextmanager

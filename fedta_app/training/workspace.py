@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_devi
 from fedta_app.errors import ConfigError
 from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.schemes import partition
+from fedta_app.runs.provenance import device_name
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
@@ -219,6 +221,23 @@ def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, F
 def shared_workspace(config: RunConfig) -> Workspace:
     """Return this process's workspace for the configuration, built at the first call.
 
-    A run trains it, so whoever runs calls `client_memory.forget_run` at the end.
+    A run trains it, so whoever runs calls `engine.client_memory.forget_run` at the end.
     """
     return build_workspace(config)
+
+
+def run_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what summary.json says of weights, data and device; "identity" cannot change."""
+    source = workspace.built.source
+    return {
+        "identity": {
+            "data-sha256": workspace.data.digest,
+            "weights-file-sha256": source.sha256,
+            "parameters-sha256": workspace.weights.fingerprint,
+        },
+        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
+        "device": device_name(workspace.device),
+        "kernels": workspace.kernels,
+        "precision": workspace.precision,
+        "warnings": list(workspace.built.warnings),
+    }

@@ -5,10 +5,11 @@ tensors; nothing is gathered, concatenated or serialised tensor by tensor.
 """
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor, nn
+
+from fedta_app.vectors.layout import Layout
 
 
 class FlatWeights:
@@ -23,37 +24,39 @@ class FlatWeights:
 
     Attributes
     ----------
-    vector : Tensor of shape (number of entries,)
+    layout : Layout
+        Where each parameter lies in the vector.
+    vector : Tensor of shape (N,)
         Shares memory with the parameters: write to one and the other follows.
     """
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
-        parameters = dict(model.named_parameters())
-        self.names = names
-        self.shapes = [tuple(parameters[name].shape) for name in names]
-        sizes = [math.prod(shape) for shape in self.shapes]
+        parameters = {name: model.get_parameter(name) for name in names}
+        self.layout = Layout.of(parameters)
         first = parameters[names[0]]
-        self.vector = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
-        for name, piece in zip(names, self.vector.split(sizes), strict=True):
-            parameter = parameters[name]
-            view = piece.view(parameter.shape)
-            view.copy_(parameter.data)
-            parameter.data = view
-        self._sizes = sizes
+        self.vector = torch.empty(self.layout.size, dtype=first.dtype, device=first.device)
+        for name, view in self.layout.views(self.vector).items():
+            view.copy_(parameters[name].data)
+            parameters[name].data = view
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters, in the order of the vector."""
+        return self.layout.names
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the parameters, in the order of the vector."""
+        return self.layout.shapes
 
     @property
     def fingerprint(self) -> str:
-        """Names and shapes, hashed: two processes that agree on it agree on every position."""
-        text = "\n".join(f"{n} {s}" for n, s in zip(self.names, self.shapes, strict=True))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """See `Layout.fingerprint`."""
+        return self.layout.fingerprint
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Split a vector of this layout into named views of the parameters' shapes."""
-        pieces = vector.split(self._sizes)
-        return {
-            name: piece.view(shape)
-            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
-        }
+        return self.layout.views(vector)
 
     def load(self, vector: Tensor) -> None:
         """Copy a vector of this layout into the model, in place."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
-from fedta_app.masks.sets import round_density
+from fedta_app.masks import round_density
 from fedta_app.runs.session import RunSession
 from fedta_app.training.workspace import build_workspace, shared_workspace
 from tests.zero_head import fit_zeros

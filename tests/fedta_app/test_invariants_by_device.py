@@ -14,7 +14,7 @@ from fedta_app.seeding import torch_generator
 from fedta_app.training.client import train_client
 from fedta_app.training.steps import evaluate, make_optimizer
 from fedta_app.training.workspace import Workspace, build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 
 BASE = {
     "weights": "random", "num-clients": 20, "lr": 0.05, "threads": 1,

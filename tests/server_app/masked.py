@@ -13,7 +13,7 @@ from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.training.workspace import build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 from server_app.app import app as server_app
 
 MASKED = {
@@ -57,7 +57,7 @@ def initial_weights(**values: Any) -> torch.Tensor:
 
 def final_weights(folder: Path) -> torch.Tensor:
     steps = sorted((folder / "test/seed0/checkpoint").glob("step-*"))
-    return load_file(steps[-1] / "weights.safetensors")["weights"]
+    return load_file(steps[-1] / "weights.safetensors")["parts/server/weights"]
 
 
 def stored_mask(folder: Path, summary: dict[str, Any]) -> torch.Tensor:

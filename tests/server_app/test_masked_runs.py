@@ -12,18 +12,16 @@ import torch
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
-from fedta_app.masks.building import MASK_RULES, calibrate_mask
-from fedta_app.masks.sets import round_density
+from fedta_app.masks import MASK_RULES, calibrate_mask, round_density
 from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.scoring import (
     ScoringBatches,
-    mask_of_round,
+    calibration,
     own_mask,
     scores,
     server_batches,
 )
 from fedta_app.training.workspace import build_workspace, shared_workspace
-from fedta_app.vectors.mask import FlatMask
 from server_app.app import app as server_app
 from tests.server_app.masked import (
     BACKBONE,
@@ -100,11 +98,7 @@ def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_pa
     assert space.head is not None
     space.head.load(fit_head(space, head_statistics(space, space.data.train)).vector)
     everything = ScoringBatches(space, space.data.train, torch.arange(len(space.data.train)))
-    central = None
-    for number in (1, 2):
-        found = scores(space, everything, central, number)
-        central = mask_of_round(space, found, central, number)
-    assert central is not None
+    central = calibration(space).run(lambda mask, round_: scores(space, everything, mask, round_))
     for mask in masks.values():
         # Sums in another order may swap entries whose scores are equal up to rounding.
         assert int((mask != central.mask).sum()) <= 2e-4 * BACKBONE
@@ -125,7 +119,7 @@ def test_the_server_finds_the_mask_that_calibrate_mask_finds(rule: str) -> None:
         soft_value=config.soft_value,
         seed=config.seed,
     )
-    assert torch.equal(own_mask(space, None).mask, FlatMask.of(alone, space.weights).mask)
+    assert torch.equal(own_mask(space, None).mask, space.weights.layout.flatten(alone))
 
 
 @pytest.mark.parametrize(("fraction", "images"), [(1.0, 1260), (0.5, 630), (0.2, 252)])

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedta_app.config import RunConfig
-from fedta_app.masks.building import MASK_RULES
+from fedta_app.masks import MASK_RULES
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.training.workspace import build_workspace
-from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors import FlatMask
 from tests.experiments.running.killing import kill_tree
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedta_app.analysis import MaskOverlap, mask_overlap_matrix
 from fedta_app.analysis.task_figures import (
     save_block_density,
     save_cosine_matrix,
     save_mask_overlap_matrix,
     save_sign_conflict_matrix,
 )
-from fedta_app.analysis.task_vectors import MaskOverlap, mask_overlap_matrix
 
 
 def assert_picture(path: Path) -> None:
@@ -45,7 +45,7 @@ def test_square_matrices(tmp_path: Path, number: int, save: Callable[[Path, Tens
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_mask_overlap(tmp_path: Path, number: int) -> None:
-    masks = [{"w": torch.arange(12) % (client + 2) == 0} for client in range(number)]
+    masks = [torch.arange(12) % (client + 2) == 0 for client in range(number)]
     labels = [f"client {client}" for client in range(number)]
     save_mask_overlap_matrix(tmp_path / "figure.png", mask_overlap_matrix(masks), labels)
     assert_picture(tmp_path / "figure.png")

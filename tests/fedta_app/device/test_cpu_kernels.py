@@ -15,7 +15,7 @@ from fedta_app.device.cpu_kernels import (
     write_out_attention,
 )
 from fedta_app.models.building import build_model
-from fedta_app.sensitivity.fisher import fisher_diagonal
+from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.workspace import build_workspace
 
 CPU = torch.device("cpu")

@@ -2,18 +2,22 @@ import pytest
 import torch
 from torch import nn
 
-from fedta_app.masks import building as masks
-from fedta_app.masks.building import MASK_RULES, build_mask, calibrate_mask, needs_scores, next_mask
-from fedta_app.masks.calibration import (
-    calibration_density,
+from fedta_app.masks import (
+    MASK_RULES,
+    Calibration,
+    build_mask,
+    calibrate_mask,
     calibration_generator,
+    client_scores,
     maskable,
-    soften,
-    softened,
+    needs_scores,
+    rule_named,
 )
-from fedta_app.sensitivity.fisher import fisher_diagonal
+from fedta_app.masks import calibration as calibration_module
+from fedta_app.masks.calibration import softened
+from fedta_app.sensitivity import fisher_diagonal, fisher_into
+from fedta_app.vectors import FlatMask, Layout
 
-ONE = {"w": torch.tensor([1.0, 2.0])}
 AWKWARD = torch.tensor([-0.0, 1e-45, 3.3, -7.1, 1e38, 0.1])
 
 
@@ -21,51 +25,79 @@ def bits(tensor):
     return tensor.detach().view(torch.int32).tolist()
 
 
+def start(rule, parameters, **values):
+    layout = Layout.of(parameters)
+    vector = layout.flatten(parameters)
+    return Calibration(rule_named(rule), layout, vector, **values)
+
+
 def test_densities_fall_geometrically_to_exactly_the_last():
-    densities = [calibration_density(step, 4, 0.1) for step in range(1, 5)]
-    assert densities == pytest.approx([0.562341325, 0.316227766, 0.177827941, 0.1])
-    assert densities[-1] == 0.1
-    assert calibration_density(1, 1, 0.3) == 0.3
-    assert calibration_density(1, 3, 1.0) == 1.0
-    for step in (0, 5, -1):
-        with pytest.raises(ValueError, match=f"round is {step}"):
-            calibration_density(step, 4, 0.1)
+    size = 10**5
+    weights = {"w": torch.arange(size)}
+    calibration = start("least-sensitive", weights, sparsity=0.9, num_rounds=4)
+    numbers = []
+    while not calibration.done:
+        numbers.append(calibration.advance(torch.rand(size)).num_trained)
+    assert numbers == [56234, 31623, 17783, 10000]  # 0.1 to the powers of 1/4, 2/4, 3/4, 1
+    with pytest.raises(ValueError, match="all 4 rounds of the calibration are done"):
+        calibration.advance(torch.rand(size))
+    dense = start("least-sensitive", weights, sparsity=0.0, num_rounds=3)
+    assert dense.advance(torch.rand(size)).num_trained == size
 
 
-def test_soften_scales_the_dropped_and_keeps_the_bits_of_the_kept():
-    mask = {"w": torch.tensor([True, True, False, False, True, False])}
-    parameters = {"w": nn.Parameter(AWKWARD.clone()), "head": torch.ones(2)}
-    soft = soften(parameters, mask, 0.1)
-    expected = torch.where(mask["w"], AWKWARD, AWKWARD * 0.1)
-    assert bits(soft["w"]) == bits(expected)
-    assert torch.equal(soft["head"], torch.ones(2))
-    assert not soft["w"].requires_grad
-    assert bits(parameters["w"]) == bits(AWKWARD)
-    assert bits(soften(parameters, mask, 1.0)["w"]) == bits(AWKWARD)
-    assert soften(parameters, mask, 0.0)["w"][[2, 3, 5]].abs().sum() == 0
+def test_a_calibration_goes_on_from_its_round_and_mask():
+    weights = {"w": torch.zeros(1000)}
+    values = {"sparsity": 0.9, "num_rounds": 3}
+    scores = [torch.rand(1000) for _ in range(3)]
+    unbroken = start("least-sensitive", weights, **values)
+    broken = start("least-sensitive", weights, **values)
+    for number in range(3):
+        found = unbroken.advance(scores[number]).mask
+        assert torch.equal(broken.advance(scores[number]).mask, found)
+        bits = broken.mask.to_bits()
+        mask = FlatMask.from_bits(bits, 1000, torch.device("cpu"))
+        broken = start("least-sensitive", weights, **values, round=number + 1, mask=mask)
+    assert broken.done
+
+
+HALF = torch.tensor([True, True, False, False, True, False])
+
+
+@pytest.mark.parametrize("soft_value", [0.0, 0.1, 0.5, 1.0])
+def test_softened_scales_the_dropped_and_keeps_the_bits_of_the_kept(soft_value):
+    vector = AWKWARD.clone()
+    with softened([vector], FlatMask(HALF), soft_value):
+        assert bits(vector[HALF]) == bits(AWKWARD[HALF])
+        assert bits(vector[~HALF]) == bits(AWKWARD[~HALF] * soft_value)
+    assert bits(vector) == bits(AWKWARD)
 
 
 @pytest.mark.parametrize("soft_value", [-0.1, 1.5, float("nan")])
-def test_soften_refuses_other_factors(soft_value):
-    with pytest.raises(ValueError, match="soft_value is"):
-        soften({"w": AWKWARD}, {"w": AWKWARD > 0}, soft_value)
+def test_other_factors_are_refused(soft_value):
+    with (
+        pytest.raises(ValueError, match="soft_value is"),
+        softened([AWKWARD], FlatMask(HALF), soft_value),
+    ):
+        pass
 
 
 def test_softened_is_in_place_and_restores_the_bits_whatever_happens():
-    model = nn.Linear(6, 1, bias=False)
+    model = nn.Linear(6, 1, bias=True)
     with torch.no_grad():
         model.weight.copy_(AWKWARD)
+        model.bias.fill_(-0.0)
     storage = model.weight.data_ptr()
-    mask = {"weight": torch.tensor([[True, True, False, False, True, False]])}
-    with pytest.raises(KeyboardInterrupt), softened(model, mask, 0.5):
+    mask = FlatMask(torch.cat([HALF, torch.tensor([False])]))
+    with pytest.raises(KeyboardInterrupt), softened(model.parameters(), mask, 0.5):
         assert model.weight.data_ptr() == storage
-        assert bits(model.weight[0]) == bits(torch.where(mask["weight"][0], 1.0, 0.5) * AWKWARD)
+        assert bits(model.weight[0]) == bits(torch.where(HALF, 1.0, 0.5) * AWKWARD)
         with torch.no_grad():
             model.weight.fill_(9)
         raise KeyboardInterrupt
     assert bits(model.weight[0]) == bits(AWKWARD)
+    assert bits(model.bias) == bits(torch.tensor([-0.0]))
     assert model.weight.data_ptr() == storage
-    with softened(model, None, 0.5):
+    with softened(model.parameters(), None, 0.5):
         assert bits(model.weight[0]) == bits(AWKWARD)
 
 
@@ -184,45 +216,51 @@ def test_rounds_do_not_change_rules_without_scores_and_no_batch_is_read(model, r
     once = calibrate_mask(model, unreadable(), num_rounds=1, **arguments)
     assert trained(calibrate_mask(model, unreadable(), num_rounds=4, **arguments)) == trained(once)
     assert not needs_scores(rule)
-    parameters = maskable(model)
-    stepwise = None
-    for step in range(1, 5):
-        stepwise = next_mask(parameters, None, stepwise, round=step, num_rounds=4, **arguments)
-    assert trained(stepwise) == trained(once)
+    calibration = start(rule, maskable(model), sparsity=0.9, num_rounds=4, seed=2)
+    calibration.advance()
+    assert calibration.done
 
 
 def test_summed_client_scores_give_the_centralised_mask(model):
-    arguments = {"rule": "least-sensitive", "sparsity": 0.9, "num_rounds": 4}
-    central = calibrate_mask(model, make_batches(), seed=7, **arguments)
+    central = calibrate_mask(
+        model, make_batches(), rule="least-sensitive", sparsity=0.9, num_rounds=4, seed=7
+    )
     examples = make_batches([1] * 30)
     clients = [examples[:3], examples[3:4], examples[4:]]
     parameters = maskable(model)
-    mask, sizes = None, []
-    for step in range(1, 5):
-        totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    calibration = start("least-sensitive", parameters, sparsity=0.9, num_rounds=4)
+    sizes, previous = [], None
+    while not calibration.done:
+        sums = calibration.rule.sums(calibration.layout.size)
         for client in clients:
-            with softened(model, mask, 0.1):
-                generator = calibration_generator(7, step)
-                scores = fisher_diagonal(model, client, generator=generator)
-            for name, total in totals.items():
-                total += scores[name]
+            message = client_scores(
+                model,
+                calibration.layout,
+                list(parameters.values()),
+                client,
+                calibration.rule,
+                mask=calibration.mask,
+                soft_value=0.1,
+                generator=calibration_generator(7, calibration.round + 1),
+            )
+            sums.add(message)
+        mask = calibration.advance(sums.scores()).mask
+        sizes.append(int(mask.sum()))
+        assert previous is None or not (mask & ~previous).any()
         previous = mask
-        mask = next_mask(parameters, totals, previous, round=step, **arguments)
-        sizes.append(len(trained(mask)))
-        assert previous is None or trained(mask) <= trained(previous)
     total = sum(p.numel() for p in parameters.values())
     assert sizes == [round(0.1 ** (step / 4) * total) for step in range(1, 5)]
-    assert trained(mask) == trained(central)
+    assert torch.equal(mask, calibration.layout.flatten(central))
 
 
 def test_labels_are_drawn_afresh_in_every_round_and_by_seed(model, monkeypatch):
     drawn = []
 
-    def spy(model, batches, **options):
+    def spy(model, totals, batches, **options):
         drawn.append(options["generator"].initial_seed())
-        return fisher_diagonal(model, batches, **options)
+        fisher_into(model, totals, batches, **options)
 
-    monkeypatch.setattr(masks, "fisher_diagonal", spy)
+    monkeypatch.setattr(calibration_module, "fisher_into", spy)
     for seed in (0, 1, 0):
         arguments = {"rule": "least-sensitive", "sparsity": 0.5, "num_rounds": 3, "seed": seed}
         calibrate_mask(model, make_batches(), **arguments)
@@ -259,13 +297,13 @@ def test_the_logit_score_is_an_option(model):
 def test_an_error_while_scoring_restores_the_weights(model, monkeypatch):
     calls = []
 
-    def failing(model, batches, **options):
+    def failing(model, totals, batches, **options):
         calls.append(model_bits(model))
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return fisher_diagonal(model, batches, **options)
+        fisher_into(model, totals, batches, **options)
 
-    monkeypatch.setattr(masks, "fisher_diagonal", failing)
+    monkeypatch.setattr(calibration_module, "fisher_into", failing)
     before = model_bits(model)
     with pytest.raises(RuntimeError, match="out of memory"):
         calibrate_mask(model, make_batches(), rule="least-sensitive", sparsity=0.9, num_rounds=2)
@@ -274,13 +312,29 @@ def test_an_error_while_scoring_restores_the_weights(model, monkeypatch):
     assert model_bits(model) == before
 
 
-def test_impossible_rounds_are_refused_with_a_sentence(model):
-    arguments = {"rule": "random", "sparsity": 0.5}
+def test_a_model_of_mixed_precision_keeps_its_bits(model):
+    model.body.double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.forward = lambda x: model.head(model.body((x + model.position).double()).float())
+    mask = calibrate_mask(model, make_batches(), rule="least-sensitive", sparsity=0.9, num_rounds=3)
+    assert len(trained(mask)) == round(0.1 * (6 + 6 * 16 + 3 * 16))
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == before[name].dtype
+        assert torch.equal(parameter, before[name])
+
+
+def test_impossible_calibrations_are_refused_with_a_sentence(model):
+    one = {"w": torch.tensor([1.0, 2.0])}
+    everything = FlatMask(torch.ones(2).bool())
     with pytest.raises(ValueError, match="num_rounds is 0"):
-        calibrate_mask(model, [], num_rounds=0, **arguments)
-    with pytest.raises(ValueError, match="round is 3"):
-        next_mask(ONE, None, {"w": torch.ones(2).bool()}, round=3, num_rounds=2, **arguments)
-    with pytest.raises(ValueError, match="previous_mask is missing in round 2"):
-        next_mask(ONE, None, None, round=2, num_rounds=2, **arguments)
-    with pytest.raises(ValueError, match="previous_mask is given in round 1"):
-        next_mask(ONE, None, {"w": torch.ones(2).bool()}, round=1, num_rounds=2, **arguments)
+        calibrate_mask(model, [], rule="random", sparsity=0.5, num_rounds=0)
+    with pytest.raises(ValueError, match=r"sparsity is 1\.5"):
+        calibrate_mask(model, [], rule="least-sensitive", sparsity=1.5, num_rounds=4)
+    with pytest.raises(ValueError, match="mask is missing after round 2"):
+        start("random", one, sparsity=0.5, num_rounds=3, round=2)
+    with pytest.raises(ValueError, match="mask is given after round 0"):
+        start("random", one, sparsity=0.5, mask=everything)
+    with pytest.raises(ValueError, match="a threshold takes one round"):
+        start("least-sensitive", one, threshold=0.5, num_rounds=2)
+    with pytest.raises(ValueError, match="scores is None"):
+        start("least-sensitive", one, sparsity=0.5).advance()

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedta_app.masks.building import MASK_RULES, build_mask
-from fedta_app.masks.sets import density, jaccard, round_density
+from fedta_app.masks import MASK_RULES, build_mask, round_density
 
 few = settings(deadline=None, max_examples=25)
 SHAPES = {"patch.weight": (6, 3, 2, 2), "cls": (1, 1, 8), "fc.weight": (40, 30), "fc.bias": (7,)}
@@ -26,20 +25,24 @@ def trained(mask):
     return set(flat(mask).nonzero()[:, 0].tolist())
 
 
+def density(mask):
+    return len(trained(mask)) / flat(mask).numel()
+
+
 def first_by(values, count):
     """The `count` first positions by (value, position), by Python's stable sort."""
     return set(sorted(range(len(values)), key=values.__getitem__)[:count])
 
 
 def test_the_rules_of_the_design_come_first():
-    assert MASK_RULES[:5] == (
+    assert MASK_RULES == (
         "least-sensitive",
         "most-sensitive",
         "lowest-magnitude",
         "highest-magnitude",
         "random",
+        "agreement",
     )
-    assert "agreement" in MASK_RULES
 
 
 HARD_SCORES = {
@@ -146,7 +149,8 @@ def test_random_is_uniform():
     mask = build_mask(weights, rule="random", sparsity=0.9)
     assert int(mask["a"].sum()) == pytest.approx(5000, abs=300)
     assert int(mask["a"][:25_000].sum()) == pytest.approx(2500, abs=200)
-    assert jaccard(mask, build_mask(weights, rule="random", sparsity=0.9, seed=1)) < 0.06
+    other = build_mask(weights, rule="random", sparsity=0.9, seed=1)
+    assert len(trained(mask) & trained(other)) == pytest.approx(1000, abs=150)
 
 
 def test_a_threshold_trains_what_is_on_its_side():
@@ -196,7 +200,7 @@ NAN = {"w": torch.tensor([1.0, math.nan])}
     [
         ({"rule": "best", "sparsity": 0.5}, "rule is 'best'; it must be one of least-sensitive,"),
         ({"rule": "least-sensitive", "sparsity": 0.5}, "scores is None"),
-        ({"rule": "agreement", "sparsity": 0.5, "scores": {}}, "no entry for parameter 'w'"),
+        ({"rule": "agreement", "sparsity": 0.5, "scores": {}}, "no entry for 'w'"),
         ({"rule": "agreement", "sparsity": 0.5, "scores": {"w": torch.zeros(3)}}, "shape"),
         ({"rule": "most-sensitive", "sparsity": 0.5, "scores": NAN}, "scores of 'w' contain NaN"),
         ({"rule": "lowest-magnitude", "sparsity": 0.5, "parameters": NAN}, "magnitudes of 'w'"),
@@ -208,8 +212,8 @@ NAN = {"w": torch.tensor([1.0, math.nan])}
         ({"rule": "lowest-magnitude", "threshold": math.nan}, "threshold is nan"),
         ({"rule": "random", "sparsity": 0.5, "scope": "block"}, "scope is 'block'"),
         ({"rule": "random", "sparsity": 0.5, "parameters": {}}, "empty"),
-        ({"rule": "random", "sparsity": 0.5, "alive": {}}, "alive has no entry for parameter"),
-        ({"rule": "random", "sparsity": 0.5, "alive": ONE}, r"alive\['w'\] is torch.float32"),
+        ({"rule": "random", "sparsity": 0.5, "alive": {}}, "alive has no entry for"),
+        ({"rule": "random", "sparsity": 0.5, "alive": ONE}, "is torch.float32"),
         (
             {"rule": "random", "sparsity": 0, "alive": {"w": torch.tensor([True, False])}},
             "trains 2 entries; alive has 1",

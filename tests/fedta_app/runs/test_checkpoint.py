@@ -1,23 +1,87 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fedta_app.errors import CheckpointError
-from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedta_app.runs.checkpoint import (
+    Checkpoint,
+    kept_values,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, {"weights": torch.full((5,), float(step))}, {"round": step, "x": 0.1})
+    return Checkpoint(step, {"weights": torch.full((5,), float(step)), "round": step, "x": 0.1})
 
 
 def test_what_is_saved_comes_back_with_the_same_bits(tmp_path: Path) -> None:
     values = torch.tensor([-0.0, 1e-45, float("inf"), 1 / 3])
-    save_checkpoint(tmp_path, Checkpoint(1, {"weights": values}, {"loss": 1 / 3}))
+    state = {
+        "loss": 1 / 3,
+        "parts": {"server": {"weights": values, "mask": None}, "phase/train": {}},
+        "rows": [{"round": 1}],
+    }
+    save_checkpoint(tmp_path, Checkpoint(1, state))
     loaded = load_checkpoint(tmp_path)
     assert loaded is not None
-    assert loaded.state == {"loss": 1 / 3}
-    assert loaded.tensors["weights"].view(torch.int32).equal(values.view(torch.int32))
+    weights = loaded.state["parts"]["server"].pop("weights")
+    assert weights.view(torch.int32).equal(values.view(torch.int32))
+    del state["parts"]["server"]["weights"]  # type: ignore[index]
+    assert loaded.state == state
+
+
+def test_values_are_read_without_tensors_from_every_kept_checkpoint(tmp_path: Path) -> None:
+    assert kept_values(tmp_path) == []
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint(step))
+    (tmp_path / "step-000002/weights.safetensors").unlink()
+    assert [state["round"] for state in kept_values(tmp_path)] == [2, 3]
+    (tmp_path / "step-000003/state.json").write_text("{")
+    assert [state["round"] for state in kept_values(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("change", ["left over", "missing"])
+def test_tensors_and_their_places_must_agree(tmp_path: Path, change: str) -> None:
+    """Files whose hashes are right, of a state that does not fit its tensors."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    folder = tmp_path / "step-000001"
+    tensors = {"weights": torch.ones(5), "more": torch.ones(1)} if change == "left over" else {}
+    weights = save(tensors)
+    (folder / "weights.safetensors").write_bytes(weights)
+    stored = json.loads((folder / "state.json").read_text())
+    del stored["sha256"]
+    stored["weights-sha256"] = hashlib.sha256(weights).hexdigest()
+    text = json.dumps(stored, sort_keys=True)
+    stored["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_old_layout_is_refused_by_the_name_of_the_release_that_reads_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
+    weights = save({"weights": torch.ones(5)})
+    (folder / "weights.safetensors").write_bytes(weights)
+    stored = {
+        "step": 1,
+        "weights-sha256": hashlib.sha256(weights).hexdigest(),
+        "state": {"phase": 0, "round": 1},
+    }
+    text = json.dumps(stored, sort_keys=True)
+    stored["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(stored))
+    before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    with pytest.raises(CheckpointError, match=r"was written by fedta 0\.1\.0, which reads it"):
+        load_checkpoint(tmp_path)
+    assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
 
 
 def test_no_folder_no_checkpoint(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedta_app.seeding import derive_seed
-from fedta_app.sensitivity.fisher import fisher_diagonal, keyed_uniform
-from fedta_app.sensitivity.layers import UnsupportedModelError
+from fedta_app.sensitivity import UnsupportedModelError, fisher_diagonal, fisher_into
+from fedta_app.sensitivity.keyed import keyed_uniform
+from fedta_app.vectors import Layout
 from tests.fedta_app.sensitivity.sensitivity_models import (
     CLASSES,
     Custom,
@@ -127,6 +128,16 @@ def test_neither_batch_size_nor_partition_nor_order_matter(cuts, seed):
         torch.testing.assert_close(union, total, rtol=1e-5, atol=1e-6 * float(total.max()))
 
 
+@pytest.mark.parametrize(("make", "first"), [(vit, 2), (Custom, 0)])  # the fast and the slow path
+def test_chosen_parameters_are_scored_into_views_of_one_vector(make, first):
+    model, batches = prepare(make, (16, 16))
+    expected = fisher_diagonal(model, batches)
+    chosen = Layout.of(dict(list(model.named_parameters())[first:]))
+    vector = torch.full((chosen.size,), torch.nan)  # whatever is there is overwritten
+    fisher_into(model, chosen.views(vector), batches)
+    assert torch.equal(vector, chosen.flatten(expected))
+
+
 # What is left untouched
 
 
@@ -214,7 +225,7 @@ def test_an_unused_parameter_scores_zero():
 @pytest.mark.parametrize("option", ["labels", "output"])
 def test_unknown_options_are_refused(option):
     with pytest.raises(ValueError, match=f"{option} must be one of .*, got 'typo'"):
-        fisher_diagonal(cnn(), [], **{option: "typo"})
+        fisher_diagonal(vit(), [], **{option: "typo"})
 
 
 def test_malformed_batches_are_refused():

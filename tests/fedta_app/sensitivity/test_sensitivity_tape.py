@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedta_app.sensitivity import UnsupportedModelError, fisher_diagonal
 from fedta_app.sensitivity import fisher as sensitivity
-from fedta_app.sensitivity.fisher import fisher_diagonal
-from fedta_app.sensitivity.layers import UnsupportedModelError
 from tests.fedta_app.sensitivity.sensitivity_models import (
     CLASSES,
     FAST,

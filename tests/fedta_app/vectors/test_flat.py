@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from fedta_app.vectors.flat import FlatWeights, weights_sha256
+from fedta_app.vectors import FlatWeights, weights_sha256
 
 
 def small() -> nn.Module:

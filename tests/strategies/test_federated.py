@@ -10,8 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.client_memory import Setup
 from engine.transport import WIRE, pack, unpack
-from fedta_app.client_memory import Setup
 from fedta_app.errors import RunError
 from fedta_app.runs.blobs import BlobStore
 from strategies import Exchange, FedAvg, Nodes
@@ -27,7 +27,7 @@ def identity() -> Iterator[None]:
 
 
 def strategy(fraction: float = 0.3, seed: int = 0) -> FedAvg:
-    exchange = Exchange(NODES, {"num-clients": 10}, BlobStore(Path("unused")))
+    exchange = Exchange(NODES, {"num-clients": 10}, BlobStore(Path("unused")), WIRE)
     return FedAvg(exchange, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r)
 
 
@@ -40,7 +40,7 @@ def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:
 
 
 def answer(message: Message, update: list[float], examples: int, loss: float = 1.0) -> Message:
-    metrics = MetricRecord({"num-examples": examples, "train-loss": loss})
+    metrics = MetricRecord({"num-examples": examples, "num-steps": 4, "train-loss": loss})
     content = RecordDict({"arrays": pack(torch.tensor(update), WIRE), "metrics": metrics})
     return Message(content, reply_to=message)
 
@@ -49,9 +49,9 @@ def test_messages_carry_round_and_learning_rate() -> None:
     sent = messages(strategy())
     assert len(sent) == 3
     for message in sent:
-        task = message.content.config_records["config"]
-        assert task["server-round"] == 2
-        assert task["lr"] == 0.2
+        settings = message.content.config_records["config"]
+        assert settings["server-round"] == 2
+        assert settings["lr"] == 0.2
 
 
 @given(st.integers(0, 5), st.integers(1, 1000))
@@ -126,7 +126,7 @@ def test_nobody_is_an_error() -> None:
 def test_a_client_that_failed_is_told_its_blobs_again(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     setup = Setup(head=store.put(b"head"))
-    exchange = Exchange(NODES, {"num-clients": 10}, store)
+    exchange = Exchange(NODES, {"num-clients": 10}, store, WIRE)
 
     def sent() -> Message:
         (message,) = exchange.messages([4], "train", setup=lambda _: setup)

@@ -1,0 +1,241 @@
+"""What a federated algorithm is: a frozen value of a few pure functions over flat vectors.
+
+A vector holds the entries that travel, packed, shape (P,): frozen weights are not in it, so no
+algorithm can move one. A round is
+
+    received = algorithm.broadcast(state, server_round)        # server: down, beside the weights
+    rule = algorithm.local(start, received, memory)            # client: how it trains
+    update = <local SGD by the rule>                           # local minus global weights
+    sent, memory = rule.finish(update, steps, rate)            # client: up, and what it keeps
+    total = algorithm.accumulator() over the clients' replies  # server, one at a time, in order
+    move, state = algorithm.step(state, total, server_round)   # server: weights <- weights + move
+
+The base class is FedAvg. An algorithm overrides what differs, and at its neutral parameter returns
+the base class's values, so that the bits are FedAvg's. Its fields are configuration keys by their
+Python names (`server_lr` is `server-lr`): `fedta_app.algorithms.make_algorithm` fills them in.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fedta_app.aggregation.accumulators import MaskedMeanAccumulator, MeanAccumulator
+
+Vectors = Mapping[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+NOTHING: Vectors = MappingProxyType({})
+
+REGISTRY: dict[str, type["Algorithm"]] = {}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A change of every step's gradient: g <- g + pull * (w - centre) + shift.
+
+    It is affine in the weights, so the trainer applies it tensor by tensor: after unscaling,
+    before clipping, weight decay and momentum.
+
+    Attributes
+    ----------
+    centre, shift : Tensor of shape (P,) or None
+        Over the entries that the client trains.
+    pull : float
+    """
+
+    pull: float = 0.0
+    centre: Tensor | None = None
+    shift: Tensor | None = None
+
+
+class LocalRule:
+    """How a client trains in one round; what is not overridden does nothing, and costs nothing.
+
+    Attributes
+    ----------
+    loss : callable or None
+        Mean loss of logits (B, C) and labels (B,), in place of cross-entropy.
+    correction : Correction or None
+        Of the gradient, in every step.
+    """
+
+    loss: Loss | None = None
+    correction: Correction | None = None
+
+    def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
+        """Return the vectors that are sent beside the update, and the client's new memory."""
+        return NOTHING, NOTHING
+
+
+class Reply(NamedTuple):
+    """What the server knows of one client's work in a round.
+
+    Attributes
+    ----------
+    update : Tensor of shape (P,)
+        Local minus global weights; zero where the client did not train.
+    num_examples, steps : int
+        The client's examples, and its local steps in this round.
+    lr : float
+        The local learning rate of the round.
+    trained : bool Tensor of shape (P,), or None
+        Which entries the client trained, where clients have masks of their own; None: all.
+    sent : mapping of str to Tensor of shape (P,)
+        What the local rule sent besides.
+    """
+
+    update: Tensor
+    num_examples: int
+    steps: int
+    lr: float
+    trained: Tensor | None = None
+    sent: Vectors = NOTHING
+
+
+class Total(NamedTuple):
+    """The combined replies of a round.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (P,)
+    clients : int
+        How many replies are in it.
+    coverage : Tensor of shape (P,), or None
+        The weight of the clients that trained each entry; None where all trained all of them.
+    extra : mapping of str to Tensor of shape (P,)
+        More that an algorithm's accumulator wants its step to know.
+    """
+
+    mean: Tensor
+    clients: int
+    coverage: Tensor | None = None
+    extra: Vectors = NOTHING
+
+
+class Move(NamedTuple):
+    """A change of the weights: w <- w + scale * direction. A zero entry moves nothing."""
+
+    direction: Tensor
+    scale: float = 1.0
+
+
+class Accumulator(Protocol):
+    """What the replies of a round are added to, one at a time, in the order of the clients."""
+
+    def add(self, reply: Reply) -> None:
+        """Take one client's reply."""
+
+    def result(self) -> Total:
+        """Return the combined replies."""
+
+
+class MeanOfReplies:
+    """Weighted mean of the updates.
+
+    Parameters
+    ----------
+    coverage_exponent : float or None
+        Where clients have masks of their own: g of
+        `fedta_app.aggregation.accumulators.MaskedMeanAccumulator`, which divides by those who
+        trained an entry; None divides by everybody.
+    by_examples : bool
+        Weigh a client by its number of examples; otherwise all weigh 1.
+    """
+
+    def __init__(self, coverage_exponent: float | None = None, *, by_examples: bool = True) -> None:
+        self._everybody = MeanAccumulator()
+        self._trained = MaskedMeanAccumulator(coverage_exponent or 0.0)
+        self._masked = coverage_exponent is not None
+        self._by_examples = by_examples
+        self._clients = 0
+
+    def add(self, reply: Reply) -> None:
+        """Take one client's reply."""
+        weight = reply.num_examples if self._by_examples else 1
+        self._clients += 1
+        self._masked = self._masked and reply.trained is not None
+        if self._masked:
+            self._trained.add(reply.update, weight, reply.trained)
+        else:
+            self._everybody.add(reply.update, weight)
+
+    def result(self) -> Total:
+        """Return the mean."""
+        if not self._masked:
+            return Total(self._everybody.result(), self._clients)
+        mean, coverage = self._trained.result_and_coverage()
+        return Total(mean, self._clients, coverage)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """FedAvg, and the base of every other algorithm; a subclass with a `name` is registered.
+
+    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017, arXiv 1602.05629, Algorithm 1, on updates in place of models:
+    ``w <- w + sum_k (n_k / n) (w_k - w)``.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.name:
+            REGISTRY[cls.name] = cls
+
+    def init(self, num_entries: int, holders: Tensor | None = None) -> Vectors:
+        """Return what the server keeps between rounds, at the start of training.
+
+        Parameters
+        ----------
+        num_entries : int
+            P, the entries that travel.
+        holders : Tensor of shape (P,), optional
+            How many of all clients train each entry, where clients have masks of their own.
+        """
+        return NOTHING
+
+    def broadcast(self, state: Vectors, server_round: int) -> Vectors:
+        """Return the vectors (P,) that travel to the clients beside the weights."""
+        return NOTHING
+
+    def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
+        """Return the rule by which a client trains in this round.
+
+        Parameters
+        ----------
+        start : Tensor of shape (P,)
+            The global weights that the client trains; do not write to it.
+        received : mapping of str to Tensor of shape (P,)
+            What `broadcast` returned, over the entries that the client trains.
+        memory : mapping of str to Tensor
+            What `finish` returned when the client trained last; empty at first.
+        """
+        return LocalRule()
+
+    def accumulator(self) -> Accumulator:
+        """Return what the replies of a round are added to."""
+        return MeanOfReplies()
+
+    def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
+        """Return how the weights move, and what the server keeps for the next round.
+
+        The vectors in `total` may be overwritten; those in `state` may not.
+        """
+        return Move(total.mean), state
+
+
+def covered(total: Total) -> Tensor | None:
+    """Return which entries somebody trained in the round, bool (P,); None for all of them."""
+    return None if total.coverage is None else total.coverage > 0
+
+
+def keep_untrained(new: Tensor, old: Tensor | None, total: Total) -> Tensor:
+    """Return `new` where somebody trained an entry in this round, else `old` (None: zero)."""
+    trained = covered(total)
+    if trained is None:
+        return new
+    return torch.where(trained, new, torch.zeros_like(new) if old is None else old)

@@ -1,0 +1,146 @@
+r"""Server optimisers: the mean update of a round is a gradient for an optimiser on the server.
+
+FedAvgM: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
+Visual Classification", 2019, arXiv 1909.06335. FedAdagrad, FedAdam, FedYogi: Reddi et al.,
+"Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, Algorithm 2. With
+:math:`\Delta` the mean update, :math:`\eta_g` the server's learning rate:
+
+.. math::
+
+    m &\leftarrow \beta_1 m + (1 - \beta_1) \Delta \\
+    v &\leftarrow v + \Delta^2 \quad\text{(Adagrad)} \\
+    v &\leftarrow \beta_2 v + (1 - \beta_2) \Delta^2 \quad\text{(Adam)} \\
+    v &\leftarrow v - (1 - \beta_2) \Delta^2 \operatorname{sign}(v - \Delta^2) \quad\text{(Yogi)} \\
+    w &\leftarrow w + \eta_g \, m / (\sqrt{v} + \tau)
+
+As in the paper there is no bias correction, and v starts at tau^2. (Flower's FedAdam corrects the
+bias, with the exponent `round + 1`; its FedAdagrad and FedYogi start v at 0.)
+
+Where clients have masks of their own, an entry that nobody trained in a round keeps its m and v and
+does not move: old momentum would otherwise move a weight that no client trained.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedta_app.algorithms.base import (
+    Accumulator,
+    Algorithm,
+    MeanOfReplies,
+    Move,
+    Total,
+    Vectors,
+    keep_untrained,
+)
+
+
+@dataclass(frozen=True)
+class _ServerOptimizer(Algorithm):
+    """What server optimisers share: the mean over those who trained an entry, and the step length.
+
+    Attributes
+    ----------
+    server_lr : float
+        0 stands for `default_lr`.
+    coverage_exponent : float
+        See `MaskedFedAvg`; read only where clients have masks of their own.
+    """
+
+    default_lr: ClassVar[float] = 1.0
+    server_lr: float = 0.0
+    coverage_exponent: float = 1.0
+
+    def accumulator(self) -> Accumulator:
+        """Return the mean over those who trained an entry."""
+        return MeanOfReplies(self.coverage_exponent)
+
+    def _move(self, direction: Tensor, total: Total) -> Move:
+        return Move(keep_untrained(direction, None, total), self.server_lr or self.default_lr)
+
+
+@dataclass(frozen=True)
+class FedAvgM(_ServerOptimizer):
+    """Momentum on the server: v <- beta v + mean update, w <- w + server_lr v.
+
+    With beta = 0 and a server learning rate of 1 this is FedAvg, bit for bit.
+    """
+
+    name: ClassVar[str] = "fedavgm"
+    server_momentum: float = 0.9
+
+    def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
+        """Add the mean update to the momentum, and move along it."""
+        if not self.server_momentum:
+            return self._move(total.mean, total), {}
+        velocity = total.mean
+        if "velocity" in state:
+            velocity = torch.add(total.mean, state["velocity"], alpha=self.server_momentum)
+        velocity = keep_untrained(velocity, state.get("velocity"), total)
+        return self._move(velocity, total), {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class _Adaptive(_ServerOptimizer):
+    """The adaptive server optimisers; they differ in the second moment."""
+
+    default_lr: ClassVar[float] = 0.001
+    server_beta1: float = 0.9
+    server_tau: float = 0.001
+
+    @abstractmethod
+    def second_moment(self, v: Tensor, squares: Tensor) -> Tensor:
+        """Return the new v, for the squares of the mean update."""
+
+    def init(self, num_entries: int, holders: Tensor | None = None) -> Vectors:
+        """Start m at 0 and v at tau^2."""
+        v = torch.full((num_entries,), self.server_tau**2)
+        return {"first_moment": torch.zeros(num_entries), "second_moment": v}
+
+    def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
+        """Update both moments and move by their ratio."""
+        old_m = state["first_moment"].to(total.mean.device)
+        old_v = state["second_moment"].to(total.mean.device)
+        m = old_m.lerp(total.mean, 1 - self.server_beta1)
+        v = self.second_moment(old_v, total.mean.square())
+        m, v = keep_untrained(m, old_m, total), keep_untrained(v, old_v, total)
+        move = self._move(m / (v.sqrt() + self.server_tau), total)
+        return move, {"first_moment": m, "second_moment": v}
+
+
+@dataclass(frozen=True)
+class FedAdagrad(_Adaptive):
+    """Adagrad on the server: v sums the squares. The paper's beta1 is 0."""
+
+    name: ClassVar[str] = "fedadagrad"
+
+    def second_moment(self, v: Tensor, squares: Tensor) -> Tensor:
+        """Return v + squares."""
+        return v + squares
+
+
+@dataclass(frozen=True)
+class FedAdam(_Adaptive):
+    """Adam on the server: v is an exponential mean of the squares."""
+
+    name: ClassVar[str] = "fedadam"
+    server_beta2: float = 0.99
+
+    def second_moment(self, v: Tensor, squares: Tensor) -> Tensor:
+        """Return beta2 v + (1 - beta2) squares."""
+        return v.lerp(squares, 1 - self.server_beta2)
+
+
+@dataclass(frozen=True)
+class FedYogi(_Adaptive):
+    """Yogi on the server: v moves towards the squares by steps of the squares' own size."""
+
+    name: ClassVar[str] = "fedyogi"
+    server_beta2: float = 0.99
+
+    def second_moment(self, v: Tensor, squares: Tensor) -> Tensor:
+        """Return v - (1 - beta2) squares sign(v - squares)."""
+        return v - (1 - self.server_beta2) * squares * torch.sign(v - squares)

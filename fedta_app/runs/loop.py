@@ -1,0 +1,138 @@
+"""The round loop of every run: phases, one after the other, that can go on from any round.
+
+A run is a list of phases (make the head, calibrate the mask, measure the start, train) over some
+parts that hold its state (the server, the algorithm). After each round the loop records a row and,
+when it is due, a checkpoint of all parts and of the phase in progress:
+
+    {"phase": 2, "round": 7, "parts": {"server": ..., "algorithm": ..., "phase/train": ...}}
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from fedta_app.errors import CheckpointError
+from fedta_app.runs.checkpoint import Checkpoint
+from fedta_app.runs.metrics import Row
+from fedta_app.runs.session import RunSession
+
+
+class Part(Protocol):
+    """Something that a checkpoint keeps: dictionaries of tensors and JSON values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned in an earlier session."""
+
+
+class Phase:
+    """Some rounds of one kind; between two of them the run may stop and go on elsewhere.
+
+    Attributes
+    ----------
+    round : int
+        How many of `num_rounds` are done.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, num_rounds: int) -> None:
+        self.num_rounds = num_rounds
+        self.round = 0
+
+    def run_round(self, number: int) -> Row:
+        """Do round 1, 2, ... of the phase and return its row."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return partial results that a checkpoint keeps while the phase is in progress."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over partial results that a checkpoint kept."""
+
+
+class RoundLoop:
+    """Goes through the phases, with a record and a checkpoint after every round.
+
+    Parameters
+    ----------
+    phases : sequence of Phase
+    parts : mapping from name to Part
+        What holds the state of the run.
+    session : RunSession
+    sha256 : callable
+        Returns the sha256 of all weights as they are.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        parts: Mapping[str, Part],
+        session: RunSession,
+        sha256: Callable[[], str],
+    ) -> None:
+        self._phases = phases
+        self._parts = parts
+        self._session = session
+        self._sha256 = sha256
+        self._current = 0
+
+    def run(self) -> None:
+        """Run the rounds that are left."""
+        session = self._session
+        if session.checkpoint:
+            self._load(session.checkpoint)
+        while (phase := self._next_phase()) is not None:
+            if reason := session.stop_reason():
+                session.finish("stopped", reason, self._state, self._sha256())
+                return
+            if phase.name == "start":
+                session.initial_sha256 = self._sha256()
+            row = phase.run_round(phase.round + 1)
+            phase.round += 1
+            session.add(row, self._state)
+        session.finish("finished", "", self._state, self._sha256())
+
+    def _next_phase(self) -> Phase | None:
+        while self._phases[self._current].round == self._phases[self._current].num_rounds:
+            if self._current == len(self._phases) - 1:
+                return None
+            self._current += 1
+        return self._phases[self._current]
+
+    def _all_parts(self) -> dict[str, Part]:
+        """Return the parts by the names that they have in a checkpoint."""
+        phase = self._phases[self._current]
+        return {**self._parts, f"phase/{phase.name}": phase}
+
+    def _state(self) -> dict[str, Any]:
+        parts = {name: part.state_dict() for name, part in self._all_parts().items()}
+        position = {"phase": self._current, "round": self._phases[self._current].round}
+        return {**position, "parts": parts}
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self._current = int(checkpoint.state["phase"])
+        self._phases[self._current].round = int(checkpoint.state["round"])
+        parts, stored = self._all_parts(), checkpoint.state["parts"]
+        if odd := sorted(parts.keys() ^ stored.keys()):
+            raise CheckpointError(
+                f"the checkpoint of step {checkpoint.step} and this run disagree on {odd[0]!r}: "
+                "it belongs to another configuration, so choose another name"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(stored[name])
+
+
+def check_keys(state: Mapping[str, Any], expected: Sequence[str], part: str) -> None:
+    """Refuse the stored state of a part that lacks something, or holds something left over.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first key that is missing or left over.
+    """
+    if odd := sorted(state.keys() ^ set(expected)):
+        where = "lacks" if odd[0] in expected else "has an unknown"
+        raise CheckpointError(f"the checkpoint's {part} {where} {odd[0]!r}: start the run over")

@@ -1,0 +1,257 @@
+"""A Flower strategy around an algorithm, and the strategies by name.
+
+`fedta_app.algorithms` holds the algorithms; here is what any of them needs of Flower: whom to ask,
+what to send, the order of the replies, and what has to outlive a round.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from engine.client_memory import Setup
+from engine.records import number, whole
+from engine.transport import MEMORY, pack, pack_many, release, unpack, unpack_many
+from fedta_app import algorithms
+from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.errors import RunError
+from fedta_app.runs.loop import check_keys
+from fedta_app.vectors.arithmetic import blocks, stepped
+from strategies.exchange import Exchange
+
+# A client's reply as a vector over the weights that travel, and which of them the client trained
+# (None: all).
+Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+_WEIGHTS = "vector"
+
+
+class FederatedStrategy(Strategy):
+    """Rounds of an algorithm: sample clients, send weights, combine replies, move the weights.
+
+    It can run with Flower's own `Strategy.start`; fedta's loop calls the same hooks, with records
+    and checkpoints between rounds. The arrays that it takes and returns are
+    `pack(weights, MEMORY)` of `engine.transport`, for the vector of the weights that travel, (P,).
+
+    Parameters
+    ----------
+    exchange : Exchange
+    algorithm : Algorithm
+    fraction_train : float
+        C, the share of clients sampled per round.
+    seed : int
+        Of the sampling.
+    learning_rate : callable
+        The learning rate of a round, sent to its clients.
+    setup : callable
+        What a client needs besides the vectors, by partition id.
+    expand : callable
+        Undoes the packing of a client's own mask, by partition id.
+    holders : callable
+        Counts the clients that train each entry, where they have masks of their own; else None.
+    message_type : str
+        Which handler of the ClientApp trains.
+
+    Attributes
+    ----------
+    state : mapping of str to Tensor
+        What the algorithm keeps on the server.
+    memories : dict from partition id to str
+        Digests of what the algorithm keeps on clients, as of their last replies that counted.
+    watch : callable or None
+        Sees every update that is added: partition id, update, trained entries.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        algorithm: Algorithm,
+        *,
+        fraction_train: float,
+        seed: int,
+        learning_rate: Callable[[int], float],
+        setup: Callable[[int], Setup] = lambda partition_id: Setup(),
+        expand: Expand = lambda partition_id, vector: (vector, None),
+        holders: Callable[[], Tensor | None] = lambda: None,
+        message_type: str = MessageType.TRAIN,
+    ) -> None:
+        self.exchange = exchange
+        self.algorithm = algorithm
+        self.fraction_train = fraction_train
+        self.seed = seed
+        self.learning_rate = learning_rate
+        self.setup = setup
+        self.expand = expand
+        self.message_type = message_type
+        self.watch: Callable[[int, Tensor, Tensor | None], None] | None = None
+        self.state: Vectors | None = None
+        self.memories: dict[int, str] = {}
+        self.memories_lost = 0
+        self._kept: dict[int, set[str]] = {}
+        self._holders = holders
+        self._sampled: list[int] = []
+        self._sent: ArrayRecord = ArrayRecord()
+        self._weights = self._next = torch.empty(0)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return a message for each sampled client, in the order of their partition ids."""
+        self.exchange.begin_round()
+        nodes = self.exchange.nodes
+        self._sampled = nodes.sample(
+            self.fraction_train, self.seed, self.message_type, server_round
+        )
+        self._weights = unpack(arrays)
+        if self.state is None:
+            self.state = self.algorithm.init(self._weights.numel(), self._holders())
+        broadcast = self.algorithm.broadcast(self.state, server_round)
+        vectors = {_WEIGHTS: self._weights, **broadcast}
+        self._sent = pack_many(vectors, self.exchange.transport)
+        settings = {"server-round": server_round, "lr": self.learning_rate(server_round)}
+        return self.exchange.messages(
+            self._sampled,
+            self.message_type,
+            arrays=self._sent,
+            config={**config, **settings},  # type: ignore[dict-item]
+            setup=self._setup,
+        )
+
+    def _setup(self, partition_id: int) -> Setup:
+        memory = self.memories.get(partition_id, "")
+        kept = tuple(sorted(self._kept.get(partition_id, set()) | ({memory} - {""})))
+        return replace(self.setup(partition_id), memory=memory, kept=kept)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Return the new weights and the mean training loss of the clients that answered.
+
+        The record holds the weights until the next call.
+
+        Raises
+        ------
+        RunError
+            When no client answered.
+        """
+        combined = self.algorithm.accumulator()
+        loss, examples = 0.0, 0
+        for partition_id, message in self.exchange.in_order(self._sampled, replies):
+            metrics = message.content.metric_records["metrics"]
+            reply = self._reply(partition_id, message, server_round)
+            combined.add(reply)
+            if self.watch is not None:
+                self.watch(partition_id, reply.update, reply.trained)
+            self.exchange.remember(partition_id, self.setup(partition_id))
+            self._remember_memory(partition_id, message)
+            loss += reply.num_examples * number(metrics, "train-loss")
+            examples += reply.num_examples
+        release(self._sent)
+        for partition_id in self.exchange.costs.memory_lost:
+            self.memories.pop(partition_id, None)
+            self.memories_lost += 1
+        if not examples:
+            errors = self.exchange.costs.errors
+            raise RunError(f"no client finished round {server_round}: {errors[0]}")
+        assert self.state is not None
+        move, self.state = self.algorithm.step(self.state, combined.result(), server_round)
+        new = self._moved(move.direction, move.scale)
+        return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
+
+    def _reply(self, partition_id: int, message: Message, server_round: int) -> Reply:
+        metrics = message.content.metric_records["metrics"]
+        vectors = unpack_many(message.content.array_records["arrays"])
+        update, trained = self.expand(partition_id, vectors.pop(_WEIGHTS))
+        sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
+        return Reply(
+            update,
+            num_examples=whole(metrics, "num-examples"),
+            steps=whole(metrics, "num-steps"),
+            lr=self.learning_rate(server_round),
+            trained=trained,
+            sent=sent,
+        )
+
+    def _remember_memory(self, partition_id: int, message: Message) -> None:
+        kept = message.content.config_records.get("memory")
+        if kept is not None:
+            self.memories[partition_id] = str(kept["digest"])
+
+    def _moved(self, direction: Tensor, scale: float) -> Tensor:
+        """Return weights + scale * direction, in memory that the next call uses again."""
+        old = self._weights
+        if self._next.shape != old.shape:
+            self._next = torch.empty_like(old)
+        for new, before, change in blocks(self._next, old, direction.to(old.device)):
+            new.copy_(stepped(before, change, scale))
+        return self._next
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the algorithm's state on the server, and the digests of that on clients."""
+        return {
+            "state": dict(self.state) if self.state is not None else None,
+            "memories": {str(pid): digest for pid, digest in sorted(self.memories.items())},
+            "memories-lost": self.memories_lost,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        check_keys(state, ("state", "memories", "memories-lost"), "algorithm")
+        self.state = state["state"]
+        self.memories = {int(pid): digest for pid, digest in state["memories"].items()}
+        self.memories_lost = int(state["memories-lost"])
+
+    def keep_memories(self, named: Mapping[int, set[str]]) -> None:
+        """Let clients forget all memories but these, which checkpoints name, and their newest."""
+        self._kept = {pid: set(digests) for pid, digests in named.items()}
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: the server measures on its own validation and test images."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Return nothing: nobody was asked."""
+
+    def summary(self) -> None:
+        """Print how clients are sampled and combined."""
+        clients = len(self.exchange.nodes)
+        name = type(self.algorithm).__name__
+        print(f"{name}: {self.fraction_train:g} of {clients} clients a round")
+
+
+class FedAvg(FederatedStrategy):
+    """The mean of the updates over everybody: `fedta_app.algorithms.fedavg.FedAvg`."""
+
+    def __init__(self, exchange: Exchange, **options: Any) -> None:
+        super().__init__(exchange, algorithms.make_algorithm("fedavg", {}), **options)
+
+
+class MaskedFedAvg(FederatedStrategy):
+    """The mean over those who trained an entry: `fedta_app.algorithms.fedavg.MaskedFedAvg`."""
+
+    def __init__(
+        self, exchange: Exchange, *, coverage_exponent: float = 1.0, **options: Any
+    ) -> None:
+        fields = {"coverage_exponent": coverage_exponent}
+        super().__init__(exchange, algorithms.make_algorithm("masked-fedavg", fields), **options)
+
+
+class TiesFedAvg(FederatedStrategy):
+    """Sign election: `fedta_app.algorithms.fedavg.Ties`."""
+
+    def __init__(self, exchange: Exchange, **options: Any) -> None:
+        super().__init__(exchange, algorithms.make_algorithm("ties", {}), **options)
+
+
+class TaskArithmetic(FederatedStrategy):
+    """Scaled sum of task vectors: `fedta_app.algorithms.fedavg.TaskArithmetic`."""
+
+    def __init__(self, exchange: Exchange, *, server_scale: float = 1.0, **options: Any) -> None:
+        fields = {"server_scale": server_scale}
+        super().__init__(exchange, algorithms.make_algorithm("task-arithmetic", fields), **options)
