@@ -4,7 +4,7 @@ VENV_PYTHON := .venv/bin/python
 PYTHON ?= $(VENV_PYTHON)
 READY := $(if $(filter $(VENV_PYTHON),$(PYTHON)),.venv/.ready)
 
-.PHONY: help install demo test test-slow check format bench
+.PHONY: help install demo test test-slow check format docs bench
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -32,6 +32,10 @@ check: $(READY) ## formatting, lint and types; changes nothing
 format: $(READY) ## write the formatting that `make check` wants
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+docs: $(READY) ## the documentation as HTML in build/docs; a warning is an error
+	$(PYTHON) -m docs.keys
+	$(PYTHON) -m sphinx -a -W --keep-going -q -c docs . build/docs
 
 bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (half an hour)
 	$(PYTHON) -m benchmarks

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,8 +77,7 @@ class DataSplits:
 
     def to(self, device: torch.device | str) -> "DataSplits":
         """Return the same splits on `device`."""
-        moved = (part.to(device) for part in (self.train, self.val, self.test))
-        train, val, test = moved
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
 
 
@@ -103,10 +103,10 @@ def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int)
     DataError
         If `dataset` or `val_size` is out of range, or files are missing or damaged.
     """
-    if dataset not in _LOADERS:
+    if dataset not in LOADERS:
         raise DataError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
-    crop_padding, flip, loader = _LOADERS[dataset]
-    pool, test = loader(Path(data_dir).expanduser())
+    load, crop_padding, flip = LOADERS[dataset]
+    pool, test = load(Path(data_dir).expanduser())
     train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
     train, val = pool.subset(train_indices), pool.subset(val_indices)
     mean, std = channel_statistics(train.images)
@@ -285,9 +285,16 @@ def _make_synthetic(_: Path) -> tuple[ImageSet, ImageSet]:
     return pool, test
 
 
-# crop padding, flip (a mirrored digit is no digit), loader of (train and val, test)
-_LOADERS: dict[str, tuple[int, bool, Callable[[Path], tuple[ImageSet, ImageSet]]]] = {
-    "digits": (0, False, _load_digits),  # 8 pixels leave no room for crops
-    "cifar100": (4, True, _load_cifar100),
-    "synthetic": (4, True, _make_synthetic),
+class Loader(NamedTuple):
+    """How a data set is read (training and validation images, test images), and augmented."""
+
+    load: Callable[[Path], tuple[ImageSet, ImageSet]]
+    crop_padding: int = 0
+    flip: bool = False
+
+
+LOADERS = {
+    "digits": Loader(_load_digits),  # 8 pixels leave no room for crops; a mirrored digit is none
+    "cifar100": Loader(_load_cifar100, crop_padding=4, flip=True),
+    "synthetic": Loader(_make_synthetic, crop_padding=4, flip=True),
 }

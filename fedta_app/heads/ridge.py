@@ -102,7 +102,7 @@ class RidgeStatistics:
         return self.class_sums.sum(0)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return the weight [C, d] and bias [C] that minimise squared error + ridge * |weight|^2.
+        """Return the weight [C, d] and bias [C] that minimise ``error + ridge * |weight|^2``.
 
         The squared error is summed over examples, targets are 1 for an example's class and 0 for
         the others, and the bias is not penalised. A class without examples gets zeros. With

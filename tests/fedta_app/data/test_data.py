@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100
 
 from fedta_app.data.catalogue import DATASETS
-from fedta_app.data.loading import _LOADERS, DataSplits, ImageSet, load_data, stratified_split
+from fedta_app.data.loading import LOADERS, DataSplits, ImageSet, load_data, stratified_split
 from fedta_app.errors import DataError
 
 
@@ -135,7 +135,7 @@ def test_subset_and_device(digits: DataSplits) -> None:
 
 
 def test_unknown_data_set() -> None:
-    assert set(DATASETS) == set(_LOADERS)
+    assert set(DATASETS) == set(LOADERS)
     with pytest.raises(
         DataError, match="dataset must be one of digits, cifar100, synthetic, got 'mnist'"
     ):
