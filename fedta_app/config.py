@@ -16,7 +16,7 @@ from typing import Any
 
 import tomli_w
 
-from fedta_app.data.catalogue import DATASETS
+from fedta_app.data.sets import DATASETS
 from fedta_app.errors import ConfigError
 from fedta_app.masks import MASK_RULES, rule_named
 
