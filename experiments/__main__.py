@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.arguments import RESULTS, make_parser
+from experiments import RESULTS
+from experiments.arguments import check, parse
 from experiments.reporting.collect import collect
 from experiments.reporting.comparison import save_comparison
 from experiments.reporting.records import RecordError, kept_cells
 from experiments.reporting.report import kept_tables, write_report
 from experiments.running.cells import Cell, FinishedRuns, identity, make_cells
-from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED
+from experiments.running.launch import ExitStatus
 from experiments.running.plan import print_plan
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select, tables
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
@@ -22,42 +23,38 @@ from experiments.running.tuned import changed_presets, save_study, write_choice
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.directory import run_path
 
-OUTPUT_CLOSED = 141  # as shells report SIGPIPE
 _MOST_LINES = 10  # runs that one comparison can show
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    0: every run finished; 1: one failed; 2: refused before any work; 3: stopped early, and the
-    same command continues; 130: interrupted by Ctrl-C, likewise; 141: nobody reads the output.
-    """
-    options = make_parser().parse_args(arguments)
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the command and return its exit status."""
+    options = parse(arguments)
     try:
+        check(options)
         status = _COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except (ValueError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+        return ExitStatus.REFUSED
     except BrokenPipeError:  # whoever reads, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+        return ExitStatus.OUTPUT_CLOSED
     except OSError as error:  # a full disk, a folder that is not ours
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", flush=True)
-        return INTERRUPTED_RUN
+        return ExitStatus.INTERRUPTED
     return status
 
 
-def _list(options: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> ExitStatus:
     for name in tables():
         table = load_table(name)
         print(f"{name}: {table.question}" if table.question else name)
         for preset in table.presets:
             print(f"  {preset.label}")
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
@@ -69,13 +66,8 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     for key in ("results-dir", "data-dir"):
         if (folder := getattr(options, key.replace("-", "_"))) is not None:
             overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
-    if getattr(options, "jobs", 1) < 1:
-        raise ConfigError(f"--jobs {options.jobs} is not allowed: it is at least 1")
     table, chosen = select(options.selection, options.scale)
-    seeds = table.seeds if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds} is not allowed: it is at least 1")
-    return make_cells(chosen, overrides, seeds)
+    return make_cells(chosen, overrides, options.seeds or table.seeds)
 
 
 def _cells_left(options: argparse.Namespace) -> list[Cell]:
@@ -89,34 +81,22 @@ def _cells_left(options: argparse.Namespace) -> list[Cell]:
     return left
 
 
-def _plan(options: argparse.Namespace) -> int:
-    if not options.session_minutes > 0:
-        raise ConfigError(
-            f"--session-minutes {options.session_minutes:g} is not allowed: it is above 0"
-        )
+def _plan(options: argparse.Namespace) -> ExitStatus:
     if cells := _cells_left(options):
         print_plan(cells, session_minutes=options.session_minutes, jobs=options.jobs)
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
-def _minutes(options: argparse.Namespace) -> float:
-    """Return the time limit of the command, 0 for none."""
-    minutes: float | None = options.max_minutes
-    if minutes is not None and not minutes > 0:
-        raise ConfigError(f"--max-minutes {minutes:g} is not allowed: it is above 0")
-    return minutes or 0.0
-
-
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> ExitStatus:
     cells = _cells_left(options)
     if not cells:
-        return FINISHED
+        return ExitStatus.FINISHED
     outcomes = run_cells(
         cells,
         client_cpus=options.client_cpus,
         client_gpus=options.client_gpus,
         jobs=options.jobs,
-        max_minutes=_minutes(options),
+        max_minutes=options.max_minutes or 0.0,
     )
     if len(outcomes) > 1:
         print_summary(outcomes)
@@ -125,7 +105,8 @@ def _run(options: argparse.Namespace) -> int:
     elif outcomes[0].word == ELSEWHERE:
         print(f"{ELSEWHERE}: {outcomes[0].path}", flush=True)
     status = exit_status(outcomes)
-    if status == FINISHED and all(outcome.path == outcome.cell.path for outcome in outcomes):
+    own = all(outcome.path == outcome.cell.path for outcome in outcomes)
+    if status == ExitStatus.FINISHED and own:
         _compare(cells)
     return status
 
@@ -139,12 +120,10 @@ def _compare(cells: Sequence[Cell]) -> None:
         print(f"figure: {path}", flush=True)
 
 
-def _tune(options: argparse.Namespace) -> int:
+def _tune(options: argparse.Namespace) -> ExitStatus:
     table, chosen = select(options.selection, options.scale)
     if len(chosen) != 1:
         raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")
-    if options.trials < 1:
-        raise ConfigError(f"--trials {options.trials} is not allowed: it is at least 1")
     options.seeds = 1
     (cell,) = _cells(options)
     if options.pattern:
@@ -152,59 +131,56 @@ def _tune(options: argparse.Namespace) -> int:
     study = Study(cell.config, cell.preset.label, table.tune or DEFAULT_SPACE)
     status = study.run(
         options.trials,
-        _minutes(options),
+        options.max_minutes or 0.0,
         client_cpus=options.client_cpus,
         client_gpus=options.client_gpus,
     )
-    if status != FINISHED:
+    if status != ExitStatus.FINISHED:
         return status
     best = study.chosen()
     label = cell.preset.label
-    save_study(options.out / "tuning" / label.replace("/", "-"), best, label)
+    save_study((options.out or RESULTS) / "tuning" / label.replace("/", "-"), best, label)
     path = write_choice(table.name, options.scale, options.pattern or cell.preset.name, best.values)
     words = ", ".join(f"{key} = {value}" for key, value in best.values.items())
     print(f"chosen: {words} (validation accuracy {best.accuracy:.1%}), written to {path}")
     changed = changed_presets(table, load_table(table.name, options.scale))
     print("\n".join(f"  {line}" for line in changed) or "  no preset changed by it")
-    return FINISHED
+    return ExitStatus.FINISHED
 
 
-def _collect(options: argparse.Namespace) -> int:
-    cells = _cells(options)
+def _collect(options: argparse.Namespace) -> ExitStatus:
+    cells, out = _cells(options), options.out or RESULTS
     finished = FinishedRuns(cells[0].results)
     first = cells[0].config.seed
     kept = [
-        collect(cell, path, options.out, with_classes=cell.config.seed == first)
+        collect(cell, path, out, with_classes=cell.config.seed == first)
         for cell in cells
         if (path := finished.path(cell.config))
     ]
-    print(f"{len(kept)} of {len(cells)} cells are finished, and kept in {options.out.absolute()}")
-    return FINISHED
+    print(f"{len(kept)} of {len(cells)} cells are finished, and kept in {out.absolute()}")
+    return ExitStatus.FINISHED
 
 
-def _report(options: argparse.Namespace) -> int:
-    chosen = (
-        [load_table(options.table, options.scale)]
-        if options.table
-        else kept_tables(options.records)
-    )
+def _report(options: argparse.Namespace) -> ExitStatus:
+    records = options.records or RESULTS
+    chosen = [load_table(options.table, options.scale)] if options.table else kept_tables(records)
     if not chosen:
-        raise RecordError(f"{options.records} holds no cells: finish some, and collect them")
-    out, failed = options.out or options.records, 0
+        raise RecordError(f"{records} holds no cells: finish some, and collect them")
+    out, status = options.out or records, ExitStatus.FINISHED
     for table in chosen:
         try:
-            checks = write_report(table, options.records, out)
+            checks = write_report(table, records, out)
         except (RecordError, ConfigError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            failed += 1
+            status = ExitStatus.FAILED
             continue
         print(f"{table.label}: {(out / table.label / 'report.md').absolute()}")
-        for check in checks:
-            print(f"  {check}", flush=True)
-    return FAILED if failed else FINISHED
+        for line in checks:
+            print(f"  {line}", flush=True)
+    return status
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], ExitStatus]] = {
     "list": _list,
     "run": _run,
     "plan": _plan,

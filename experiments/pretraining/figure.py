@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
-from fedta_app.runs.curves_figure import draw_line, save_panels, show_percent
+from fedta_app.plotting import draw_line, show_percent, two_panels
 
 _LABELS = {
     "loss": "loss",
@@ -18,21 +16,16 @@ def save_curve(path: Path, rows: list[dict[str, float]], title: str) -> None:
 
     Parameters
     ----------
-    path : Path
     rows : list of dict
         As `experiments.pretraining.loop.Training.rows`; a column that a row lacks is left out.
-    title : str
     """
 
-    def line(axis: Axes, column: str, label: str, style: str) -> None:
-        points = [(row["epoch"], row[column]) for row in rows if column in row]
-        draw_line(axis, points, label, style)
+    def points(column: str) -> list[tuple[float, float]]:
+        return [(row["epoch"], row[column]) for row in rows if column in row]
 
-    def draw(loss: Axes, accuracy: Axes) -> None:
+    with two_panels(path, title, across="epoch") as (loss, accuracy):
         for column, label in _LABELS.items():
-            line(loss, column, label, "-")
-        line(accuracy, "knn", "CIFAR-10, 20-NN", "o-")
+            draw_line(loss, points(column), label)
+        draw_line(accuracy, points("knn"), "CIFAR-10, 20-NN", "o-")
         show_percent(accuracy, "accuracy of frozen features")
         loss.set_ylabel("nats")
-
-    save_panels(path, draw, title=title, across="epoch")

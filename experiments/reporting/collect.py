@@ -23,7 +23,7 @@ from experiments.reporting.records import (
 )
 from experiments.running.cells import Cell, read_summary
 from fedta_app.analysis import block_density, mask_overlap_matrix
-from fedta_app.config import VOLATILE_KEYS, RunConfig, read_toml
+from fedta_app.config import RunConfig, keys_that_decide, read_toml
 from fedta_app.files import write_atomically
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
@@ -48,21 +48,31 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
         Where the tables' records are.
     with_classes : bool
         Keep which client holds how many images of which class.
+
+    Raises
+    ------
+    RecordError
+        When the weights that the run started from are not found any more.
     """
     table, _, preset = cell.preset.label.partition("/")
     folder = results / table / CELLS / preset / f"seed{cell.config.seed}"
     config = RunConfig.from_mapping(read_toml(path / "config.toml"))
-    summary = read_summary(path)
+    summary, checkpoint = read_summary(path), load_checkpoint(path / "checkpoint")
+    assert checkpoint is not None
     workspace = build_workspace(config.with_values(device="cpu"))
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
     folder.mkdir(parents=True, exist_ok=True)
-    mask = _final_mask(path, summary, workspace)
+    mask = _final_mask(path, summary, checkpoint)
     if mask is not None:
         summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
         summary["mask-density"] = _densities(mask, workspace)
-        summary["frozen-weights-untouched"] = _untouched(path, mask, workspace)
-        if (overlap := _own_masks(path, workspace)) is not None:
+        frozen = ~mask.mask
+        before, after = workspace.weights.vector, _server(checkpoint)["weights"]
+        summary["frozen-weights-untouched"] = torch.equal(
+            before.view(torch.int32)[frozen], after.view(torch.int32)[frozen]
+        )
+        if (overlap := _own_masks(path, checkpoint)) is not None:
             summary["own-masks"] = overlap
     if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
         summary["task-vectors"] = vectors
@@ -70,16 +80,17 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
         if (points := path / f"{name}.csv").exists():
             write_atomically(folder / points.name, points.read_bytes())
     if with_classes and config.engine != "centralized":
-        _keep_classes(folder / CLASSES_FILE, workspace)
+        labels, classes = workspace.data.train.labels.numpy(), workspace.data.num_classes
+        counts = class_counts(labels, workspace.partitions, classes).tolist()
+        write_atomically(
+            folder / CLASSES_FILE, "".join(",".join(map(str, row)) + "\n" for row in counts)
+        )
     summary["name"] = cell.preset.label
-    write_atomically(folder / "summary.json", _pretty(without_paths(summary)))
+    text = json.dumps(without_paths(summary), indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / "summary.json", text)
     write_atomically(folder / "metrics.csv", (path / "metrics.csv").read_bytes())
     write_atomically(folder / "config.toml", _portable(config, cell.preset.label))
     return folder
-
-
-def _pretty(summary: dict[str, Any]) -> str:
-    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
 def _portable(config: RunConfig, name: str) -> str:
@@ -87,7 +98,7 @@ def _portable(config: RunConfig, name: str) -> str:
     kept = {
         key: value
         for key, value in config.to_mapping().items()
-        if key not in VOLATILE_KEYS - {"engine"}
+        if key == "engine" or key not in keys_that_decide("place")
     }
     return tomli_w.dumps(without_paths(kept) | {"name": name})
 
@@ -103,18 +114,15 @@ def without_paths(value: Any) -> Any:
     return _PATH.sub("", value) if isinstance(value, str) else value
 
 
-def _final_mask(path: Path, summary: dict[str, Any], workspace: Workspace) -> FlatMask | None:
+def _final_mask(path: Path, summary: dict[str, Any], checkpoint: Checkpoint) -> FlatMask | None:
     """Return the mask of the weights that travelled, of a run that had one."""
-    noted = summary.get("mask")
-    if not noted:
+    if not (noted := summary.get("mask")):
         return None
     if "sha256" in noted:
         bits = BlobStore(path / "blobs").get(noted["sha256"])
     else:  # the baseline keeps it in its checkpoint
-        checkpoint = load_checkpoint(path / "checkpoint")
-        assert checkpoint is not None
-        bits = checkpoint.state["parts"]["baseline"]["mask"].numpy().tobytes()
-    return FlatMask.from_bits(bits, workspace.weights.vector.numel(), torch.device("cpu"))
+        bits = _server(checkpoint)["mask"].numpy().tobytes()
+    return FlatMask.from_bits(bits, _server(checkpoint)["weights"].numel(), torch.device("cpu"))
 
 
 def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:
@@ -136,30 +144,18 @@ def _densities(mask: FlatMask, workspace: Workspace) -> dict[str, dict[str, floa
     }
 
 
-def _untouched(path: Path, mask: FlatMask, workspace: Workspace) -> bool:
-    """Tell whether every frozen weight has the bits it started with."""
-    checkpoint = load_checkpoint(path / "checkpoint")
-    assert checkpoint is not None
-    before = workspace.weights.vector
-    after = _server(checkpoint)["weights"]
-    frozen = ~mask.mask
-    return torch.equal(before.view(torch.int32)[frozen], after.view(torch.int32)[frozen])
-
-
 def _server(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what the server, or the baseline, kept."""
     parts: dict[str, dict[str, Any]] = checkpoint.state["parts"]
     return parts.get("server") or parts["baseline"]
 
 
-def _own_masks(path: Path, workspace: Workspace) -> dict[str, float] | None:
+def _own_masks(path: Path, checkpoint: Checkpoint) -> dict[str, float] | None:
     """Return how much the clients' own masks overlap, where they have some."""
-    checkpoint = load_checkpoint(path / "checkpoint")
-    server = _server(checkpoint) if checkpoint else {}
-    digests = [digest for _, digest in sorted(server.get("own-masks", {}).items())]
+    digests = [digest for _, digest in sorted(_server(checkpoint).get("own-masks", {}).items())]
     if len(digests) < 2:
         return None
-    store, size = BlobStore(path / "blobs"), workspace.weights.vector.numel()
+    store, size = BlobStore(path / "blobs"), _server(checkpoint)["weights"].numel()
     masks = [
         FlatMask.from_bits(store.get(digest), size, torch.device("cpu")).mask
         for digest in digests[:_MOST_OWN_MASKS]
@@ -177,9 +173,3 @@ def _task_vectors(path: Path) -> dict[str, float]:
         if file.exists():
             means[name] = round(float(np.nanmean(np.genfromtxt(file, delimiter=","))), 6)
     return means
-
-
-def _keep_classes(path: Path, workspace: Workspace) -> None:
-    labels = workspace.data.train.labels.numpy()
-    counts = class_counts(labels, workspace.partitions, workspace.data.num_classes)
-    write_atomically(path, "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()))

@@ -1,15 +1,13 @@
 """The runs of a table in one figure: accuracy against rounds."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from experiments.reporting.records import partition_name
+from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
-from fedta_app.runs.curves_figure import show_percent
+from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent
 from fedta_app.runs.directory import run_path
 
 
@@ -23,8 +21,7 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
     configs : list of RunConfig
         Runs whose directories hold a metrics.csv and a summary.json.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4)
     axis = figure.subplots()
     split = "test" if all(config.measure_test == "always" for config in configs) else "validation"
     column = "test_accuracy" if split == "test" else "val_accuracy"
@@ -37,15 +34,8 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
     show_percent(axis, f"{split} accuracy")
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
-    figure.legend(
-        *axis.get_legend_handles_labels(),
-        loc="outside lower center",
-        frameon=False,
-        fontsize="small",
-    )
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    legend_below(figure, [axis])
+    save_figure(path, figure)
 
 
 def _title(configs: list[RunConfig]) -> str:
@@ -57,16 +47,11 @@ def _title(configs: list[RunConfig]) -> str:
 def _federation(config: RunConfig) -> str:
     if config.engine == "centralized":
         return f"{config.dataset}, centralised"
-    kinds = {
-        "iid": "iid",
-        "classes": f"classes per client: {config.num_classes_per_client}",
-        "dirichlet": f"Dirichlet({config.dirichlet_alpha:g})",
-    }
-    return f"{config.dataset}, {config.num_clients} clients, {kinds[config.partition]}"
+    return f"{config.dataset}, {config.num_clients} clients, {partition_name(config)}"
 
 
 def _label(config: RunConfig) -> str:
-    summary: dict[str, Any] = json.loads((run_path(config) / "summary.json").read_text())
+    summary = read_summary(run_path(config))
     head = {"random": "trained head", "ridge": "ridge head", "probe": "linear-probe head"}
     trained = "all weights"
     if config.mask_rule != "none":

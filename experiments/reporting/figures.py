@@ -2,52 +2,65 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from experiments.reporting.line_figures import against_bytes, curves, negated, scaled
-from experiments.reporting.map_figures import (
-    client_classes,
-    cosines,
-    heat_map,
-    mask_density,
-    mask_overlap,
-    sign_conflicts,
-)
+from experiments.reporting import line_figures, map_figures
 from experiments.reporting.records import Group, Record, RecordError, by_preset
 from experiments.running.presets import Table
+from fedta_app.plotting import save_figure
 
-FIGURES: dict[str, Callable[[Table, Group], Figure | None]] = {
-    "curves": curves,
-    "bytes": against_bytes,
-    "heat-map": heat_map,
-    "cosine": cosines,
-    "sign-conflict": sign_conflicts,
-    "mask-density": mask_density,
-    "mask-overlap": mask_overlap,
-    "classes": client_classes,
-    "scaling": scaled,
-    "negation": negated,
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Kind(NamedTuple):
+    """A kind of figure: the function that draws it, None where it has nothing to, and a title."""
+
+    draw: "Callable[[Table, Group], Figure | None]"
+    title: str
+
+
+FIGURES = {
+    "curves": Kind(
+        line_figures.curves,
+        "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
+    ),
+    "bytes": Kind(
+        line_figures.against_bytes,
+        "Validation accuracy against what was moved, head and calibration included.",
+    ),
+    "heat-map": Kind(
+        map_figures.accuracies, "Final test accuracy, %, with its 95 % interval over seeds."
+    ),
+    "cosine": Kind(
+        map_figures.cosines,
+        "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
+    ),
+    "sign-conflict": Kind(
+        map_figures.sign_conflicts,
+        "Share of conflicting signs of clients' task vectors in the last round.",
+    ),
+    "mask-density": Kind(
+        map_figures.mask_density,
+        "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
+    ),
+    "mask-overlap": Kind(
+        map_figures.mask_overlap,
+        "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
+    ),
+    "classes": Kind(
+        map_figures.client_classes, "Images of each class that each client holds, first seed."
+    ),
+    "scaling": Kind(
+        line_figures.scaled,
+        "Validation accuracy of the start plus so much of the run's task vector.",
+    ),
+    "negation": Kind(
+        line_figures.negated,
+        "Accuracy on a client's classes (solid) and on others (dashed), validation images, after "
+        "subtracting so much of its task vector; means over clients and seeds.",
+    ),
 }
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Save a figure as `path`.svg and `path`.png, without dates or versions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with mpl.rc_context({"svg.hashsalt": "fedta"}):
-        figure.savefig(f"{path}.svg", format="svg", metadata={"Date": None, "Creator": None})
-    with Path(f"{path}.png").open("wb") as stream:
-        write_png(figure, stream)
-
-
-def write_png(figure: Figure, stream: IO[bytes]) -> None:
-    """Write a figure as PNG, without versions."""
-    FigureCanvasAgg(figure)
-    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
 
 
 def groups(table: Table, records: Sequence[Record]) -> Iterator[tuple[str, Group]]:
@@ -66,24 +79,27 @@ def groups(table: Table, records: Sequence[Record]) -> Iterator[tuple[str, Group
         yield name, {panel: drawn[panel] for panel in order if panel in drawn}
 
 
-def save_figures(table: Table, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Save the figures that the table's report names; return their paths, without suffix.
+def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[str, str]:
+    """Save the figures that the table's report names; return their names and titles.
 
     Raises
     ------
     RecordError
-        When the report names a figure that there is not.
+        When the report names a kind of figure that does not exist.
     """
-    saved = []
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = {}
     for kind in table.report.get("figures", ["curves"]):
         if kind not in FIGURES:
             raise RecordError(
                 f"table {table.name!r} has a figure {kind!r}; figures are: {', '.join(FIGURES)}"
             )
-        for name, drawn in groups(table, records):
-            figure = FIGURES[kind](table, drawn)
+        for label, drawn in groups(table, records):
+            figure = FIGURES[kind].draw(table, drawn)
             if figure is not None:
-                path = folder / (f"{kind}-{name}" if name else kind)
-                save_figure(path, figure)
-                saved.append(path)
+                name = f"{kind}-{label}" if label else kind
+                for suffix in (".svg", ".png"):
+                    save_figure(folder / f"{name}{suffix}", figure)
+                title = FIGURES[kind].title
+                saved[name] = f"{label}: {title}" if label else title
     return saved

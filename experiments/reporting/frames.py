@@ -1,7 +1,9 @@
 """The tables of a report as data frames: cells, presets with intervals, paired comparisons."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -25,7 +27,7 @@ def cells_frame(records: Sequence[Record]) -> pd.DataFrame:
                 "val accuracy": record.final("val_accuracy"),
                 "test loss": record.final("test_loss"),
                 "start val accuracy": record.start_accuracy,
-                "density": (record.summary.get("mask") or {}).get("density"),
+                "density": record.density,
                 "megabytes": record.megabytes,
                 "rounds": record.config.num_server_rounds,
                 "minutes": round(record.minutes, 1),
@@ -38,74 +40,50 @@ def cells_frame(records: Sequence[Record]) -> pd.DataFrame:
     )
 
 
-def accuracies(records: Sequence[Record]) -> dict[str, Interval]:
-    """Return the interval of the final test accuracy of each preset."""
-    return {
-        name: interval([record.final("test_accuracy") for record in group])
-        for name, group in by_preset(records).items()
-    }
+def _accuracy(group: Sequence[Record]) -> Interval:
+    """Return the interval of the final test accuracy over the seeds of a preset."""
+    return interval([record.final("test_accuracy") for record in group])
 
 
 def presets_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per preset: mean and half width of the interval, unrounded."""
     rows = []
     for name, group in by_preset(records).items():
-        accuracy = interval([record.final("test_accuracy") for record in group])
+        accuracy = _accuracy(group)
         start = [record.start_accuracy for record in group if record.start_accuracy is not None]
-        rows.append(
-            {
-                "preset": name,
-                **group[0].preset.coordinates,
-                "seeds": len(group),
-                "test accuracy": accuracy.mean,
-                "± (95 %)": accuracy.half,
-                "start val accuracy": interval(start).mean if start else math.nan,
-                "density": (group[0].summary.get("mask") or {}).get("density"),
-                "megabytes": interval([record.megabytes for record in group]).mean,
-                **_task_columns(group),
-            }
-        )
+        row: dict[str, Any] = {
+            "preset": name,
+            **group[0].preset.coordinates,
+            "seeds": len(group),
+            "test accuracy": accuracy.mean,
+            "± (95 %)": accuracy.half,
+            "start val accuracy": interval(start).mean if start else math.nan,
+            "density": group[0].density,
+            "megabytes": interval([record.megabytes for record in group]).mean,
+        }
+        for figure in TASK_FIGURES:
+            known = [value for r in group if (value := r.task_figure(figure)) is not None]
+            if known:
+                found = interval(known)
+                row |= {figure: found.mean, f"{figure} ± (95 %)": found.half}
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _task_columns(group: Sequence[Record]) -> dict[str, float]:
-    """Return mean and half width of what is known of the clients' task vectors."""
-    columns: dict[str, float] = {}
-    for name in TASK_FIGURES:
-        values = [value for record in group if (value := record.task_figure(name)) is not None]
-        if values:
-            found = interval(values)
-            columns |= {name: found.mean, f"{name} ± (95 %)": found.half}
-    return columns
 
 
 def page_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
     """Return the table as it is printed: `lines` by `panels` where the report names both.
 
-    The cells are final test accuracies in percent, mean ± 95 % interval.
+    The entries are final test accuracies in percent, mean ± 95 % interval.
     """
-    found = accuracies(records)
-    coordinates = {record.preset.name: record.preset.coordinates for record in records}
     columns = table.report.get("panels")
     if columns is None or len(table.axes) < 2:
-        rows = presets_frame(records)
-        page = pd.DataFrame(
-            {
-                **({axis: rows[axis] for axis in table.axes} or {"preset": rows["preset"]}),
-                "test accuracy, %": [found[name].percent() for name in rows["preset"]],
-                "start (validation), %": [_percent(value) for value in rows["start val accuracy"]],
-                "density": [_number(value) for value in rows["density"]],
-                "MB moved": [f"{value:,.0f}" for value in rows["megabytes"]],
-                "seeds": rows["seeds"],
-            }
-        )
-        return page.loc[:, [name for name in page.columns if (page[name] != "").any()]]
+        return _page_of_presets(table, records)
     others = [axis for axis in table.axes if axis != columns]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
-    for name, accuracy in found.items():
-        place = coordinates[name]
-        key = tuple(place[axis] for axis in others)
-        lines.setdefault(key, {})[place[columns]] = accuracy.percent()
+    for group in by_preset(records).values():
+        place = group[0].preset.coordinates
+        line = lines.setdefault(tuple(place[axis] for axis in others), {})
+        line[place[columns]] = _accuracy(group).percent()
     labels = [label for label in table.axes[columns] if any(label in row for row in lines.values())]
     return pd.DataFrame(
         [
@@ -115,16 +93,26 @@ def page_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
     )
 
 
-def _percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:g}"
+def _page_of_presets(table: Table, records: Sequence[Record]) -> pd.DataFrame:
+    """Return a line per preset, without the columns that say nothing of any."""
+    rows = presets_frame(records)
+    accuracies = [_accuracy(group) for group in by_preset(records).values()]
+    starts = [f"{100 * start:.1f}" for start in rows["start val accuracy"]]
+    page = pd.DataFrame(
+        {
+            **({axis: rows[axis] for axis in table.axes} or {"preset": rows["preset"]}),
+            "test accuracy, %": [accuracy.percent() for accuracy in accuracies],
+            "start (validation), %": ["" if start == "nan" else start for start in starts],
+            "density": ["" if pd.isna(density) else f"{density:g}" for density in rows["density"]],
+            "MB moved": [f"{megabytes:,.0f}" for megabytes in rows["megabytes"]],
+            "seeds": rows["seeds"],
+        }
+    )
+    return page.loc[:, [name for name in page.columns if (page[name] != "").any()]]
 
 
 def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame | None:
-    """Return the paired comparisons of the methods, None where the report names none.
+    """Return the paired comparisons of the methods, None where there are none.
 
     Methods are the labels of the axis `compare`, or of several, joined. Each is compared with
     `reference`, or with each other, where everything else is equal; a pair is a seed. Holm's
@@ -134,45 +122,42 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     if not table.compared:
         return None
     check_comparison(table)
-    settings: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
+    reference = table.report.get("reference")
+    planned = {s: len(_pairs(methods, reference)) for s, methods in _methods(table).items()}
+    found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in records:
         setting, method = _split(table, record.preset)
-        scores = settings.setdefault(setting, {}).setdefault(method, {})
+        scores = found.setdefault(setting, {}).setdefault(method, {})
         scores[record.seed] = record.final("test_accuracy")
-    planned = _planned(table)
     rows = []
-    others = [name for name in table.axes if name not in table.compared]
-    for setting, methods in settings.items():
-        for first, second in _pairs(list(methods), table.report.get("reference")):
-            seeds = sorted(methods[first].keys() & methods[second].keys())
-            if not seeds:
-                continue
-            one, other = ([methods[name][seed] for seed in seeds] for name in (first, second))
-            difference, p = paired_test(one, other)
-            rows.append(
-                {
-                    **dict(zip(others, setting, strict=True)),
-                    " and ".join(table.compared): first,
-                    "against": second,
-                    "seeds": len(seeds),
-                    "difference": difference.mean,
-                    "± (95 %)": difference.half,
-                    "p": p,
-                    "family": planned[setting],
-                }
-            )
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows)
-    families = frame.groupby(others, sort=False) if others else [((), frame)]
-    for _, family in families:
-        size = int(family["family"].iloc[0])
-        frame.loc[family.index, "p (Holm)"] = holm(family["p"].tolist(), size)
-    frame["verdict"] = [
-        _verdict(difference, p)
-        for difference, p in zip(frame["difference"], frame["p (Holm)"], strict=True)
-    ]
-    return frame
+    for setting, methods in found.items():
+        place = dict(zip(_others(table), setting, strict=True))
+        family: list[dict[str, Any]] = []
+        for first, second in _pairs(list(methods), reference):
+            if seeds := sorted(methods[first].keys() & methods[second].keys()):
+                one, other = ([methods[name][seed] for seed in seeds] for name in (first, second))
+                difference, p = paired_test(one, other)
+                family.append(
+                    {
+                        **place,
+                        " and ".join(table.compared): first,
+                        "against": second,
+                        "seeds": len(seeds),
+                        "difference": difference.mean,
+                        "± (95 %)": difference.half,
+                        "p": p,
+                        "family": planned[setting],
+                    }
+                )
+        adjusted = holm([row["p"] for row in family], planned[setting])
+        for row, p in zip(family, adjusted, strict=True):
+            rows.append({**row, "p (Holm)": p, "verdict": _verdict(row["difference"], p)})
+    return pd.DataFrame(rows) if rows else None
+
+
+def _others(table: Table) -> list[str]:
+    """Return the axes that are not compared: their labels are the settings of a comparison."""
+    return [axis for axis in table.axes if axis not in table.compared]
 
 
 def check_comparison(table: Table) -> None:
@@ -193,7 +178,7 @@ def check_comparison(table: Table) -> None:
 def _split(table: Table, preset: Preset) -> tuple[tuple[str, ...], str]:
     """Return the labels of a preset on the axes that are not compared, and its method."""
     place = preset.coordinates
-    setting = tuple(label for name, label in place.items() if name not in table.compared)
+    setting = tuple(place[axis] for axis in _others(table))
     return setting, "-".join(place[axis] for axis in table.compared)
 
 
@@ -206,18 +191,13 @@ def _methods(table: Table) -> dict[tuple[str, ...], list[str]]:
     return methods
 
 
-def _planned(table: Table) -> dict[tuple[str, ...], int]:
-    """Return how many comparisons the table plans in each setting of its other axes."""
-    reference = table.report.get("reference")
-    return {setting: len(_pairs(names, reference)) for setting, names in _methods(table).items()}
-
-
 def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:
+    """Return which methods are compared: each with the reference, or each with each other."""
     if reference in methods:
         return [(method, reference) for method in methods if method != reference]
     if reference is not None:
         return []
-    return [(first, second) for i, first in enumerate(methods) for second in methods[i + 1 :]]
+    return list(itertools.combinations(methods, 2))
 
 
 def _verdict(difference: float, p: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from experiments.reporting.records import Record
 from fedta_app.config import RunConfig
 from fedta_app.data.sets import DATASETS
+from fedta_app.masks.selection import round_density
 
 _START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart
 
@@ -65,10 +66,9 @@ def _equal_starts(records: Sequence[Record]) -> Check:
         if config.head == "ridge" and record.start_accuracy is not None:
             precision = record.summary.get("precision", config.precision)
             weights = record.summary["identity"]["weights-file-sha256"]
-            same = (record.seed, config.dataset, config.model, weights, config.ridge,
-                    config.head_fraction, config.val_size, config.eval_size, config.image_size,
-                    precision)  # fmt: skip
-            groups.setdefault(same, []).append(record)
+            same = config.values_that_decide("start")
+            same |= {"weights": weights, "precision": precision}  # as the run resolved them
+            groups.setdefault(tuple(same.values()), []).append(record)
     compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
     if not compared:
         return Check(name, None, "no two partitions start from a ridge head")
@@ -83,32 +83,33 @@ def _equal_starts(records: Sequence[Record]) -> Check:
 
 
 def _where(record: Record) -> tuple[object, ...]:
-    config = record.config
-    if config.engine == "centralized":
-        return ("centralized",)
-    return (config.partition, config.num_classes_per_client, config.dirichlet_alpha)
+    """Return how the training images lie on clients; nothing for a run without clients."""
+    return tuple(record.config.values_that_decide("partition").items())
 
 
 def _density(records: Sequence[Record]) -> Check:
+    """Hold masks of a given density against the exact number of weights that they must train."""
     name = "the density is the one asked for"
-    wrong, checked = [], 0
-    for record in records:
-        config, mask = record.config, record.summary.get("mask")
-        exact = config.mask_scope in ("global", "vote", "server") or config.engine == "centralized"
-        if config.mask_rule == "none" or not exact:
-            continue
-        if config.sparsity_scope != "global" or config.score_threshold:
-            continue
-        checked += 1
+    masked = [record for record in records if _has_exact_density(record.config)]
+    if not masked:
+        return Check(name, None, "no cell has a mask of a given density")
+    wrong = []
+    for record in masked:
+        mask = record.summary.get("mask")
         if not mask:
             wrong.append(f"{record.label} has no mask")
             continue
-        asked = round((1 - config.sparsity) * mask["of"])
-        if abs(mask["trained"] - asked) > 1:  # 0.9 is no binary fraction
+        asked = round_density(record.config.sparsity, mask["of"])
+        if mask["trained"] != asked:
             wrong.append(f"{record.label}: {mask['trained']} of {mask['of']}, not {asked}")
-    if not checked:
-        return Check(name, None, "no cell has a mask of a given density")
-    return _verdict(name, wrong, f"{checked} masks, to the weight")
+    return _verdict(name, wrong, f"{len(masked)} masks, to the weight")
+
+
+def _has_exact_density(config: RunConfig) -> bool:
+    """Tell whether the final mask has `sparsity`: not a union of masks, not one by a threshold."""
+    if config.mask_rule == "none" or config.score_threshold or config.sparsity_scope != "global":
+        return False
+    return config.mask_scope in ("global", "vote", "server") or config.engine == "centralized"
 
 
 def _frozen(records: Sequence[Record]) -> Check:

@@ -6,21 +6,26 @@ has a figure for each label of the others.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.reporting.intervals import interval
 from experiments.reporting.records import Group, Record
 from experiments.running.presets import Table
-from fedta_app.runs.curves_figure import show_percent
+from fedta_app.plotting import (
+    MOST_COLUMNS,
+    legend_below,
+    panel_grid,
+    show_percent,
+    use_logarithms,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Style = Callable[[str], dict[str, Any]]
 Values = npt.NDArray[np.float64]
@@ -30,11 +35,9 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C8C"
 )  # fmt: skip
 _MARKERS = "os^Dvp*X"
-_WIDTH, _HEIGHT = 3.2, 2.7  # inches of a panel
-_MOST_COLUMNS = 3
 
 
-def curves(table: Table, drawn: Group) -> Figure:
+def curves(table: Table, drawn: Group) -> "Figure":
     """Draw validation accuracy against rounds: the mean of the seeds, and its 95 % interval."""
     figure, axes, style = _panels(table, drawn)
     for axis, lines in zip(axes, drawn.values(), strict=True):
@@ -48,7 +51,7 @@ def curves(table: Table, drawn: Group) -> Figure:
     return _finish(figure, axes)
 
 
-def against_bytes(table: Table, drawn: Group) -> Figure | None:
+def against_bytes(table: Table, drawn: Group) -> "Figure | None":
     """Draw validation accuracy against what was moved so far, of head and calibration too.
 
     A panel without a federation has nothing to show.
@@ -71,14 +74,14 @@ def against_bytes(table: Table, drawn: Group) -> Figure | None:
     return _finish(figure, axes)
 
 
-def scaled(table: Table, drawn: Group) -> Figure | None:
+def scaled(table: Table, drawn: Group) -> "Figure | None":
     """Draw validation accuracy against the scale of the whole run's task vector."""
     return _by_points(
         table, drawn, "scaling", "scale", ["val_accuracy"], "scale of the task vector"
     )
 
 
-def negated(table: Table, drawn: Group) -> Figure | None:
+def negated(table: Table, drawn: Group) -> "Figure | None":
     """Draw target (solid) and control accuracy (dashed) against how much was subtracted."""
     label = "length subtracted, of the run's own"
     return _by_points(table, drawn, "negation", "length", ["target", "control"], label)
@@ -86,7 +89,7 @@ def negated(table: Table, drawn: Group) -> Figure | None:
 
 def _by_points(
     table: Table, drawn: Group, name: str, x: str, columns: list[str], label: str
-) -> Figure | None:
+) -> "Figure | None":
     """Draw means over seeds of columns of a record's points; the second one dashed."""
     found = {
         panel: {
@@ -134,40 +137,22 @@ def _mean_curve(group: Sequence[Record]) -> tuple[Values, Values, Values, Values
     return np.array(rounds, float), np.array(means), np.array(halves), np.array(bytes_)
 
 
-def _values(line: Line2D) -> Values:
-    return np.asarray(line.get_ydata(), float)
-
-
-def use_logarithms(axis: Axes) -> None:
-    """Give the horizontal axis a logarithmic scale with plain numbers that do not collide."""
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _sparse(values: Values) -> int:
     """Return every how many points a marker stands."""
     return max(1, len(values) // 8)
 
 
-def _panels(table: Table, drawn: Group) -> tuple[Figure, list[Axes], Style]:
+def _panels(table: Table, drawn: Group) -> "tuple[Figure, list[Axes], Style]":
     """Return a figure with a panel per entry, and the style of a line wherever it is drawn."""
-    columns = min(_MOST_COLUMNS, len(drawn))
-    rows = -(-len(drawn) // columns)
-    size = (max(4.6, 0.6 + _WIDTH * columns), 0.9 + _HEIGHT * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    axes = list(grid.flat)
-    for axis in axes[len(drawn) :]:
-        axis.set_axis_off()
-    axes = axes[: len(drawn)]
-    for number, (axis, panel) in enumerate(zip(axes, drawn, strict=True)):
+    figure, axes = panel_grid(
+        len(drawn), panel=(3.2, 2.7), margin=(0.6, 0.9), least_width=4.6, sharey=True
+    )
+    for axis, panel in zip(axes, drawn, strict=True):
         axis.set_title(panel, fontsize="medium")
         axis.grid(alpha=0.3)
-        show_percent(axis, "" if number % columns else "validation accuracy")
+        show_percent(axis, "")
+    for axis in axes[::MOST_COLUMNS]:
+        axis.set_ylabel("validation accuracy")
     labels = table.axes.get(table.report.get("lines", "")) or [
         line for lines in drawn.values() for line in lines
     ]
@@ -187,18 +172,13 @@ def _panels(table: Table, drawn: Group) -> tuple[Figure, list[Axes], Style]:
     return figure, axes, style
 
 
-def _finish(figure: Figure, axes: Sequence[Axes]) -> Figure:
+def _finish(figure: "Figure", axes: "Sequence[Axes]") -> "Figure":
     # Bands of few seeds are wide: the lines decide the scale.
-    reach = [float(value) for axis in axes for line in axis.lines for value in _values(line)]
-    if reach:
-        margin = 0.08 * max(max(reach) - min(reach), 0.05)
-        axes[0].set_ylim(max(0.0, min(reach) - margin), min(1.0, max(reach) + margin))
-    entries: dict[str, Artist] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", frameon=False,
-        fontsize="small", ncols=min(len(entries), 3 if len(axes) == 1 else 5),
-    )  # fmt: skip
+    lines = [line for axis in axes for line in axis.lines]
+    reach = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    if len(reach):
+        low, high = float(reach.min()), float(reach.max())
+        margin = 0.08 * max(high - low, 0.05)
+        axes[0].set_ylim(max(0.0, low - margin), min(1.0, high + margin))
+    legend_below(figure, axes, 3 if len(axes) == 1 else 5)
     return figure

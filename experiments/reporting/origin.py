@@ -14,11 +14,9 @@ from typing import Any
 
 from experiments.reporting.records import Record, RecordError
 from experiments.running.cells import deciding_keys, identity
-from fedta_app.config import Value, read_toml
+from fedta_app.config import read_toml
+from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-
-# The weights file may lie elsewhere: its contents are compared.
-_MAY_DIFFER = {"seed", "weights"}
 
 
 def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
@@ -150,7 +148,7 @@ def _departure(record: Record) -> dict[str, Any]:
     return {
         key: value
         for key, value in ran.items()
-        if key not in _MAY_DIFFER and value != wanted.get(key, value)
+        if key != "weights" and value != wanted.get(key, value)  # `_weights` compares contents
     }
 
 

@@ -4,15 +4,14 @@ table = Results("smoke")
 table.page, table.comparisons, table.gate, table.picture("curves")
 """
 
-import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.arguments import RESULTS
-from experiments.reporting.figures import FIGURES, groups, write_png
+from experiments import RESULTS
+from experiments.reporting.figures import FIGURES, groups
 from experiments.reporting.frames import (
     comparisons_frame,
     page_frame,
@@ -23,6 +22,7 @@ from experiments.reporting.gate import sanity_gate
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import Record, RecordError, read_records
 from experiments.running.presets import load_table
+from fedta_app.plotting import image_bytes
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ class Results:
     def picture(self, kind: str, other: str = "") -> Picture:
         """Draw one of the report's figures; `other` is the label of a third axis."""
         drawn = dict(groups(self.table, self.records))
-        figure = FIGURES[kind](self.table, drawn[other])
+        figure = FIGURES[kind].draw(self.table, drawn[other])
         if figure is None:
             raise RecordError(f"table {self.table.name!r} has nothing to draw as {kind!r}")
-        stream = io.BytesIO()
-        write_png(figure, stream)
-        return Picture(stream.getvalue())
+        return Picture(image_bytes(figure))

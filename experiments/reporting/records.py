@@ -72,6 +72,12 @@ class Record:
         return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6
 
     @property
+    def density(self) -> float | None:
+        """Trained share of the maskable weights, None without one mask for everybody."""
+        density: float | None = (self.summary.get("mask") or {}).get("density")
+        return density
+
+    @property
     def failed_replies(self) -> int:
         """How often a client that was asked failed, in all rounds."""
         return sum(int(row["clients_failed"]) for row in self.rows)
@@ -157,6 +163,16 @@ def kept_cells(results: Path) -> set[str]:
     """Return the identities of all cells that have a record, whatever their table."""
     summaries = results.glob(f"*/{CELLS}/*/seed*/summary.json")
     return set(by_identity(summary.parent for summary in summaries))
+
+
+def partition_name(config: RunConfig) -> str:
+    """Return what a figure calls the partition of a configuration."""
+    if config.partition == "classes":
+        number = config.num_classes_per_client
+        return f"{number} class{'es' * (number > 1)} per client"
+    if config.partition == "dirichlet":
+        return f"Dirichlet({config.dirichlet_alpha:g})"
+    return config.partition
 
 
 def by_preset(records: Sequence[Record]) -> dict[str, list[Record]]:

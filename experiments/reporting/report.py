@@ -8,7 +8,7 @@
 The same records give the same bytes. What fails the sanity gate, or mixes origins, is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -29,27 +29,14 @@ from experiments.running.presets import Table, load_table, tables
 from experiments.running.scales import scales
 from fedta_app.files import write_atomically
 
-TITLES = {
-    "curves": "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
-    "bytes": "Validation accuracy against what was moved, head and calibration included.",
-    "heat-map": "Final test accuracy, %, with its 95 % interval over seeds.",
-    "cosine": "Cosine of clients' task vectors in the last round, mean over pairs and seeds.",
-    "sign-conflict": "Share of conflicting signs of clients' task vectors in the last round.",
-    "mask-density": "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
-    "mask-overlap": "Overlap of the masks of equal seeds, over a fixed sample of the weights.",
-    "scaling": "Validation accuracy of the start plus so much of the run's task vector.",
-    "negation": "Accuracy on a client's classes (solid) and on others (dashed), validation images, "
-    "after subtracting so much of its task vector; means over clients and seeds.",
-    "classes": "Images of each class that each client holds, first seed.",
-}
-
 
 def kept_tables(results: Path) -> list[Table]:
     """Return the tables, at every scale, of which there are records."""
-    pairs = [(name, scale) for name in tables() for scale in ("", *scales())]
-    labels = {f"{name}-{scale}" if scale else name: (name, scale) for name, scale in pairs}
     return [
-        load_table(*pair) for label, pair in labels.items() if (results / label / CELLS).is_dir()
+        load_table(name, scale)
+        for name in tables()
+        for scale in ("", *scales())
+        if (results / (f"{name}-{scale}" if scale else name) / CELLS).is_dir()
     ]
 
 
@@ -130,29 +117,26 @@ def _markdown(
     checks: Sequence[Check],
     page: pd.DataFrame,
     comparisons: pd.DataFrame | None,
-    figures: Sequence[Path],
+    figures: Mapping[str, str],
 ) -> str:
     scale = f" --scale {table.scale.name}" if table.scale else ""
-    parts = [
-        f"# {table.label}",
-        caption,
-        _pipes(page),
-        *_comparison_part(table, comparisons),
-    ]
-    for path in figures:
-        # The longest that fits: a figure's name may begin with another's.
-        kind = max((kind for kind in TITLES if path.name.startswith(kind)), key=len)
-        extra = path.name.removeprefix(kind).lstrip("-")
-        title = f"{extra}: {TITLES[kind]}" if extra else TITLES[kind]
-        parts.append(f"![{title}](figures/{path.name}.png)\n\n{title}")
     hours = sum(record.minutes for record in records) / 60
     origin = (
         f"`python -m experiments run {table.name}{scale}`, then `collect {table.name}{scale}` and "
         f"`report {table.name}{scale}`. {len(records)} cells; commit {commits(records)}; "
         f"{hardware(records)}; {hours:.1f} hours. Learning rates: {_rates(records)}."
     )
-    gate = "\n".join(f"- {check}" for check in checks)
-    parts += ["## Where it comes from", origin, "## Sanity gate", gate]
+    parts = [
+        f"# {table.label}",
+        caption,
+        _pipes(page),
+        *([] if comparisons is None else _comparison_part(table, comparisons)),
+        *(f"![{title}](figures/{name}.png)\n\n{title}" for name, title in figures.items()),
+        "## Where it comes from",
+        origin,
+        "## Sanity gate",
+        "\n".join(f"- {check}" for check in checks),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,23 +150,17 @@ def _rates(records: Sequence[Record]) -> str:
     return "; ".join(f"{lr:g} ({', '.join(names[lr])})" for lr in sorted(names))
 
 
-def _comparison_part(table: Table, comparisons: pd.DataFrame | None) -> list[str]:
-    if comparisons is None:
-        return []
+def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
     against = table.report.get("reference")
     whom = f"with {against}" if against else "with each other"
+    others = " and ".join(axis for axis in table.axes if axis not in table.compared)
     how = (
         f"Paired t-tests over seeds, each {' and '.join(table.compared)} {whom}; Holm's correction "
-        f"over the comparisons that the table plans{_where(table)}, run or not (family). "
-        "Differences are percent points of test accuracy, with their own 95 % interval; one with a "
-        f"corrected p of {ALPHA} or more is called none."
+        f"over the comparisons that the table plans{others and f' in each {others}'}, run or not "
+        "(family). Differences are percent points of test accuracy, with their own 95 % interval; "
+        f"one with a corrected p of {ALPHA} or more is called none."
     )
     return ["## Differences", how, _pipes(print_comparisons(comparisons))]
-
-
-def _where(table: Table) -> str:
-    others = [axis for axis in table.axes if axis not in table.compared]
-    return f" in each {' and '.join(others)}" if others else ""
 
 
 def _pipes(frame: pd.DataFrame) -> str:

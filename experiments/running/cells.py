@@ -1,48 +1,37 @@
 """Cells of a table: a preset and a seed, and how far its run is."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from experiments.running.presets import Preset
-from fedta_app.config import VOLATILE_KEYS, RunConfig, Value, read_toml
+from fedta_app.config import RunConfig, read_toml
+from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-from fedta_app.masks import needs_scores
-from fedta_app.runs.directory import run_path
+from fedta_app.runs.directory import LOCK_FILE, run_path
 from fedta_app.runs.metrics import COLUMNS
 
-FINISHED, INTERRUPTED, FAILED, RUNNING, WAITING = (
-    "finished", "interrupted", "failed", "running", "waiting",
-)  # fmt: skip
-OTHER = "another configuration"
 _SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
 
-# A cell is what is computed: not where the files lie or what the run is called, and not on which
-# device. Another device, number of threads or kernel changes the last bits of sums, which is noise
-# of the kind that seeds measure, not another experiment: a table that was begun on a T4 and is
-# planned on a laptop is the same table. Only going on with a run that is half done needs the same
-# (fedta_app.runs.directory), because there a promise of equal bits is kept.
-PLACE_KEYS = VOLATILE_KEYS | {
-    "name", "device", "threads", "kernels", "compile", "deterministic"
-}  # fmt: skip
 
-# What only a federation reads, only a mask, and only a mask of scored weights.
-_FEDERATED = {
-    "partition", "num-clients", "fraction-train", "calibration-fraction", "mask-scope", "strategy",
-    "coverage-exponent", "server-scale", "task-figures",
-}  # fmt: skip
-_SCORES = {
-    "calibration-rounds", "calibration-fraction", "calibration-examples", "calibration-batch-size",
-    "soft-value", "sensitivity-labels", "sensitivity-output",
-}  # fmt: skip
-_MASK = _SCORES | {"mask-scope", "sparsity", "sparsity-scope", "score-threshold"}
+class State(StrEnum):
+    """How far the run of a cell is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    FINISHED = "finished"
+    OTHER = "another configuration"  # the directory holds a run of another experiment
 
 
 @dataclass(frozen=True)
@@ -70,14 +59,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a cell is: one of the states above, the rounds that are done, and why it failed."""
+    """How far a cell is: its state, the rows of the rounds that are done, and why it failed."""
 
-    state: str
+    state: State
     rows: tuple[dict[str, str], ...] = ()
     reason: str = ""
 
     def __str__(self) -> str:
-        if self.state not in (INTERRUPTED, FAILED, RUNNING) or not self.rows:
+        underway = (State.INTERRUPTED, State.FAILED, State.RUNNING)
+        if self.state not in underway or not self.rows:
             return self.state
         last = self.rows[-1]
         return f"{self.state} at {last['phase']} round {last['round']}"
@@ -114,41 +104,17 @@ def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: i
 
 
 def deciding_keys(config: RunConfig) -> dict[str, Value]:
-    """Return the keys that decide what a cell computes, with their values."""
-    idle = _idle_keys(config) | PLACE_KEYS
-    keys = {key: value for key, value in config.to_mapping().items() if key not in idle}
+    """Return the keys that decide what a cell computes, with their values.
+
+    Not where files lie, what the run is called, and on which device it works. Another device,
+    number of threads or kernel changes the last bits of sums, which is noise of the kind that
+    seeds measure: a table that was begun on a T4 and is planned on a laptop is the same table.
+    (Continuing a run that is half done asks for more: see `fedta_app.runs.directory`.)
+    """
+    keys = config.values_that_decide("result")
     keys["weights"] = Path(config.weights).name  # wherever the file lies
     # Another engine is another place; no federation at all is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
-
-
-def _idle_keys(config: RunConfig) -> set[str]:
-    """Return the keys that nothing reads in this configuration, such as Nc of an iid partition."""
-    idle: set[str] = set()
-    central = config.engine == "centralized"
-    if central:
-        idle |= _FEDERATED
-    if config.partition != "classes" or central:
-        idle |= {"num-classes-per-client"}
-    if config.partition != "dirichlet" or central:
-        idle |= {"dirichlet-alpha"}
-    if config.mask_rule == "none":
-        idle |= _MASK
-    elif not needs_scores(config.mask_rule):
-        idle |= _SCORES
-        if config.mask_scope in ("vote", "union", "intersection"):
-            idle -= {"calibration-fraction"}  # of the clients, who draw masks of their own
-    if config.head != "probe":
-        idle |= {"probe-rounds", "probe-lr"}
-    if config.head != "ridge":
-        idle |= {"head-fraction", "ridge", "head-temperature"}
-    if config.lr_schedule != "step":
-        idle |= {"lr-step-rounds", "lr-step-factor"}
-    if config.strategy != "masked-fedavg":
-        idle |= {"coverage-exponent"}
-    if config.strategy != "task-arithmetic":
-        idle |= {"server-scale"}
-    return idle
 
 
 def identity(config: RunConfig) -> str:
@@ -160,18 +126,18 @@ def progress(config: RunConfig) -> Progress:
     """Read from its directory how far a run is; nothing in it is changed."""
     path = run_path(config)
     if not (path / "config.toml").exists():
-        return Progress(RUNNING if _locked(path) else WAITING)
-    if not _same(path / "config.toml", config):
-        return Progress(OTHER)
+        return Progress(State.RUNNING if _locked(path) else State.WAITING)
+    if _identity_of(path) != identity(config):
+        return Progress(State.OTHER)
     rows = read_rows(path)
     if _locked(path):
-        return Progress(RUNNING, rows)
+        return Progress(State.RUNNING, rows)
     summary = read_summary(path)
     if summary.get("status") == "finished":
-        return Progress(FINISHED, rows)
+        return Progress(State.FINISHED, rows)
     if summary.get("status") == "failed":
-        return Progress(FAILED, rows, str(summary.get("reason")))
-    return Progress(INTERRUPTED, rows)
+        return Progress(State.FAILED, rows, str(summary.get("reason")))
+    return Progress(State.INTERRUPTED, rows)
 
 
 class FinishedRuns:
@@ -182,18 +148,21 @@ class FinishedRuns:
 
     def path(self, config: RunConfig) -> Path | None:
         """Return the directory of a finished run of this configuration, its own before others."""
-        if progress(config).state == FINISHED:
+        if progress(config).state is State.FINISHED:
             return run_path(config)
         return self._paths.get(identity(config))
 
 
 def by_identity(folders: Iterable[Path]) -> dict[str, Path]:
     """Return the folders of runs, or of their records, by identity; the last of equal ones."""
-    found = {}
-    for folder in folders:
-        with suppress(ConfigError):  # of another version
-            found[identity(RunConfig.from_mapping(read_toml(folder / "config.toml")))] = folder
-    return found
+    return {found: folder for folder in folders if (found := _identity_of(folder))}
+
+
+def _identity_of(folder: Path) -> str | None:
+    """Return the identity of a run; None where another version wrote it, or it is damaged."""
+    with suppress(ConfigError):
+        return identity(RunConfig.from_mapping(read_toml(folder / "config.toml")))
+    return None
 
 
 def finished_folders(results: Path) -> list[Path]:
@@ -204,13 +173,6 @@ def finished_folders(results: Path) -> list[Path]:
         for folder in found
         if _SEED_FOLDER.fullmatch(folder.name) and read_summary(folder).get("status") == "finished"
     ]
-
-
-def _same(stored: Path, config: RunConfig) -> bool:
-    try:
-        return identity(RunConfig.from_mapping(read_toml(stored))) == identity(config)
-    except ConfigError:
-        return False  # of another version, or damaged: the run itself says what is wrong
 
 
 def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
@@ -237,11 +199,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _locked(folder: Path) -> bool:
     """Tell whether a process works in the directory now."""
+    lock = folder / LOCK_FILE
     try:
-        with (folder / ".lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if lock.exists():
+            with FileLock(lock, blocking=False, fallback_to_soft=False):
+                pass
+    except Timeout:
         return True
     except OSError:
-        return False  # nobody ever did, or a file system without locks
+        return False  # a file system without locks
     return False

@@ -93,10 +93,7 @@ def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tu
         return 0.0, ""
     sampled = max(1, round(config.fraction_train * config.num_clients))
     most = min(_MOST, machine.clients(client_cpus, 0.0) // machine.gpus, sampled)
-    key = (
-        config.model, config.image_size, config.batch_size, config.precision, config.compile,
-        config.local_steps, config.dataset, most,
-    )  # fmt: skip
+    key = (most, *config.values_that_decide("step").items())
     if key not in _measured:
         print("measuring how many clients share a GPU best", file=sys.stderr, flush=True)
         try:

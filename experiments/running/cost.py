@@ -1,24 +1,18 @@
-"""What a cell will take, counted up from parts that `experiments.running.probe` measures.
+"""What a cell will take, counted up from parts that `experiments.running.timing` measures.
 
 Where a cell of the same kind has finished on this kind of device, what it took is taken instead.
 """
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from experiments.running.cells import (
-    FINISHED,
-    PLACE_KEYS,
-    Progress,
-    finished_folders,
-    read_rows,
-    read_summary,
-)
-from experiments.running.probe import Parts, measure_parts
+from experiments.running.cells import Progress, State, finished_folders, read_rows, read_summary
+from experiments.running.timing import Parts, measure_parts
 from fedta_app.analysis.task_arithmetic import images_measured
 from fedta_app.config import RunConfig, read_toml
 from fedta_app.errors import ConfigError
@@ -26,18 +20,6 @@ from fedta_app.masks import needs_scores
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.workspace import resolve_device
 
-# Two cells that differ in these take the same time.
-_TIMELESS = (PLACE_KEYS - {"engine", "checkpoint-every"}) | {
-    "seed", "partition", "num-classes-per-client", "dirichlet-alpha", "lr", "lr-schedule",
-    "warmup-rounds", "lr-step-rounds", "lr-step-factor", "probe-lr", "ridge", "head-temperature",
-    "soft-value", "coverage-exponent", "server-scale", "weights",
-}  # fmt: skip
-# Two that differ in these take the same time for a round, an image and a row.
-_COUNTED = {
-    "num-server-rounds", "eval-every", "eval-size", "measure-test", "calibration-rounds",
-    "calibration-fraction", "calibration-examples", "probe-rounds", "checkpoint-every", "sparsity",
-    "head-fraction",
-}  # fmt: skip
 _THREADS = torch.get_num_threads()
 
 
@@ -58,7 +40,7 @@ class Estimate:
 
     def left(self, done: Progress, rounds: int) -> float:
         """Return the seconds that are left after the rows of an earlier attempt."""
-        if done.state == FINISHED:
+        if done.state is State.FINISHED:
             return 0.0
         phases = {row["phase"] for row in done.rows}
         trained = sum(row["phase"] == "train" for row in done.rows)
@@ -83,45 +65,38 @@ class Forecast:
     def __init__(self, results: Path, report: Callable[[str], None]) -> None:
         self._report = report
         self._parts: dict[str, Parts] = {}
-        self._finished: dict[str, list[tuple[str, Estimate]]] = {}
+        self._finished: dict[tuple[str, str], list[Estimate]] = {}  # by kind of cell, and device
         for folder in finished_folders(results):
-            self._remember(folder)
-
-    def _remember(self, folder: Path) -> None:
-        summary = read_summary(folder)
-        try:
-            config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
-        except ConfigError:
-            return
-        spent: dict[str, float] = {}
-        for row in read_rows(folder):
-            spent[row["phase"]] = spent.get(row["phase"], 0.0) + float(row["seconds"])
-        total = sum(session["seconds"] for session in summary["sessions"])
-        head, calibrate = spent.get("head", 0.0), spent.get("calibrate", 0.0)
-        estimate = Estimate(head, calibrate, 0.0, total - head - calibrate, "finished cells")
-        device = summary["device"]
-        self._finished.setdefault(_key(config, _TIMELESS), []).append((device, estimate))
+            with suppress(ConfigError):  # of another version
+                config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
+                key = (_kind(config, "time", "count"), read_summary(folder)["device"])
+                self._finished.setdefault(key, []).append(_taken(folder))
 
     def of(self, config: RunConfig) -> Estimate:
         """Return what a cell takes."""
-        device = _device_name(config)
-        known = [
-            estimate
-            for name, estimate in self._finished.get(_key(config, _TIMELESS), [])
-            if name == device
-        ]
-        if known:
+        key = (_kind(config, "time", "count"), _device_name(config))
+        if known := self._finished.get(key):
             return sorted(known, key=lambda estimate: estimate.total)[len(known) // 2]
-        key = _key(config, _TIMELESS | _COUNTED)
-        if key not in self._parts:
+        kind = _kind(config, "time")
+        if kind not in self._parts:
             self._report(f"measuring a round like those of {config.name}")
-            self._parts[key] = measure_parts(config)
-        return count_up(config, self._parts[key])
+            self._parts[kind] = measure_parts(config)
+        return count_up(config, self._parts[kind])
 
 
-def _key(config: RunConfig, without: frozenset[str] | set[str]) -> str:
-    keys = {key: value for key, value in config.to_mapping().items() if key not in without}
-    return json.dumps(keys, sort_keys=True)
+def _taken(folder: Path) -> Estimate:
+    """Return what the finished cell of a run directory took."""
+    spent = dict.fromkeys(("head", "calibrate"), 0.0)
+    for row in read_rows(folder):
+        if row["phase"] in spent:
+            spent[row["phase"]] += float(row["seconds"])
+    total = sum(session["seconds"] for session in read_summary(folder)["sessions"])
+    return Estimate(**spent, start=0.0, train=total - sum(spent.values()), source="finished cells")
+
+
+def _kind(config: RunConfig, *words: str) -> str:
+    """Return what cells have in common that decide the same of these (`fedta_app.entry`)."""
+    return json.dumps(config.values_that_decide(*words))
 
 
 def _device_name(config: RunConfig) -> str:

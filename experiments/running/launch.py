@@ -1,8 +1,9 @@
-"""One cell of a table, on any engine, from refusal to outcome."""
+"""One run on any engine: what is refused before it starts, and the exit status it ends with."""
 
 import sys
 import traceback
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,23 @@ from fedta_app.runs.directory import STOP_FILE, check_resumable, check_writable,
 from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
-FINISHED, FAILED, REFUSED, STOPPED, INTERRUPTED_RUN = 0, 1, 2, 3, 130  # exit statuses
+NOT_STARTED = "the run did not start"
+
+
+class ExitStatus(IntEnum):
+    """How a command ended, as its exit status.
+
+    FINISHED: every run finished. FAILED: one failed. REFUSED: before any work. STOPPED: out of
+    time, and the same command continues. INTERRUPTED: by Ctrl-C, likewise. OUTPUT_CLOSED: nobody
+    reads the output (as shells report SIGPIPE).
+    """
+
+    FINISHED = 0
+    FAILED = 1
+    REFUSED = 2
+    STOPPED = 3
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
 
 
 def preflight(config: RunConfig, *, client_gpus: float | None = None, build: bool = True) -> None:
@@ -65,17 +82,23 @@ def _warn(workspace: Workspace) -> None:
 
 def launch(
     config: RunConfig, *, client_cpus: int, client_gpus: float | None, forget_stop: bool = True
-) -> int:
-    """Run a configuration that passed `preflight` and return the exit status.
-
-    With None, the share of a GPU that a client takes is measured.
+) -> ExitStatus:
+    """Run a configuration that passed `preflight` and return how it ended.
 
     Ctrl-C asks the run to stop after its round, with a checkpoint; a second one ends it at once.
+
+    Parameters
+    ----------
+    client_cpus, client_gpus
+        What a client takes of the machine on Flower's engine; the share of a GPU is measured where
+        it is None.
+    forget_stop : bool
+        Remove a request to stop that an earlier attempt left in the run directory.
     """
     directory = run_path(config)
     before = read_summary(directory)
     if forget_stop:
-        (directory / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed
+        (directory / STOP_FILE).unlink(missing_ok=True)
     with _stop_on_interrupt(directory / STOP_FILE):
         if config.engine == "flower":
             from experiments.running.concurrency import client_share
@@ -90,12 +113,12 @@ def launch(
             from fedta_app.centralized import run_centralized
 
             run_centralized(config)
-    return _outcome(directory, before)
+    return _status(directory, before)
 
 
 def run_here(config: RunConfig) -> None:
-    """Run a federation on the in-process engine, with no word on how it ended."""
-    # Not above: a process that only starts Flower's engine would carry them.
+    """Run a federation on the in-process engine; its summary.json says how it ended."""
+    # Imported here, because a process that only starts Flower's engine does not need them.
     from client_app.app import app as client_app
     from engine.inprocess import run_in_process
     from server_app.app import app as server_app
@@ -105,27 +128,29 @@ def run_here(config: RunConfig) -> None:
     run_in_process(server_app, client_app, config.to_mapping(), nodes)
 
 
-def attempt(config: RunConfig, **options: Any) -> int:
-    """Launch, and make of whatever goes wrong an exit status: other cells shall have their turn."""
+def attempt(config: RunConfig, **options: Any) -> ExitStatus:
+    """Launch a run, and return FAILED for whatever it raises: the cells after it are run too."""
     try:
         return launch(config, **options)
     except Exception as error:
         if not isinstance(error, ValueError | RunError):
             traceback.print_exc()
         print(f"failed: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return ExitStatus.FAILED
 
 
-def _outcome(directory: Path, before: dict[str, Any]) -> int:
+def _status(directory: Path, before: dict[str, Any]) -> ExitStatus:
+    """Read from summary.json, and from what it was before, how a run ended."""
     summary = read_summary(directory)
-    fresh = summary.get("sessions") != before.get("sessions")
-    if fresh and summary.get("status") == "finished":
-        return FINISHED
-    if fresh and summary.get("status") == "stopped":
-        return INTERRUPTED_RUN if summary["reason"] == INTERRUPTED else STOPPED
-    reason = summary.get("reason") if fresh else "it ended before it began"
-    print(f"failed: {reason or 'its process ended without a word'}; see {directory}", flush=True)
-    return FAILED
+    reason = summary.get("reason") or "its process ended without giving a reason"
+    if summary.get("sessions") == before.get("sessions"):
+        reason = NOT_STARTED
+    elif summary.get("status") == "finished":
+        return ExitStatus.FINISHED
+    elif summary.get("status") == "stopped":
+        return ExitStatus.INTERRUPTED if reason == INTERRUPTED else ExitStatus.STOPPED
+    print(f"failed: {reason}; see {directory}", flush=True)
+    return ExitStatus.FAILED
 
 
 def _stop_on_interrupt(stop_file: Path) -> AbstractContextManager[None]:

@@ -4,7 +4,7 @@ import datetime
 import math
 from collections.abc import Sequence
 
-from experiments.running.cells import FINISHED, Cell, FinishedRuns, Progress, progress
+from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
 
 
@@ -25,11 +25,11 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     seconds, done = 0.0, 0
     finished = FinishedRuns(cells[0].results)
     for cell in cells:
-        found = Progress(FINISHED) if finished.path(cell.config) else progress(cell.config)
+        found = Progress(State.FINISHED) if finished.path(cell.config) else progress(cell.config)
         estimate = forecast.of(cell.config)
         left = estimate.left(found, cell.config.num_server_rounds)
         seconds += left
-        done += found.state == FINISHED
+        done += found.state is State.FINISHED
         rounds = str(cell.config.num_server_rounds)
         times = (_clock(estimate.total), _clock(left))
         line = (cell.config.name, str(found), rounds, *times, estimate.source)

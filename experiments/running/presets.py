@@ -29,11 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.running.scales import Scale, load_scale
+from experiments.running.scales import FOLDER, Scale, load_scale
 from fedta_app.config import KEYS, RunConfig, read_toml
 from fedta_app.errors import ConfigError
 
-FOLDER = Path(__file__).resolve().parents[1] / "tables"
 TABLE_FILE = "table.toml"
 _TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune"}
 
@@ -125,43 +124,38 @@ def load_table(name: str, scale: str = "") -> Table:
     about = read_toml(path) if path.exists() else {}
     if unknown := set(about) - _TABLE_KEYS:
         raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
-    axes: dict[str, dict[str, Any]] = about.get("axes", {})
     tuned = tuned_path(name, scale)
     choices = read_toml(tuned) if tuned.exists() else {}
     rows = [*_grid(about), *_files(name)]
     _check_choices(tuned, choices, [row[0] for row in rows])
     label = f"{name}-{scale}" if scale else name
-    presets = [
-        Preset(
-            label,
-            preset,
-            _layered(chosen, base, own) | _tuned(choices, preset),
-            coordinates,
-        )
-        for preset, base, own, coordinates in rows
-    ]
-    names = {axis: list(values) for axis, values in axes.items()}
+    presets = []
+    for preset, base, own, coordinates in rows:
+        values = chosen.apply(base, own) if chosen else {**base, **own}
+        presets.append(Preset(label, preset, values | _tuned(choices, preset), coordinates))
     return Table(
-        name, presets, about.get("question", ""), about.get("seeds", 1), names,
+        name, presets, about.get("question", ""), about.get("seeds", 1),
+        {axis: list(values) for axis, values in about.get("axes", {}).items()},
         about.get("report", {}), about.get("tune", {}), chosen,
     )  # fmt: skip
 
 
-Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]
+Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]  # name, shared, own, coordinates
 
 
 def _grid(about: Mapping[str, Any]) -> list[Row]:
-    """Return name, shared keys, own keys and coordinates of every point of the axes' product."""
+    """Return every point of the axes' product that is not excluded."""
     axes: dict[str, dict[str, dict[str, Any]]] = about.get("axes", {})
     rows: list[Row] = []
     for labels in itertools.product(*axes.values()) if axes else ():
-        name = "-".join(label for label in labels if label)
+        name = "-".join(filter(None, labels))
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in about.get("exclude", ())):
             continue
+        coordinates = dict(zip(axes, labels, strict=True))
         own: dict[str, Any] = {}
-        for axis, label in zip(axes, labels, strict=True):
+        for axis, label in coordinates.items():
             own |= axes[axis][label]
-        rows.append((name, about.get("base", {}), own, dict(zip(axes, labels, strict=True))))
+        rows.append((name, about.get("base", {}), own, coordinates))
     return rows
 
 
@@ -173,11 +167,6 @@ def _files(table: str) -> list[Row]:
         for path in paths
         if path.name != TABLE_FILE and not path.stem.startswith("tuned")
     ]
-
-
-def _layered(scale: Scale | None, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a preset: its own are stronger than the scale, which is than base."""
-    return {**base, **own} if scale is None else scale.apply(base, own)
 
 
 def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -234,7 +223,7 @@ def _value(key: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    wants_text = key in KEYS and KEYS[key].type is str
+    wants_text = key in KEYS and KEYS[key].kind is str
     return text if wants_text and not isinstance(value, str) else value  # sensitivity-labels=true
 
 

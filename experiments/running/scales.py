@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedta_app.config import read_toml
+from fedta_app.config import KEYS, read_toml
 from fedta_app.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "tables"
-_ROUNDS = ("num-server-rounds", "warmup-rounds", "lr-step-rounds", "eval-every")
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Scale:
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, from those it shares and those of its own."""
         keys = {**base, **self.values, **own}
-        for key in _ROUNDS:
-            if keys.get(key):
+        for key in keys:
+            if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:
                 factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
                 keys[key] = max(1, round(factor * keys[key]))
         if keys.get("engine") == "centralized":

@@ -1,44 +1,67 @@
 """Running the cells of a table: finished ones are skipped, failed ones do not stop the rest."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.running.cells import RUNNING, Cell, FinishedRuns, progress, read_summary
-from experiments.running.launch import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED_RUN,
-    STOPPED,
-    attempt,
-    preflight,
-)
-from experiments.running.workers import NO_TIME, Session, run_side_by_side
+from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
+from experiments.running.launch import NOT_STARTED, ExitStatus, attempt, preflight
+from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 
 BEFORE, ELSEWHERE = "finished before", "running in another process"
-# What data, model and partition are made of.
-_BUILDING = (
-    "dataset", "data-dir", "val-size", "model", "weights", "image-size", "partition", "num-clients",
-    "num-classes-per-client", "dirichlet-alpha", "device", "precision", "kernels",
-)  # fmt: skip
-_NAMES = {
-    FINISHED: "finished", FAILED: "failed", STOPPED: "stopped", INTERRUPTED_RUN: "interrupted"
-}  # fmt: skip
 
 
 @dataclass
 class Outcome:
-    """What became of a cell: its exit status, None where it had no turn, and a word on it.
+    """What became of a cell.
 
-    The path is that of its run, which is another table's where they share the cell.
+    Attributes
+    ----------
+    path : Path
+        The directory of its run, which is another table's where they share the cell.
+    status : ExitStatus or None
+        None where the cell was not run because of a Ctrl-C.
+    word : str
+        What the summary says of it.
     """
 
     cell: Cell
     path: Path
-    status: int | None = None
+    status: ExitStatus | None = None
     word: str = "waiting"
+
+
+class TimeBudget:
+    """The time that the cells of one command share.
+
+    Parameters
+    ----------
+    max_minutes : float
+        From now on; 0 for no limit.
+    """
+
+    def __init__(self, max_minutes: float) -> None:
+        self._minutes = max_minutes
+        self._began = time.monotonic()
+        self._first = True
+
+    def limited(self, config: RunConfig) -> RunConfig | None:
+        """Return a configuration that stops before the time is up; None when it is up.
+
+        The first cell is always run: a command makes progress however short its time.
+        """
+        if not self._minutes:
+            return config
+        left = self._minutes - (time.monotonic() - self._began) / 60
+        if left <= 0 and not self._first:
+            return None
+        self._first = False
+        own = config.max_minutes or left
+        return config.with_values(max_minutes=max(min(left, own), 1e-9))
 
 
 def run_cells(
@@ -50,6 +73,9 @@ def run_cells(
     max_minutes: float = 0.0,
 ) -> list[Outcome]:
     """Run what is left of the cells, in their order, and return what became of each.
+
+    Ctrl-C asks the cells that run to stop after their round, and no more are started; a second one
+    ends them at once.
 
     Parameters
     ----------
@@ -72,32 +98,32 @@ def run_cells(
     outcomes = [_before(cell, finished) for cell in cells]
     left = [outcome for outcome in outcomes if outcome.status is None]
     _preflight([outcome.cell.config for outcome in left], client_gpus)
-    session = Session(max_minutes)
+    budget = TimeBudget(max_minutes)
     if jobs > 1 and len(left) > 1:
-        statuses = run_side_by_side([outcome.cell.config for outcome in left], session, jobs=jobs)
-        for outcome, status in zip(left, statuses, strict=True):
-            _note(outcome, status)
+        workers = Workers(jobs)
+        with workers.stopped_by_interrupt(), ThreadPoolExecutor(jobs) as threads:
+            list(threads.map(lambda outcome: _run(outcome, budget, workers.run), left))
         return outcomes
+
+    def run_here(config: RunConfig) -> ExitStatus:
+        return attempt(config, client_cpus=client_cpus, client_gpus=client_gpus)
+
     for outcome in left:
-        config = session.limited(outcome.cell.config)
-        if config is None:
-            outcome.status = STOPPED
-            continue
-        _note(outcome, attempt(config, client_cpus=client_cpus, client_gpus=client_gpus))
-        if outcome.status == INTERRUPTED_RUN:
+        _run(outcome, budget, run_here)
+        if outcome.status == ExitStatus.INTERRUPTED:
             break
     return outcomes
 
 
 def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
-    """Return the outcome of a cell that needs no turn, or has none now."""
+    """Return the outcome of a cell that is not to be run now, or one without a status."""
     if not cell.config.resume:
         return Outcome(cell, cell.path)
     if path := finished.path(cell.config):
         elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
-        return Outcome(cell, path, FINISHED, BEFORE + elsewhere)
-    if progress(cell.config).state == RUNNING:
-        return Outcome(cell, cell.path, STOPPED, ELSEWHERE)
+        return Outcome(cell, path, ExitStatus.FINISHED, BEFORE + elsewhere)
+    if progress(cell.config).state is State.RUNNING:
+        return Outcome(cell, cell.path, ExitStatus.STOPPED, ELSEWHERE)
     return Outcome(cell, cell.path)
 
 
@@ -105,32 +131,35 @@ def _preflight(configs: Sequence[RunConfig], client_gpus: float | None) -> None:
     """Refuse what would fail later; data and model are built once for cells that share them."""
     built = set()
     for config in configs:
-        values = config.to_mapping()
         # Not the seed: it decides which images and weights are drawn, not whether there are any.
-        key = (config.engine == "centralized", *(values[name] for name in _BUILDING))
+        values = config.values_that_decide("build", "partition")
+        key = (config.engine == "centralized", *values.items())
         preflight(config, client_gpus=client_gpus, build=key not in built)
         built.add(key)
 
 
-def _note(outcome: Outcome, status: int | None) -> None:
-    outcome.status = status
-    if status is None or status == NO_TIME:
-        outcome.status = STOPPED if status == NO_TIME else None
+def _run(
+    outcome: Outcome, budget: TimeBudget, run: Callable[[RunConfig], ExitStatus | None]
+) -> None:
+    """Run a cell, unless the time is up, and note what became of it."""
+    config = budget.limited(outcome.cell.config)
+    if config is None:
+        outcome.status = ExitStatus.STOPPED
         return
-    outcome.word = _NAMES.get(status, "failed")
-    if status not in _NAMES:  # a worker that was killed
-        outcome.status = FAILED
-    if outcome.status == FAILED:
-        reason = read_summary(outcome.path).get("reason") or "it ended before it began"
-        outcome.word += f": {reason}"
+    outcome.status = run(config)
+    if outcome.status is not None:
+        outcome.word = outcome.status.name.lower()
+    if outcome.status == ExitStatus.FAILED:
+        outcome.word += f": {read_summary(outcome.path).get('reason') or NOT_STARTED}"
 
 
-def exit_status(outcomes: Sequence[Outcome]) -> int:
+def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:
     """Return the exit status of the command: the worst of its cells'."""
-    statuses = [outcome.status for outcome in outcomes]
-    if None in statuses or INTERRUPTED_RUN in statuses:
-        return INTERRUPTED_RUN
-    return next((status for status in (FAILED, STOPPED) if status in statuses), FINISHED)
+    statuses = {outcome.status for outcome in outcomes}
+    if None in statuses:
+        return ExitStatus.INTERRUPTED
+    order = (ExitStatus.INTERRUPTED, ExitStatus.FAILED, ExitStatus.STOPPED)
+    return next((status for status in order if status in statuses), ExitStatus.FINISHED)
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
@@ -148,7 +177,7 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
         line.append(f"{minutes:7.1f} min" if summary else " " * 11)
         line.append(outcome.word)
         print("  ".join(line), flush=True)
-    done = sum(outcome.status == FINISHED for outcome in outcomes)
+    done = sum(outcome.status == ExitStatus.FINISHED for outcome in outcomes)
     print(f"{done} of {len(outcomes)} cells are finished", flush=True)
     if done < len(outcomes):
         print("the same command goes on with the others", flush=True)

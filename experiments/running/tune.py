@@ -28,9 +28,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.running.cells import FINISHED as CELL_FINISHED
-from experiments.running.cells import deciding_keys, identity, progress, read_rows, read_summary
-from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, attempt, preflight
+from experiments.running.cells import (
+    State,
+    deciding_keys,
+    identity,
+    progress,
+    read_rows,
+    read_summary,
+)
+from experiments.running.launch import ExitStatus, attempt, preflight
 from fedta_app.config import KEYS, RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
@@ -119,8 +125,8 @@ class Study:
 
     def run(
         self, trials: int, minutes: float, *, client_cpus: int, client_gpus: float | None
-    ) -> int:
-        """Run trials until there are so many, or the time is up; return an exit status.
+    ) -> ExitStatus:
+        """Run trials until there are so many, or the time is up; return how that ended.
 
         A space of lists has no more trials than points.
         """
@@ -131,36 +137,36 @@ class Study:
         while self.done() < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; the same command continues")
-                return INTERRUPTED_RUN
+                return ExitStatus.INTERRUPTED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
-            if (status := self._try(self._study.ask(), options)) != FINISHED:
+            if (status := self._try(self._study.ask(), options)) != ExitStatus.FINISHED:
                 return status  # the trial goes on, or is tried again, with the same command
-        return FINISHED
+        return ExitStatus.FINISHED
 
-    def _try(self, trial: "optuna.Trial", options: dict[str, Any]) -> int:
+    def _try(self, trial: "optuna.Trial", options: dict[str, Any]) -> ExitStatus:
+        """Run a trial and tell the study its outcome; one without an outcome gives its status."""
         values = suggest(trial, self._space)
         config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
         config = config.with_values(name=f"{config.name}/{identity(config)[:12]}")
         words = ", ".join(f"{key} = {value}" for key, value in values.items())
         print(f"trial {trial.number}: {words}", flush=True)
         watch = _Watch(trial, config)
-        status = FINISHED
-        if progress(config).state != CELL_FINISHED:
+        status = ExitStatus.FINISHED
+        if progress(config).state is not State.FINISHED:
             with watch.running():
                 status = attempt(config, **options)
         watch.look()
-        states = self._optuna.trial.TrialState
-        if status == FINISHED:
-            accuracy = read_summary(run_path(config))["final"]["val_accuracy"]
-            self._study.tell(trial, accuracy)
+        if status == ExitStatus.FINISHED:
+            self._study.tell(trial, read_summary(run_path(config))["final"]["val_accuracy"])
         elif watch.pruned:
-            self._study.tell(trial, state=states.PRUNED)
-        elif status == FAILED and _diverged(run_path(config)):
-            self._study.tell(trial, 0.0)  # as bad as can be, and worth knowing
-            return FINISHED
-        return FINISHED if watch.pruned else status
+            self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
+        elif status == ExitStatus.FAILED and _diverged(run_path(config)):
+            self._study.tell(trial, 0.0)  # the worst there is: these values are known to be bad
+        else:
+            return status
+        return ExitStatus.FINISHED
 
     def chosen(self) -> Chosen:
         """Return the best trial so far; of equal ones the first."""

@@ -3,20 +3,26 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import tomli_w
-from matplotlib.figure import Figure
 
-from experiments.reporting.figures import save_figure
-from experiments.reporting.line_figures import use_logarithms
 from experiments.running.presets import Table, tuned_path
 from experiments.running.tune import Chosen
 from fedta_app.config import read_toml
 from fedta_app.files import write_atomically
-from fedta_app.runs.curves_figure import show_percent
+from fedta_app.plotting import (
+    legend_below,
+    new_figure,
+    save_figure,
+    show_percent,
+    use_logarithms,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEADER = (
     "# Chosen on validation images by `python -m experiments tune`; the trials are in\n"
@@ -57,13 +63,15 @@ def save_study(folder: Path, chosen: Chosen, title: str) -> None:
     frame = pd.DataFrame(chosen.trials)
     text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_atomically(folder / "trials.csv", text)
-    save_figure(folder / "study", study_figure(chosen, title))
+    figure = study_figure(chosen, title)
+    for suffix in (".svg", ".png"):
+        save_figure(folder / f"study{suffix}", figure)
 
 
-def study_figure(chosen: Chosen, title: str) -> Figure:
+def study_figure(chosen: Chosen, title: str) -> "Figure":
     """Draw a panel per searched key; trials that were stopped early are hollow."""
     keys = list(chosen.values)
-    figure = Figure(figsize=(0.8 + 3.0 * len(keys), 3.0), layout="constrained")
+    figure = new_figure(0.8 + 3.0 * len(keys), 3.0)
     axes = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     drawn = [trial for trial in chosen.trials if not math.isnan(trial["val accuracy"])]
     for axis, key in zip(axes, keys, strict=True):
@@ -87,9 +95,6 @@ def study_figure(chosen: Chosen, title: str) -> Figure:
         axis.set_xlabel(key)
         axis.grid(alpha=0.3)
     show_percent(axes[0], "validation accuracy")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
-        fontsize="small",
-    )  # fmt: skip
+    legend_below(figure, [axes[0]], 3)
     figure.suptitle(title, fontsize="medium")
     return figure

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from experiments.arguments import RESULTS
+from experiments import RESULTS
 from experiments.running.presets import select
 from fedta_app.config import RunConfig
 from fedta_app.files import write_atomically

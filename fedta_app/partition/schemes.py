@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.errors import PartitionError
-from fedta_app.partition.class_cells import allocate_cells
+from fedta_app.partition.allocation import allocate_shares
 from fedta_app.seeding import numpy_generator
 
 IntArray = npt.NDArray[np.int64]
@@ -68,6 +68,14 @@ def partition(
         If an argument is out of range or no such split exists. Nc classes per client always exist
         when the classes are equally large, K * Nc is a multiple of their number, and a client has
         at least Nc samples.
+
+    Examples
+    --------
+    >>> labels = np.repeat(np.arange(4), 6)  # six samples of each of four classes
+    >>> parts = partition(labels, 6, scheme="classes", num_classes_per_client=2)
+    >>> counts = class_counts(labels, parts, num_classes=4)
+    >>> counts.sum(axis=1).tolist(), (counts > 0).sum(axis=1).tolist()
+    ([4, 4, 4, 4, 4, 4], [2, 2, 2, 2, 2, 2])
     """
     classes = _class_indices(labels)
     _check_int("num_clients", num_clients, 1, len(classes), "training samples")
@@ -137,22 +145,22 @@ def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Gen
             f"num_clients * {name} must be at least the {len(counts)} classes, so that every "
             f"class has a client, got {num_clients} * {each}"
         )
-    cells = allocate_cells(counts, num_clients, each, rng)
-    if cells is None:
+    shares = allocate_shares(counts, num_clients, each, rng)
+    if shares is None:
         raise PartitionError(
             f"found no split of classes of {counts.min()} to {counts.max()} samples over "
             f"{num_clients} equally large clients of exactly {name}={each} classes: it exists for "
             f"equally large classes when num_clients * {name} is a multiple of the {len(counts)} "
             f"classes; else try a larger {name}"
         )
-    return _deal(cells, classes, rng)
+    return _deal(shares, classes, rng)
 
 
-def _deal(cells: IntArray, classes: IntArray, rng: np.random.Generator) -> IntArray:
-    """Return the client of each sample, drawn at random with `cells` (K, C) samples each."""
+def _deal(shares: IntArray, classes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Return the client of each sample, drawn at random with `shares` (K, C) samples each."""
     owner = np.empty(len(classes), dtype=np.int64)
-    clients = np.arange(len(cells))
-    for number, column in enumerate(cells.T):
+    clients = np.arange(len(shares))
+    for number, column in enumerate(shares.T):
         owner[classes == number] = rng.permutation(np.repeat(clients, column))
     return owner
 
@@ -169,11 +177,11 @@ def _dirichlet(
     left = np.bincount(classes)
     concentration = alpha * left / left.sum()
     sizes = np.bincount(np.arange(len(classes)) % num_clients)
-    cells = np.zeros((num_clients, len(left)), dtype=np.int64)
+    shares = np.zeros((num_clients, len(left)), dtype=np.int64)
     for client in rng.permutation(num_clients):
-        cells[client] = _draw(concentration, int(sizes[client]), left, rng)
-        left = left - cells[client]
-    return _deal(cells, classes, rng)
+        shares[client] = _draw(concentration, int(sizes[client]), left, rng)
+        left = left - shares[client]
+    return _deal(shares, classes, rng)
 
 
 def _draw(

@@ -1,21 +1,20 @@
 """One run, one directory: who may write in it, and whether what is there may be continued."""
 
 import errno
-import fcntl
 import math
-import time
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, read_toml, to_toml
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.files import write_atomically
 
 STOP_FILE = "stop"
+LOCK_FILE = ".lock"
+DIVERGED = "training diverged"  # how the reason of such a failure begins
 _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be going down
-
-
-DIVERGED = "training diverged"  # how the reason begins, for who has to tell
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system such as a mounted Drive
 
 
 def check_loss(loss: float, number: int) -> None:
@@ -98,26 +97,28 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let another process have the directory."""
-        self._lock.close()
+        self._lock.release()
 
-    def _acquire(self) -> IO[str]:
-        """Lock the directory; the system lets go of the lock when this process dies."""
-        stream = (self.path / ".lock").open("w")
-        deadline = time.monotonic() + _LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return stream
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    return stream  # a file system without locks, such as a mounted Drive
-                if time.monotonic() > deadline:
-                    stream.close()
-                    raise RunError(
-                        f"{self.path} is in use by another process that runs the same seed of "
-                        "the same name: wait for it, or choose another name"
-                    ) from error
-            time.sleep(0.2)
+    def _acquire(self) -> FileLock:
+        """Lock the directory; the system releases the lock when this process dies."""
+        lock = FileLock(
+            self.path / LOCK_FILE,
+            timeout=_LOCK_PATIENCE,
+            thread_local=False,
+            # A marker in the lock's place would outlive a process that is killed.
+            fallback_to_soft=False,
+        )
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"{self.path} is in use by another process that runs the same seed of the same "
+                "name: wait for it, or choose another name"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        return lock
 
     def _move_aside(self) -> None:
         number = 1
@@ -126,6 +127,6 @@ class RunDirectory:
         aside.mkdir()
         # config.toml goes last: until then, what is left here is the old run and says so.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.toml"):
-            if entry.name not in (".lock", STOP_FILE):
+            if entry.name not in (LOCK_FILE, STOP_FILE):
                 entry.rename(aside / entry.name)
         print(f"resume = false: the earlier run is kept in {aside}", flush=True)

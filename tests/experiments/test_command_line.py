@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.running.launch import FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.launch import ExitStatus
 from experiments.running.presets import parse_overrides, presets, tables
 from fedta_app.errors import ConfigError
 
@@ -22,7 +22,7 @@ def test_every_preset_is_a_valid_configuration() -> None:
 
 
 def test_list_shows_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == FINISHED
+    assert main(["list"]) == ExitStatus.FINISHED
     output = capsys.readouterr().out
     for table in tables():
         for preset in presets(table):
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_sentence_and_a_status(
     if "--results-dir" not in arguments and arguments[0] == "run":
         arguments = [*arguments, "--results-dir", str(tmp_path)]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(arguments) == REFUSED
+    assert main(arguments) == ExitStatus.REFUSED
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -95,7 +95,7 @@ def test_a_missing_data_set_is_refused_with_the_place_for_its_files(
     arguments = ["run", "small/fedavg-iid", "--data-dir", str(tmp_path / "none")]
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cifar-100-python.tar.gz").write_bytes(b"cut off")
-    assert main([*arguments, "--results-dir", str(tmp_path)]) == REFUSED
+    assert main([*arguments, "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
@@ -107,21 +107,21 @@ def test_in_process_and_centralised_runs_end_with_their_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [*QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo/fedavg", "--engine", "in-process", *common]) == FINISHED
-    assert main(["run", "digits/centralized", *common]) == FINISHED
+    assert main(["run", "demo/fedavg", "--engine", "in-process", *common]) == ExitStatus.FINISHED
+    assert main(["run", "digits/centralized", *common]) == ExitStatus.FINISHED
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"run directory: {tmp_path}/digits/centralized/seed0"
 
 
 def test_a_run_out_of_time_has_a_status_of_its_own(tmp_path: Path) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"]) == STOPPED
-    assert main(["run", "demo/fedavg", *common]) == FINISHED
+    assert main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"]) == ExitStatus.STOPPED
+    assert main(["run", "demo/fedavg", *common]) == ExitStatus.FINISHED
 
 
 def test_seeds_make_cells_of_their_own(tmp_path: Path) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == FINISHED
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.FINISHED
     assert sorted(path.name for path in (tmp_path / "demo/fedavg").iterdir()) == ["seed0", "seed1"]
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_starts(
     (weights,) = tmp_path.rglob("weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
-    assert main(["run", "demo/fedavg", *common]) == REFUSED
+    assert main(["run", "demo/fedavg", *common]) == ExitStatus.REFUSED
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -143,13 +143,13 @@ def test_another_configuration_is_refused_before_anything_starts(
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
     main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"])
     capsys.readouterr()
-    assert main(["run", "demo/fedavg", *common, "--set", "lr=0.01"]) == REFUSED
+    assert main(["run", "demo/fedavg", *common, "--set", "lr=0.01"]) == ExitStatus.REFUSED
     assert "another configuration (lr: 0.05 -> 0.01)" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_finished_as_often_as_it_is_asked(tmp_path: Path) -> None:
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert [main(["run", "demo/fedavg", *common]) for _ in range(5)] == [FINISHED] * 5
+    assert [main(["run", "demo/fedavg", *common]) for _ in range(5)] == [ExitStatus.FINISHED] * 5
 
 
 def test_ctrl_c_ends_the_round_and_the_table(
@@ -165,19 +165,19 @@ def test_ctrl_c_ends_the_round_and_the_table(
 
     monkeypatch.setattr(RunSession, "add", add_and_interrupt)
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == INTERRUPTED_RUN
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.INTERRUPTED
     assert (tmp_path / "demo/fedavg/seed0/checkpoint").is_dir()
     assert not (tmp_path / "demo/fedavg/seed1/checkpoint").exists()
     monkeypatch.undo()
-    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == FINISHED
+    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.FINISHED
 
 
 def test_a_baseline_is_not_continued_as_a_federation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [*QUICK, "--results-dir", str(tmp_path), "--set", "name=same"]
-    assert main(["run", "digits/centralized", *common]) == FINISHED
+    assert main(["run", "digits/centralized", *common]) == ExitStatus.FINISHED
     engine = ["--set", "engine=in-process", "--set", "num-clients=20", "--set", "partition=iid"]
     capsys.readouterr()
-    assert main(["run", "demo/fedavg", *common, *engine]) == REFUSED
+    assert main(["run", "demo/fedavg", *common, *engine]) == ExitStatus.REFUSED
     assert "engine: 'centralized' -> 'in-process'" in capsys.readouterr().err

@@ -1,4 +1,7 @@
+import random
+import runpy
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedta_app.config import KEYS, RunConfig, difference, read_toml, to_toml
+from fedta_app.config import KEYS, RunConfig, difference, keys_that_decide, read_toml, to_toml
+from fedta_app.entry import ALWAYS, DECIDES, Key, toml_table
 from fedta_app.errors import ConfigError
+from fedta_app.keys import STRATEGIES, strategy_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +55,7 @@ BAD = [
     ({"lr": 0}, "lr = 0.0 is not allowed: lr is a number above 0"),
     ({"lr": "0.1"}, "lr = '0.1' is not allowed"),
     ({"lr": True}, "lr = True is not allowed"),
+    ({"lr": 10**400}, "lr = inf is not allowed"),
     ({"lr-schedule": "linear"}, "lr-schedule is one of constant, step, cosine, warmup-cosine"),
     ({"lr-schedule": "warmup-cosine"}, "warmup-rounds is at least 1 there"),
     ({"warmup-rounds": 3}, "set lr-schedule = 'warmup-cosine', or warmup-rounds = 0"),
@@ -96,16 +102,69 @@ def test_bad_configurations_get_one_sentence(mapping: dict[str, Any], sentence: 
     assert "\n" not in str(refusal.value)
 
 
-def test_pyproject_and_dataclass_hold_the_same_keys_and_defaults() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["flwr"]["app"]["config"] == RunConfig().to_mapping()
+def test_pyproject_holds_the_table_of_the_entries() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    _, _, table = text.partition("[tool.flwr.app.config]\n")
+    assert table == toml_table(KEYS.values()), "python -m fedta_app.config prints what it should be"
+    assert tomllib.loads(table) == RunConfig().to_mapping()
 
 
-def test_every_key_in_pyproject_has_a_reason() -> None:
-    text = (ROOT / "pyproject.toml").read_text().split("[tool.flwr.app.config]")[1]
-    for key in KEYS:
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{key} = ")]
-        assert len(line.partition("#")[2].split()) >= 3, line
+def test_the_table_for_the_documentation_names_every_key_and_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["config.py", "--markdown"])
+    with pytest.warns(RuntimeWarning, match="sys.modules"):  # it is imported here already
+        runpy.run_module("fedta_app.config", run_name="__main__")
+    page = capsys.readouterr().out
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("|` ") for row in rows] == list(KEYS)
+    assert {len(row) for row in rows} == {6}
+    assert all(f"**{word}**" in page for word in DECIDES)
+    assert "`0.02` | a number above 0 | highest learning rate" in page
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=list(KEYS))
+def test_an_entry_is_complete(key: Key) -> None:
+    assert type(key.default) is key.kind and key.checked(key.default) == key.default
+    assert len(key.decides & {"result", "rounding", "name", "place"}) == 1
+    assert key.decides <= set(DECIDES)
+    assert len(key.reason.split()) >= 3 and "\n" not in key.reason
+    for option in key.options:
+        assert key.checked(option) == option
+
+
+def some_configurations(number: int) -> list[RunConfig]:
+    """Valid configurations, drawn from the options of the keys that have some."""
+    draw, found = random.Random(0), list[RunConfig]()
+    while len(found) < number:
+        values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
+        with suppress(ConfigError):
+            found.append(RunConfig.from_mapping(values))
+    return found
+
+
+def test_every_key_is_read_somewhere_and_idle_elsewhere_unless_it_is_always_read() -> None:
+    configs = some_configurations(200)
+    for key in KEYS.values():
+        read = {key.read_when.holds(config) for config in configs}
+        assert read == ({True} if key.read_when is ALWAYS else {True, False}), key.name
+
+
+def test_a_strategy_reads_the_fields_of_its_own_and_no_other() -> None:
+    for name, own in STRATEGIES.items():
+        for field in {field for fields in STRATEGIES.values() for field in fields}:
+            reads = strategy_reads(field).holds
+            assert reads(RunConfig(strategy=name)) == (field in own)
+            assert not reads(RunConfig(strategy=name, engine="centralized"))
+
+
+def test_values_that_decide_are_of_keys_that_are_read() -> None:
+    config = RunConfig(partition="iid", num_clients=7)
+    assert config.values_that_decide("partition") == {"partition": "iid", "num-clients": 7}
+    assert RunConfig(engine="centralized").values_that_decide("partition") == {}
+    assert {"lr", "device"} <= set(config.values_that_decide("result", "rounding"))
+    with pytest.raises(ValueError, match="'speed' is nothing that a key decides: result"):
+        keys_that_decide("speed")
 
 
 def test_whole_numbers_are_taken_for_fractional_keys() -> None:
@@ -135,6 +194,12 @@ def test_difference_names_what_decides_a_result_and_nothing_else() -> None:
     old = RunConfig().to_mapping()
     new = RunConfig(lr=0.5, max_minutes=3.0, results_dir="elsewhere", engine="in-process")
     assert difference(old, new.to_mapping()) == ["lr: 0.02 -> 0.5"]
+    central = RunConfig(engine="centralized").to_mapping()
+    assert difference(old, central) == ["engine: 'flower' -> 'centralized'"]
+    assert difference({**old, "gone": 1}, old) == ["gone: 1 -> 'unset'"]
+    for key in KEYS:
+        changed = difference(old, {**old, key: "another"})
+        assert len(changed) == (key not in keys_that_decide("place")), key
 
 
 @pytest.mark.parametrize("text", ["a = ", "[table", b"\xff\xfe"])

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from experiments.__main__ import main
 from experiments.reporting.reading import RESULTS
-from experiments.running.launch import FINISHED
+from experiments.running.launch import ExitStatus
 
 NOTEBOOKS = sorted(RESULTS.glob("*.ipynb"))
 COLAB = "colab.ipynb"  # of another machine: it is read, not run
@@ -59,7 +59,7 @@ def test_a_report_changes_nothing_that_is_committed(tmp_path: Path) -> None:
     kept = [path.parent for path in RESULTS.glob("*/cells")]
     assert kept
     shutil.copytree(RESULTS, tmp_path / "results")
-    assert main(["report", "--records", str(tmp_path / "results")]) == FINISHED
+    assert main(["report", "--records", str(tmp_path / "results")]) == ExitStatus.FINISHED
     for folder in kept:
         for path in folder.rglob("*.*"):
             copy = tmp_path / "results" / path.relative_to(RESULTS)

@@ -18,7 +18,7 @@ from experiments.reporting.line_figures import against_bytes, negated, scaled
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
-from experiments.running.launch import FAILED, FINISHED
+from experiments.running.launch import ExitStatus
 from experiments.running.presets import Preset, load_table
 from fedta_app.config import to_toml
 from fedta_app.runs.metrics import Row, write_csv
@@ -100,7 +100,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
         places = ["--records", str(tmp_path / "results"), "--out", str(tmp_path / name)]
-        assert main(["report", *places]) == FINISHED
+        assert main(["report", *places]) == ExitStatus.FINISHED
         folder = tmp_path / name / "smoke"
         found.append(
             {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -142,6 +142,9 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ),
         ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
         ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
+        ({"mask": {"density": 0.1, "trained": 101, "of": 1000}}, "101 of 1000, not 100"),
+        # Halves go to the even number: floats would say that 1 - 0.9 of 15 are 1.
+        ({"mask": {"density": 0.1, "trained": 1, "of": 15}}, "1 of 15, not 2"),
     ],
 )
 def test_a_table_of_mixed_or_impossible_cells_is_refused(
@@ -149,7 +152,7 @@ def test_a_table_of_mixed_or_impossible_cells_is_refused(
 ) -> None:
     write_all(tmp_path)
     write(tmp_path, "random-nc1", 1, **changes)
-    assert main(["report", "smoke", "--records", str(tmp_path)]) == FAILED
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == ExitStatus.FAILED
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error
@@ -163,7 +166,7 @@ def test_a_damaged_metrics_file_is_refused(
     write_all(tmp_path)
     path = tmp_path / "smoke/cells/random-nc1/seed1/metrics.csv"
     path.write_text(path.read_text()[:-15] + "x" if damage is None else damage)
-    assert main(["report", "smoke", "--records", str(tmp_path)]) == FAILED
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == ExitStatus.FAILED
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "seed1 is not the record of a finished cell" in error
 
@@ -174,7 +177,7 @@ def test_one_record_of_another_version_stops_its_table_alone(
     write_all(tmp_path)
     file = tmp_path / "smoke/cells/least-iid/seed0/config.toml"
     file.write_text(file.read_text() + "lrr = 1\n")
-    assert main(["report", "--records", str(tmp_path)]) == FAILED
+    assert main(["report", "--records", str(tmp_path)]) == ExitStatus.FAILED
     assert "did you mean lr?" in capsys.readouterr().err
 
 
@@ -307,8 +310,11 @@ def test_cells_are_collected_and_reported(
 ) -> None:
     runs, results = str(tmp_path / "runs"), tmp_path / "results"
     run = ["--engine", "in-process", "--results-dir", runs, "--seeds", "1"]
-    assert main(["run", "smoke/*-nc1", *run]) == FINISHED
-    assert main(["collect", "smoke", "--results-dir", runs, "--out", str(results)]) == FINISHED
+    assert main(["run", "smoke/*-nc1", *run]) == ExitStatus.FINISHED
+    assert (
+        main(["collect", "smoke", "--results-dir", runs, "--out", str(results)])
+        == ExitStatus.FINISHED
+    )
     assert "2 of 8 cells are finished, and kept" in capsys.readouterr().out
     folder = results / "smoke/cells/least-nc1/seed0"
     kept = {path.name for path in folder.iterdir()}
@@ -322,7 +328,7 @@ def test_cells_are_collected_and_reported(
     assert record.mask.mean() == pytest.approx(0.1, abs=0.01)
     assert record.classes is not None and record.classes.shape == (50, 10)
     monkeypatch.setattr("experiments.reporting.report.check_origin", lambda *_: [])  # changed
-    assert main(["report", "--records", str(results)]) == FINISHED
+    assert main(["report", "--records", str(results)]) == ExitStatus.FINISHED
     assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
 
 
@@ -333,9 +339,9 @@ def test_cells_with_a_record_can_be_left_out(
     write(tmp_path / "kept", "least-iid", 0)
     write(tmp_path / "kept", "random-iid", 1, config={"lr": 0.5})  # not what the preset says now
     arguments = ["--skip-kept", "--results-dir", str(tmp_path / "runs")]
-    assert main(["run", "smoke/least-iid", "--seeds", "1", *arguments]) == FINISHED
+    assert main(["run", "smoke/least-iid", "--seeds", "1", *arguments]) == ExitStatus.FINISHED
     assert capsys.readouterr().out.startswith("1 of 1 cells are kept in ")
-    assert main(["plan", "smoke/least-iid", *arguments]) == FINISHED
+    assert main(["plan", "smoke/least-iid", *arguments]) == ExitStatus.FINISHED
     assert "1 cell, 0 finished" in capsys.readouterr().out
     main(["plan", "smoke/random-iid", *arguments])
     assert "2 cells, 0 finished" in capsys.readouterr().out

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.running.cells import FINISHED, INTERRUPTED, WAITING, Progress
+from experiments.running.cells import Progress, State
 from experiments.running.cost import Estimate, count_up
-from experiments.running.launch import REFUSED
-from experiments.running.probe import Parts
+from experiments.running.launch import ExitStatus
+from experiments.running.timing import Parts
 from fedta_app.config import RunConfig
 
 PARTS = Parts(
@@ -54,12 +54,12 @@ def test_heads_and_masks_are_counted_by_image() -> None:
 def test_what_is_done_is_not_left() -> None:
     whole = Estimate(head=10, calibrate=20, start=5, train=100, source="")
     rows = tuple({"phase": phase} for phase in ("head", "calibrate", "start", "train"))
-    assert whole.left(Progress(WAITING), 4) == whole.total == 135
-    assert whole.left(Progress(INTERRUPTED, rows[:1]), 4) == 135
-    assert whole.left(Progress(INTERRUPTED, rows[:2]), 4) == 125
-    assert whole.left(Progress(INTERRUPTED, rows[:3]), 4) == 100
-    assert whole.left(Progress(INTERRUPTED, rows), 4) == 75
-    assert whole.left(Progress(FINISHED, rows), 4) == 0
+    assert whole.left(Progress(State.WAITING), 4) == whole.total == 135
+    assert whole.left(Progress(State.INTERRUPTED, rows[:1]), 4) == 135
+    assert whole.left(Progress(State.INTERRUPTED, rows[:2]), 4) == 125
+    assert whole.left(Progress(State.INTERRUPTED, rows[:3]), 4) == 100
+    assert whole.left(Progress(State.INTERRUPTED, rows), 4) == 75
+    assert whole.left(Progress(State.FINISHED, rows), 4) == 0
 
 
 def test_plan_says_what_is_left_and_runs_nothing(
@@ -85,4 +85,4 @@ def test_plan_says_what_is_left_and_runs_nothing(
         ["smoke/random-nc1", "0", "finished", "12"],
         ["smoke/random-nc1", "1", "waiting", "12"],
     ]
-    assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == REFUSED
+    assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == ExitStatus.REFUSED

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.running.cells import FinishedRuns, identity, make_cells, progress
-from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.launch import ExitStatus
 from experiments.running.presets import load_table, select
 from fedta_app.config import RunConfig, read_toml
 from fedta_app.errors import ConfigError
@@ -45,20 +45,20 @@ def test_an_identity_is_what_is_computed_and_not_where() -> None:
 def test_finished_cells_are_skipped_and_the_summary_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(tmp_path)) == FINISHED
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
     first = capsys.readouterr().out
     assert first.count("run directory: ") == 4
     assert "demo/fedavg seed 0  val " in first
     assert "2 of 2 cells are finished" in first
     before = (tmp_path / "demo/fedavg/seed0/summary.json").read_bytes()
-    assert main(arguments(tmp_path)) == FINISHED
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
     again = capsys.readouterr().out
     assert "run directory" not in again
     assert again.count("finished before") == 2
     assert (tmp_path / "demo/fedavg/seed0/summary.json").read_bytes() == before
     assert main(arguments(tmp_path, "demo/fedavg", "--device", "cpu", "--set", "threads=0")) == 0
     assert "finished before: " in capsys.readouterr().out
-    assert main(arguments(tmp_path, "demo/fedavg", "--no-resume")) == FINISHED
+    assert main(arguments(tmp_path, "demo/fedavg", "--no-resume")) == ExitStatus.FINISHED
     assert (tmp_path / "demo/fedavg/seed0.old-1/summary.json").exists()
     config = RunConfig.from_mapping(read_toml(tmp_path / "demo/fedavg/seed0/config.toml"))
     config = config.with_values(resume=True)
@@ -72,7 +72,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(
 ) -> None:
     # 1e30 makes the loss of the dense run infinite, or NaN; a mask of one weight bears it.
     diverge = ["--set", "lr=1e30", "--set", "sparsity=0.99999", "--set", "clip-norm=1.0"]
-    assert main(arguments(tmp_path, "demo", *diverge)) == FAILED
+    assert main(arguments(tmp_path, "demo", *diverge)) == ExitStatus.FAILED
     output = capsys.readouterr().out
     assert "failed: RunError: training diverged in round" in output
     assert "1 of 2 cells are finished" in output
@@ -85,12 +85,15 @@ def test_cells_that_stop_early_are_continued(
     tmp_path: Path, jobs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = ["--set", "max-minutes=1e-9", "--jobs", jobs]
-    assert main(arguments(tmp_path, "demo", *stop)) == STOPPED
+    assert main(arguments(tmp_path, "demo", *stop)) == ExitStatus.STOPPED
     assert capsys.readouterr().out.count("  stopped\n") == 2
-    assert main(arguments(tmp_path, "demo", "--max-minutes", "1e-9", "--jobs", jobs)) == STOPPED
+    assert (
+        main(arguments(tmp_path, "demo", "--max-minutes", "1e-9", "--jobs", jobs))
+        == ExitStatus.STOPPED
+    )
     output = capsys.readouterr().out  # the limit is for all cells together
     assert output.count("  stopped\n") == 1 and output.count("  waiting\n") == 1
-    assert main(arguments(tmp_path, "demo", "--jobs", jobs)) == FINISHED
+    assert main(arguments(tmp_path, "demo", "--jobs", jobs)) == ExitStatus.FINISHED
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(
@@ -104,9 +107,9 @@ def test_a_cell_that_another_process_runs_is_left_alone(
     directory = RunDirectory(cell.config)
     try:
         assert progress(cell.config).state == "running"
-        assert main(arguments(tmp_path, "demo")) == STOPPED
+        assert main(arguments(tmp_path, "demo")) == ExitStatus.STOPPED
         assert "running in another process\n" in capsys.readouterr().out
-        assert main(arguments(tmp_path, "demo/fedavg")) == STOPPED
+        assert main(arguments(tmp_path, "demo/fedavg")) == ExitStatus.STOPPED
         assert "running in another process: " in capsys.readouterr().out
     finally:
         directory.close()
@@ -117,7 +120,7 @@ def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
     weights = []
     for jobs in ("1", "2"):
         folder = tmp_path / jobs
-        assert main(arguments(folder, "demo", "--jobs", jobs)) == FINISHED
+        assert main(arguments(folder, "demo", "--jobs", jobs)) == ExitStatus.FINISHED
         weights.append(
             [path.read_text() for path in sorted(folder.glob("demo/*/seed0/metrics.csv"))]
         )
@@ -128,9 +131,13 @@ def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
 def test_jobs_are_refused_where_the_engine_runs_clients_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "demo", "--jobs", "2", "--results-dir", str(tmp_path)]) == REFUSED
+    assert (
+        main(["run", "demo", "--jobs", "2", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
+    )
     assert "--jobs 2 is not allowed with engine = 'flower'" in capsys.readouterr().err
-    assert main(["run", "demo", "--jobs", "0", "--results-dir", str(tmp_path)]) == REFUSED
+    assert (
+        main(["run", "demo", "--jobs", "0", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
+    )
 
 
 def start_long(folder: Path) -> "subprocess.Popen[bytes]":
@@ -151,7 +158,7 @@ def test_ctrl_c_stops_every_job_after_its_round(tmp_path: Path) -> None:
     process = start_long(tmp_path)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED_RUN, output
+    assert process.returncode == ExitStatus.INTERRUPTED, output
     assert output.count(b"stopped (interrupted)") == 2
     for name in ("fedavg", "masked"):
         assert list((tmp_path / f"demo/{name}/seed0/checkpoint").glob("step-*"))
@@ -186,10 +193,12 @@ def test_a_table_is_the_product_of_its_axes() -> None:
 def test_a_cell_that_another_table_finished_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(tmp_path, "demo/fedavg", "--set", "name=other/same")) == FINISHED
+    assert (
+        main(arguments(tmp_path, "demo/fedavg", "--set", "name=other/same")) == ExitStatus.FINISHED
+    )
     capsys.readouterr()
-    assert main(arguments(tmp_path, "demo")) == FINISHED
+    assert main(arguments(tmp_path, "demo")) == ExitStatus.FINISHED
     output = capsys.readouterr().out
     assert "finished before as other/same" in output and output.count("run directory") == 2
-    assert main(["plan", *arguments(tmp_path, "demo/fedavg")[1:]]) == FINISHED
+    assert main(["plan", *arguments(tmp_path, "demo/fedavg")[1:]]) == ExitStatus.FINISHED
     assert "1 cell, 1 finished" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.running import presets
-from experiments.running.launch import FAILED, FINISHED, INTERRUPTED_RUN, REFUSED, STOPPED
+from experiments.running.launch import ExitStatus
 from experiments.running.tune import Space, Study, _Watch, check_space, suggest
 from experiments.running.tuned import changed_presets, write_choice
 from fedta_app.config import RunConfig, read_toml
@@ -27,7 +27,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the chosen values out of the repository."""
     path = tmp_path / "tuned.toml"
     for module in ("presets", "tuned"):
-        monkeypatch.setattr(f"experiments.{module}.tuned_path", lambda table, scale: path)
+        monkeypatch.setattr(f"experiments.running.{module}.tuned_path", lambda table, scale: path)
     return path
 
 
@@ -48,9 +48,9 @@ def trials_of(folder: Path) -> pd.DataFrame:
 def test_a_study_is_continued_and_its_choice_becomes_the_presets(
     tmp_path: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(tmp_path, 2)) == FINISHED
+    assert main(arguments(tmp_path, 2)) == ExitStatus.FINISHED
     assert capsys.readouterr().out.count("trial ") == 2
-    assert main(arguments(tmp_path, 3, "--for", "random-*")) == FINISHED
+    assert main(arguments(tmp_path, 3, "--for", "random-*")) == ExitStatus.FINISHED
     assert capsys.readouterr().out.count("trial ") == 1
     trials = trials_of(tmp_path)
     assert trials["trial"].tolist() == [0, 1, 2] and trials["lr"].nunique() == 3
@@ -90,10 +90,10 @@ def test_ctrl_c_ends_the_study_and_the_trial_goes_on(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(RunSession, "add", add_and_interrupt)
-    assert main(arguments(tmp_path, 1)) == INTERRUPTED_RUN
+    assert main(arguments(tmp_path, 1)) == ExitStatus.INTERRUPTED
     first = capsys.readouterr().out
     monkeypatch.setattr(RunSession, "add", add)
-    assert main(arguments(tmp_path, 1)) == FINISHED
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
     second = capsys.readouterr().out
     assert first.split("lr = ")[1].split()[0] == second.split("lr = ")[1].split()[0]
     assert "resumed after" in second
@@ -144,7 +144,7 @@ def test_every_point_of_a_list_is_tried_once(
         values = suggest(trial, space)
         tried.append((values["lr"], values["clip-norm"]))
         study._study.tell(trial, values["lr"])
-        return FINISHED
+        return ExitStatus.FINISHED
 
     monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
     monkeypatch.setattr(Study, "_try", tell)
@@ -154,7 +154,7 @@ def test_every_point_of_a_list_is_tried_once(
     assert sorted(tried) == [(0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0)]
 
 
-@pytest.mark.parametrize("status", [FAILED, STOPPED])
+@pytest.mark.parametrize("status", [ExitStatus.FAILED, ExitStatus.STOPPED])
 def test_a_trial_that_could_not_run_is_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -174,13 +174,13 @@ def test_a_run_that_diverged_is_the_worst_result(
         folder = run_path(config)
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps({"status": "failed", "reason": reason}))
-        return FAILED
+        return ExitStatus.FAILED
 
     config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
     monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
     monkeypatch.setattr("experiments.running.tune.attempt", attempt)
     study = Study(config, "a", {"strategy": ["fedavg", "ties"]})
-    assert study.run(2, 0, client_cpus=1, client_gpus=None) == FINISHED
+    assert study.run(2, 0, client_cpus=1, client_gpus=None) == ExitStatus.FINISHED
     assert [trial["val accuracy"] for trial in study.chosen().trials] == [0.0, 0.0]
 
 
@@ -192,9 +192,9 @@ def test_a_space_is_checked() -> None:
 
 
 def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == REFUSED
+    assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
     assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err
-    assert main(arguments(tmp_path, 1, "--for", "dense-*")) == REFUSED
+    assert main(arguments(tmp_path, 1, "--for", "dense-*")) == ExitStatus.REFUSED
     assert "--for: 'dense-*' is for no preset of the table" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedta_app.analysis import MaskOverlap, mask_overlap_matrix
+from fedta_app.analysis import mask_overlap_matrix
 from fedta_app.analysis.task_figures import (
     save_block_density,
     save_cosine_matrix,
@@ -28,11 +28,13 @@ def assert_picture(path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 4, 45])
 @pytest.mark.parametrize("save", [save_cosine_matrix, save_sign_conflict_matrix])
-def test_square_matrices(tmp_path: Path, number: int, save: Callable[[Path, Tensor], None]) -> None:
+def test_square_matrices(
+    tmp_path: Path, number: int, save: Callable[[Path, Tensor, list[str]], None]
+) -> None:
     matrix = torch.linspace(-0.3, 0.8, number**2).reshape(number, number)
     matrix[0, -1] = torch.nan
     before = matrix.clone()
-    save(tmp_path / "figure.png", matrix)
+    save(tmp_path / "figure.png", matrix, [str(client) for client in range(number)])
     assert_picture(tmp_path / "figure.png")
     assert torch.equal(matrix.nan_to_num(9.0), before.nan_to_num(9.0))
     lines = (tmp_path / "figure.csv").read_text().splitlines()
@@ -55,9 +57,3 @@ def test_block_density(tmp_path: Path) -> None:
     table = {"embed": {"pos_embed": 0.0}, "blocks.0": {"norm1": 0.25, "mlp.fc1": 0.003}}
     save_block_density(tmp_path / "figure.png", table)
     assert_picture(tmp_path / "figure.png")
-
-
-def test_labels_must_match(tmp_path: Path) -> None:
-    overlap = MaskOverlap(torch.eye(2).double(), 0.5)
-    with pytest.raises(ValueError, match="labels has 3 entries; it must have one per row, 2"):
-        save_mask_overlap_matrix(tmp_path / "figure.png", overlap, ["a", "b", "c"])

@@ -18,7 +18,7 @@ import torch
 
 from engine.client_memory import forget_run
 from experiments.running.cells import read_rows
-from experiments.running.launch import FINISHED, launch
+from experiments.running.launch import ExitStatus, launch
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
@@ -174,7 +174,7 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
         values |= {"head": "probe", "probe_rounds": 2}
     short = config.with_values(**values)
     try:
-        if launch(short, client_cpus=1, client_gpus=0.0) != FINISHED:
+        if launch(short, client_cpus=1, client_gpus=0.0) != ExitStatus.FINISHED:
             raise RunError(f"a round of {config.name} cannot be measured: it does not finish")
     finally:
         forget_run()

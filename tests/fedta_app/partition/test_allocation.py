@@ -4,16 +4,16 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from fedta_app.partition.class_cells import _level_rows, allocate_cells
+from fedta_app.partition.allocation import _level_clients, allocate_shares
 
 
-def _is_solution(cells: np.ndarray, counts: np.ndarray, num_clients: int, each: int) -> bool:
-    sizes = cells.sum(axis=1)
+def _is_solution(shares: np.ndarray, counts: np.ndarray, num_clients: int, each: int) -> bool:
+    sizes = shares.sum(axis=1)
     return (
-        cells.shape == (num_clients, len(counts))
-        and cells.min() >= 0
-        and (cells.sum(axis=0) == counts).all()
-        and ((cells > 0).sum(axis=1) == each).all()
+        shares.shape == (num_clients, len(counts))
+        and shares.min() >= 0
+        and (shares.sum(axis=0) == counts).all()
+        and ((shares > 0).sum(axis=1) == each).all()
         and sizes.max() - sizes.min() <= 1
     )
 
@@ -48,13 +48,13 @@ def test_every_small_table_is_found_exactly_when_it_exists() -> None:
                 if each > sum(counts) // num_clients or num_clients * each < num_classes:
                     continue
                 array = np.array(counts)
-                cells = allocate_cells(array, num_clients, each, np.random.default_rng(0))
-                if cells is None:
+                shares = allocate_shares(array, num_clients, each, np.random.default_rng(0))
+                if shares is None:
                     refused += 1
                     assert not _exists(counts, num_clients, each), (counts, num_clients, each)
                 else:
                     found += 1
-                    assert _is_solution(cells, array, num_clients, each)
+                    assert _is_solution(shares, array, num_clients, each)
     assert found > 500 and refused > 50
 
 
@@ -62,39 +62,39 @@ def test_every_small_table_is_found_exactly_when_it_exists() -> None:
 @pytest.mark.parametrize("each", [3, 5, 8])
 def test_very_unequal_classes(num_clients: int, each: int) -> None:
     counts = np.array([40, 50, 90, 120, 200, 400, 800, 100, 1000, 60])
-    cells = allocate_cells(counts, num_clients, each, np.random.default_rng(1))
-    assert cells is not None and _is_solution(cells, counts, num_clients, each)
+    shares = allocate_shares(counts, num_clients, each, np.random.default_rng(1))
+    assert shares is not None and _is_solution(shares, counts, num_clients, each)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_table_that_has_no_solution_is_followed_by_another(seed: int) -> None:
-    counts = np.full(10, 60)  # 18 cells for 10 classes: only few tables can be levelled
-    cells = allocate_cells(counts, 9, 2, np.random.default_rng(seed))
-    assert cells is not None and _is_solution(cells, counts, 9, 2)
+    counts = np.full(10, 60)  # 18 shares for 10 classes: only few tables can be levelled
+    shares = allocate_shares(counts, 9, 2, np.random.default_rng(seed))
+    assert shares is not None and _is_solution(shares, counts, 9, 2)
 
 
 def _chain(*rows: tuple[int, int]) -> np.ndarray:
     """Client i holds classes i and i + 1 only, so samples pass through all clients between two."""
-    cells = np.zeros((len(rows), len(rows) + 1), dtype=int)
+    shares = np.zeros((len(rows), len(rows) + 1), dtype=int)
     for i, row in enumerate(rows):
-        cells[i, i : i + 2] = row
-    return cells
+        shares[i, i : i + 2] = row
+    return shares
 
 
 @pytest.mark.parametrize(
-    ("cells", "sizes"),
+    ("shares", "sizes"),
     [
         (_chain((1, 9), (1, 5), (1, 5), (1, 1)), [6, 6, 6, 6]),  # too much at one end
         (_chain((1, 6), (1, 6), (1, 6), (1, 3)), [6, 6, 6, 7]),  # only too little, at the other
         (_chain((3, 1), (6, 1), (6, 1), (9, 1)), [7, 7, 7, 7]),
     ],
 )
-def test_rows_are_levelled_through_a_chain_of_clients(cells: np.ndarray, sizes: list[int]) -> None:
-    columns, positive = cells.sum(axis=0), cells > 0
-    assert _level_rows(cells, sizes[0], sizes[-1])
-    assert sorted(cells.sum(axis=1)) == sizes
-    assert (cells.sum(axis=0) == columns).all() and ((cells > 0) == positive).all()
+def test_rows_are_levelled_through_a_chain_of_clients(shares: np.ndarray, sizes: list[int]) -> None:
+    columns, positive = shares.sum(axis=0), shares > 0
+    assert _level_clients(shares, sizes[0], sizes[-1])
+    assert sorted(shares.sum(axis=1)) == sizes
+    assert (shares.sum(axis=0) == columns).all() and ((shares > 0) == positive).all()
 
 
 def test_rows_that_no_path_connects_are_not_levelled() -> None:
-    assert not _level_rows(np.array([[9, 1, 0, 0], [0, 0, 1, 1]]), 6, 6)
+    assert not _level_clients(np.array([[9, 1, 0, 0], [0, 0, 1, 1]]), 6, 6)

@@ -1,20 +1,22 @@
 """How many samples of each class each client gets, when every client holds exactly Nc classes.
 
-A K x C table of integers ("cells") with given column sums (class sizes), row sums that differ by
-at most one (client sizes) and exactly Nc positive cells in every row. It is found in three steps:
+The samples of a class that a client holds are its share of the class. The shares are a table of
+integers, clients x classes (K, C), with given column sums (class sizes), row sums that differ by at
+most one (client sizes) and exactly Nc positive shares in every row. It is found in three steps:
 
-1. Every class gets a number of cells proportional to its size (Webster's rule, within the bounds
+1. Every class gets a number of holders proportional to its size (Webster's rule, within the bounds
    that any solution has to keep), K * Nc in all.
-2. The cells are put into rows at random, Nc per row, no two of a class in one row: the theorem of
-   Gale and Ryser says this is possible, the rule of Havel and Hakimi does it, and random trades
-   between pairs of rows (Strona et al. 2014, "curveball") then mix the table.
-3. Every class is shared equally by its cells, and the rows are levelled by moving samples along
-   augmenting paths, client - class - client (Ford and Fulkerson 1956); no cell falls below one.
+2. The holders are chosen at random, Nc classes per client: the theorem of Gale and Ryser says this
+   is possible, the rule of Havel and Hakimi does it, and random trades between pairs of clients
+   (Strona et al. 2014, "curveball") then mix the table.
+3. Every class is split equally among its holders, and the clients are levelled by moving samples
+   along augmenting paths, client - class - client (Ford and Fulkerson 1956); no share falls below
+   one.
 
-Step 3 fails only if the table of step 2 admits no solution. If the classes are equally large and
-K * Nc is a multiple of their number, every table does: N / (K * Nc) samples in every cell meet all
-sums, and whole numbers then do too, because flows are integral. In other cases another table is
-tried, up to `ATTEMPTS` times.
+Step 3 fails only if the holders of step 2 admit no solution. If the classes are equally large and
+K * Nc is a multiple of their number, all do: shares of N / (K * Nc) samples meet all sums, and
+whole numbers then do too, because flows are integral. In other cases other holders are tried, up
+to `ATTEMPTS` times.
 """
 
 import heapq
@@ -29,7 +31,7 @@ ATTEMPTS = 50
 TRADES = 10  # rounds of trades, each pairing all clients
 
 
-def allocate_cells(
+def allocate_shares(
     counts: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
 ) -> IntArray | None:
     """Return the samples of each class for each client, or None if no way was found.
@@ -48,23 +50,23 @@ def allocate_cells(
     Returns
     -------
     int64 array, shape (K, C), or None
-        Column sums `counts`, row sums N // K or one more, `classes_each` positive cells per row.
+        Column sums `counts`, row sums N // K or one more, `classes_each` positive shares per row.
     """
     smallest, larger = divmod(int(counts.sum()), num_clients)
     largest = smallest + (larger > 0)
     for _ in range(ATTEMPTS):
-        slots = _share_slots(counts, num_clients, classes_each, smallest, largest, rng)
-        if slots is None:
+        num_holders = _count_holders(counts, num_clients, classes_each, smallest, largest, rng)
+        if num_holders is None:
             return None
-        holds = _place_slots(slots, num_clients, classes_each, rng)
+        holds = _choose_holders(num_holders, num_clients, classes_each, rng)
         _trade(holds, rng)
-        cells = _share_samples(holds, counts, rng)
-        if _level_rows(cells, smallest, largest):
-            return cells
+        shares = _split_classes(holds, counts, rng)
+        if _level_clients(shares, smallest, largest):
+            return shares
     return None
 
 
-def _share_slots(
+def _count_holders(
     counts: IntArray,
     num_clients: int,
     classes_each: int,
@@ -75,33 +77,33 @@ def _share_slots(
     """Return how many clients hold each class, K * Nc in all, or None if the bounds forbid it."""
     fewest = smallest if classes_each == 1 else 1
     most = largest - classes_each + 1  # the client's other classes have at least one sample each
-    slots = -(-counts // most)
+    num_holders = -(-counts // most)
     limits = np.minimum(counts // fewest, num_clients)
-    missing = num_clients * classes_each - int(slots.sum())
-    if (slots > limits).any() or not 0 <= missing <= int((limits - slots).sum()):
+    missing = num_clients * classes_each - int(num_holders.sum())
+    if (num_holders > limits).any() or not 0 <= missing <= int((limits - num_holders).sum()):
         return None
     ties = rng.permutation(len(counts))
     queue = [
         (-n / (2 * m + 1), t, c)
-        for c, (n, m, t) in enumerate(zip(counts, slots, ties, strict=True))
+        for c, (n, m, t) in enumerate(zip(counts, num_holders, ties, strict=True))
     ]
     heapq.heapify(queue)
     while missing > 0:
         _, tie, c = heapq.heappop(queue)
-        if slots[c] < limits[c]:
-            slots[c] += 1
+        if num_holders[c] < limits[c]:
+            num_holders[c] += 1
             missing -= 1
-            heapq.heappush(queue, (-counts[c] / (2 * slots[c] + 1), tie, c))
-    return slots
+            heapq.heappush(queue, (-counts[c] / (2 * num_holders[c] + 1), tie, c))
+    return num_holders
 
 
-def _place_slots(
-    slots: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
+def _choose_holders(
+    num_holders: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
 ) -> BoolArray:
     """Return who holds which class, shape (K, C): a class goes where most classes are lacking."""
-    holds = np.zeros((num_clients, len(slots)), dtype=bool)
+    holds = np.zeros((num_clients, len(num_holders)), dtype=bool)
     lacking = np.full(num_clients, classes_each)
-    for c, number in enumerate(slots):
+    for c, number in enumerate(num_holders):
         rows = np.lexsort((rng.random(num_clients), -lacking))[:number]
         holds[rows, c] = True
         lacking[rows] -= 1
@@ -122,77 +124,70 @@ def _trade(holds: BoolArray, rng: np.random.Generator) -> None:
         holds[right] = both | (differ & ~takes)
 
 
-def _share_samples(holds: BoolArray, counts: IntArray, rng: np.random.Generator) -> IntArray:
-    """Share every class among its cells, sizes within one, the remainder at random."""
-    cells = np.zeros(holds.shape, dtype=np.int64)
+def _split_classes(holds: BoolArray, counts: IntArray, rng: np.random.Generator) -> IntArray:
+    """Split every class among its holders, sizes within one, the remainder at random."""
+    shares = np.zeros(holds.shape, dtype=np.int64)
     for c, count in enumerate(counts):
         rows = rng.permutation(np.flatnonzero(holds[:, c]))
-        cells[rows, c] = count // len(rows)
-        cells[rows[: count % len(rows)], c] += 1
-    return cells
+        shares[rows, c] = count // len(rows)
+        shares[rows[: count % len(rows)], c] += 1
+    return shares
 
 
-def _level_rows(cells: IntArray, smallest: int, largest: int) -> bool:
+def _level_clients(shares: IntArray, smallest: int, largest: int) -> bool:
     """Move samples in place until all row sums are within bounds; False if that is impossible."""
-    rows = cells.sum(axis=1)
+    rows = shares.sum(axis=1)
     for sign, bound in ((1, largest), (-1, smallest)):  # first too large rows, then too small ones
         for row in np.flatnonzero(sign * (rows - bound) > 0):
             while (excess := sign * int(rows[row] - bound)) > 0:
-                path = _find_path(cells, int(row), sign * (bound - rows) > 0, sign)
+                path = _find_path(shares, int(row), sign * (bound - rows) > 0, sign)
                 if path is None:
                     return False
                 end = path[-1][1]
                 excess = min(excess, sign * int(bound - rows[end]))
-                moved = _move_along(cells, path, excess, sign)
+                moved = _move_along(shares, path, excess, sign)
                 rows[row] -= sign * moved
                 rows[end] += sign * moved
     return True
 
 
 def _find_path(
-    cells: IntArray, start: int, goals: BoolArray, sign: int
+    shares: IntArray, start: int, goals: BoolArray, sign: int
 ) -> list[tuple[int, int, int]] | None:
     """Return the shortest way to give samples (sign 1) from `start` to a goal, or to get (-1).
 
-    Breadth first over clients; a step (from row, to row, class) needs a cell above one where
-    samples leave and a positive cell where they arrive.
+    Breadth first over clients; a step (from row, to row, class) needs a share above one where
+    samples leave and a positive one where they arrive.
     """
     leave, arrive = (1, 0) if sign > 0 else (0, 1)
     steps: dict[int, tuple[int, int, int]] = {}
-    unseen_rows = np.ones(len(cells), dtype=bool)
+    unseen_rows = np.ones(len(shares), dtype=bool)
     unseen_rows[start] = False
-    unseen_classes = np.ones(cells.shape[1], dtype=bool)
+    unseen_classes = np.ones(shares.shape[1], dtype=bool)
     queue = [start]
     for row in queue:
-        for c in np.flatnonzero((cells[row] > leave) & unseen_classes):
+        for c in np.flatnonzero((shares[row] > leave) & unseen_classes):
             unseen_classes[c] = False
-            reached = np.flatnonzero((cells[:, c] > arrive) & unseen_rows)
+            reached = np.flatnonzero((shares[:, c] > arrive) & unseen_rows)
             unseen_rows[reached] = False
             steps.update((int(r), (row, int(r), int(c))) for r in reached)
             ends = reached[goals[reached]]
             if len(ends):
-                return _trace(steps, start, int(ends[0]))
+                end, path = int(ends[0]), []
+                while end != start:
+                    path.append(steps[end])
+                    end = steps[end][0]
+                return path[::-1]
             queue.extend(reached.tolist())
     return None
 
 
-def _trace(
-    steps: dict[int, tuple[int, int, int]], start: int, end: int
-) -> list[tuple[int, int, int]]:
-    """Return the steps that lead from `start` to `end`, in order."""
-    path = []
-    while end != start:
-        path.append(steps[end])
-        end = steps[end][0]
-    return path[::-1]
-
-
-def _move_along(cells: IntArray, path: list[tuple[int, int, int]], wanted: int, sign: int) -> int:
+def _move_along(shares: IntArray, path: list[tuple[int, int, int]], wanted: int, sign: int) -> int:
     """Move up to `wanted` samples along the path in place; return how many were moved."""
     givers = [(row if sign > 0 else other, c) for row, other, c in path]
     takers = [(other if sign > 0 else row, c) for row, other, c in path]
-    moved = min(wanted, *(int(cells[giver]) - 1 for giver in givers))
+    moved = min(wanted, *(int(shares[giver]) - 1 for giver in givers))
     for giver, taker in zip(givers, takers, strict=True):
-        cells[giver] -= moved
-        cells[taker] += moved
+        shares[giver] -= moved
+        shares[taker] += moved
     return moved

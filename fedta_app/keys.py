@@ -1,0 +1,202 @@
+"""All keys of the configuration: everything that the code knows about a key is in its one entry.
+
+An entry says the default, what is allowed, what the key decides (words of
+`fedta_app.entry.DECIDES`), the reason for the key in one line and, where that is not always, when
+it is read. `fedta_app.config` reads, checks and compares configurations by them.
+"""
+
+import re
+from dataclasses import dataclass
+
+from fedta_app.data.sets import DATASETS
+from fedta_app.entry import (
+    BELOW_ONE,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    UP_TO_ONE,
+    Condition,
+    Range,
+    choice,
+    flag,
+    key_is,
+    number,
+    or_zero,
+    text,
+    whole,
+)
+from fedta_app.masks import MASK_RULES, needs_scores
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
+
+# The strategies, and the fields that each of them reads besides those that all read.
+STRATEGIES: dict[str, tuple[str, ...]] = {
+    "fedavg": (),
+    "masked-fedavg": ("coverage_exponent",),
+    "ties": (),
+    "task-arithmetic": ("server_scale",),
+}
+
+FEDERATED = Condition("engine is not centralized", lambda c: c.engine != "centralized")
+MASKED = Condition("mask-rule is not none", lambda c: c.mask_rule != "none")
+SCORED = Condition(
+    "mask-rule ranks by scores", lambda c: c.mask_rule != "none" and needs_scores(c.mask_rule)
+)
+# Clients whose masks are combined are drawn even where the masks need no scores.
+SOME_CALIBRATE = FEDERATED & Condition(
+    "mask-rule ranks by scores (or mask-scope is vote, union or intersection)",
+    lambda c: (
+        SCORED.holds(c) or (MASKED.holds(c) and c.mask_scope in ("vote", "union", "intersection"))
+    ),
+)
+RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
+STEP = key_is("lr-schedule", "step")
+
+
+def strategy_reads(field: str) -> Condition:
+    """Return the condition that the configuration's strategy reads a field of its own."""
+    readers = [name for name, own in STRATEGIES.items() if field in own]
+    return FEDERATED & key_is("strategy", *readers)
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Keys:
+    """The keys, in the order of pyproject.toml; a field has `_` where its key has `-`."""
+
+    name: str = text("run", "letters, digits and . _ + = - in one or more parts separated by /",
+        "name", "the run directory is <results-dir>/<name>/seed<seed>",
+        check=lambda value: _NAME.fullmatch(value) and ".." not in value)
+    seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else")
+    dataset: str = choice("digits", DATASETS, "result time step build start",
+        "digits needs no download; cifar100; synthetic: noise, to benchmark")
+    data_dir: str = text("~/fedta/data", "a folder", "place build",
+        "absolute, because Flower runs a copy of the app elsewhere")
+    model: str = text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name",
+        "result time step build start",
+        "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name")
+    weights: str = text("pretrained", "pretrained, random, or the path of a weights file",
+        "result build start", "pretrained, random, or the path of a weights file")
+    image_size: int = whole(0, 0, "result time step build start",
+        "pixels a side that images are resized to; 0: the model's own", high=1024)
+    augment: bool = flag(True, "result time",
+        "random crops, and flips where the data set allows them")
+    partition: str = choice("dirichlet", ("iid", "classes", "dirichlet"), "result partition",
+        "iid, classes (Nc per client) or dirichlet, which fits any K", read_when=FEDERATED)
+    num_clients: int = whole(0, 0, "result time partition",
+        "K; 0: the number of the federation's nodes, times clients-per-node", high=1_000_000,
+        read_when=FEDERATED)
+    num_classes_per_client: int = whole(2, 1, "result partition",
+        "Nc, the classes that each client holds, for partition classes",
+        read_when=FEDERATED & key_is("partition", "classes"))
+    dirichlet_alpha: float = number(0.5, POSITIVE, "result partition",
+        "sum of the concentrations (Hsu et al.); small: few classes a client",
+        read_when=FEDERATED & key_is("partition", "dirichlet"))
+    val_size: float = number(0.1, INNER_SHARE, "result time build start",
+        "share of the training images that is kept for validation")
+    fraction_train: float = number(0.1, SHARE, "result time",
+        "C, the share of the clients that train in a round", read_when=FEDERATED)
+    local_steps: int = whole(4, 0, "result time step",
+        "J, mini-batches per client and round; 0: one pass over its images")
+    num_server_rounds: int = whole(30, 1, "result count", "rounds of training",
+        scales_with_rounds=True)
+    batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step")
+    lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD")
+    lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
+        "constant, step, cosine or warmup-cosine, over rounds")
+    warmup_rounds: int = whole(0, 0, "result",
+        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True)
+    lr_step_rounds: int = whole(10, 1, "result",
+        "rounds from one step to the next, for lr-schedule step", scales_with_rounds=True,
+        read_when=STEP)
+    lr_step_factor: float = number(0.1, SHARE, "result",
+        "what such a step multiplies the learning rate by", read_when=STEP)
+    momentum: float = number(0.9, BELOW_ONE, "result time",
+        "of the clients' SGD; it starts at zero in each round")
+    weight_decay: float = number(0.0, NOT_NEGATIVE, "result time",
+        "L2 penalty, added to the gradient as in torch.optim.SGD")
+    clip_norm: float = number(0.0, or_zero("a norm", "for no clipping"), "result time",
+        "largest norm of a step's gradient; 0: no clipping")
+    precision: str = choice("fp32", ("auto", "fp32", "tf32", "bf16", "fp16"),
+        "result time step build start",
+        "of forward passes: fp32, tf32, bf16, fp16; auto: by the processor")
+    head: str = choice("random", ("random", "ridge", "probe"), "result time",
+        "random: trained; ridge or probe: made first, then frozen")
+    head_fraction: float = number(1.0, SHARE, "result count start",
+        "share of training images for ridge, the same on every partition", read_when=RIDGE)
+    ridge: float = number(0.0, or_zero("a strength", "to choose it"), "result start",
+        "penalty, relative to the features' variance; 0: by validation", read_when=RIDGE)
+    head_temperature: float = number(0.0, or_zero("a temperature", "to fit it"), "result",
+        "what the ridge head's logits are divided by; 0: by validation", read_when=RIDGE)
+    probe_rounds: int = whole(20, 1, "result count",
+        "rounds of FedAvg on the head alone, for head probe", read_when=PROBE)
+    probe_lr: float = number(0.1, POSITIVE, "result", "learning rate of those rounds",
+        read_when=PROBE)
+    mask_rule: str = choice("none", ("none", *MASK_RULES), "result time",
+        "which weights are trained: none (all) or a rule of fedta_app.masks")
+    mask_scope: str = choice("global",
+        ("global", "client", "vote", "union", "intersection", "server"), "result time",
+        "global (summed scores), client, vote, union, intersection, server",
+        read_when=FEDERATED & MASKED)
+    sparsity: float = number(0.9, Range("a share from 0 to below 1", BELOW_ONE.check),
+        "result count", "share of the backbone's weights that is frozen", read_when=MASKED)
+    sparsity_scope: str = choice("global", ("global", "layer"), "result time",
+        "rank all weights together (global), or within each layer", read_when=MASKED)
+    score_threshold: float = number(0.0, or_zero("a score", "to go by sparsity"), "result time",
+        "train by this score, a sum over images; 0: by sparsity", read_when=MASKED)
+    calibration_rounds: int = whole(4, 1, "result count", "R, the rounds in which a mask is found",
+        read_when=SCORED)
+    calibration_fraction: float = number(1.0, SHARE, "result count",
+        "share of the clients that score in a calibration round", read_when=SOME_CALIBRATE)
+    calibration_examples: int = whole(0, 0, "result count",
+        "most images that a client, or the server, scores on; 0: all", read_when=SCORED)
+    calibration_batch_size: int = whole(32, 1, "result time",
+        "images scored at a time; decides memory and speed, not the mask", read_when=SCORED)
+    soft_value: float = number(0.1, Range("a factor from 0 to 1", UP_TO_ONE.check), "result",
+        "factor on the weights dropped so far while later rounds score", read_when=SCORED)
+    sensitivity_labels: str = choice("sampled", ("sampled", "true"), "result time",
+        "labels: sampled from the model (Fisher information), or true", read_when=SCORED)
+    sensitivity_output: str = choice("log_prob", ("log_prob", "logit"), "result time",
+        "what is differentiated: log_prob, or logit as in TaLoS's code", read_when=SCORED)
+    strategy: str = choice("fedavg", STRATEGIES, "result time",
+        f"the algorithm: {', '.join(STRATEGIES)}", read_when=FEDERATED)
+    coverage_exponent: float = number(1.0, UP_TO_ONE, "result",
+        "masked-fedavg: 1: mean over those who trained a weight; 0: over all",
+        read_when=strategy_reads("coverage_exponent"))
+    server_scale: float = number(1.0, POSITIVE, "result",
+        "task-arithmetic: factor on the sum of the clients' task vectors",
+        read_when=strategy_reads("server_scale"))
+    task_figures: bool = flag(False, "result time",
+        "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
+    eval_every: int = whole(5, 1, "result count",
+        "rounds between measurements; the last round always has one", scales_with_rounds=True)
+    eval_size: int = whole(0, 0, "result count start",
+        "most validation, and most test images to measure on; 0: all")
+    eval_batch_size: int = whole(500, 1, "result time", "images in a batch of a measurement")
+    measure_test: str = choice("always", ("always", "end", "never"), "result count",
+        "when test images are read: always, end (once, at the end) or never")
+    checkpoint_every: int = whole(1, 1, "place count",
+        "rounds between checkpoints, which a crash may cost")
+    resume: bool = flag(True, "place",
+        "continue the run in the directory; false: move it aside, begin anew")
+    results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")
+    max_minutes: float = number(0.0, or_zero("minutes", "for no limit"), "place",
+        "stop, with a checkpoint, before so many minutes; 0: no limit")
+    device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",
+        "auto: a CUDA GPU if there is one, else the CPU",
+        check=re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch)
+    compile: str = choice("off", ("off", "cuda-graph", "inductor"), "rounding step",
+        "of steps: off, cuda-graph (same bits) or inductor (other bits)")
+    deterministic: bool = flag(True, "rounding",
+        "on CUDA, only algorithms that repeat their bits; false: any")
+    threads: int = whole(0, 0, "rounding", "torch's threads in a process; 0: torch decides",
+        high=1024)
+    kernels: str = choice("auto", ("auto", "onednn", "torch"), "rounding build",
+        "of linear layers on a CPU: torch, onednn; auto: onednn on AMD CPUs")
+    transport: str = choice("auto", ("auto", "memory", "shared", "wire"), "place",
+        "of vectors: memory (in-process), shared (one machine) or wire", read_when=FEDERATED)
+    clients_per_node: int = whole(0, 0, "place",
+        "clients that a Flower node stands for; 0: one, or more for large K", read_when=FEDERATED)
+    engine: str = choice("flower", ("flower", "in-process", "centralized"), "place time",
+        "set by the runner: flower, in-process or centralized")
