@@ -1,8 +1,8 @@
 """How Sphinx builds these pages: `make docs` writes build/docs/index.html, without a network.
 
 The source folder is the repository, so that pages may link to results and to each other as they do
-on GitHub. The pages of the API are written here, one for each package that says in `__all__` what is public:
-a package that gains or loses an `__all__` needs no change of the documentation.
+on GitHub. The pages of the API are written here, one for each package that says in `__all__` what
+is public: a package that gains or loses an `__all__` needs no change of the documentation.
 """
 
 import ast

@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from fedta_app.data.catalogue import DATASETS
+from fedta_app.data.sets import DATASETS
 from fedta_app.entry import DECIDES, Key, Value, markdown_table, toml_table
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from fedta_app.algorithms import algorithms, reads
-from fedta_app.data.catalogue import DATASETS
+from fedta_app.data.sets import DATASETS
 from fedta_app.entry import (
     BELOW_ONE,
     INNER_SHARE,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from experiments.reporting.records import Record
 from fedta_app.config import RunConfig
-from fedta_app.data.catalogue import DATASETS
+from fedta_app.data.sets import DATASETS
 from fedta_app.masks.selection import round_density
 
 _START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart

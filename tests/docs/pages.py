@@ -11,11 +11,10 @@ _FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the file that its title names, whether it is added to it."""
+    """A fenced block: its language, and the file that its title names."""
 
     language: str
     title: str
-    append: bool
     text: str
 
 
@@ -25,7 +24,7 @@ def blocks(page: Path) -> list[Block]:
     for info, text in _FENCE.findall(page.read_text()):
         title = re.search(r'title="(.*?)"', info)
         language = info.split()[0] if info else ""
-        found.append(Block(language, title[1] if title else "", info.endswith(" append"), text))
+        found.append(Block(language, title[1] if title else "", text))
     return found
 
 

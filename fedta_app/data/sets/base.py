@@ -1,0 +1,53 @@
+"""What a data set consists of. The data sets themselves are the other files of this folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images (N, channels, height, width), uint8, with labels (N,), int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the same images on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def subset(self, indices: npt.ArrayLike | Tensor) -> "ImageSet":
+        """Return a copy of the images of `indices` (int, shape (n,)), on the same device."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+        return ImageSet(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: what is known of it without reading it, and how it is read.
+
+    Attributes
+    ----------
+    name : str
+        The value of the key `dataset`.
+    classes, images : int
+        Number of classes, and of images for training and validation together.
+    load : callable
+        ``load(data_dir)`` returns the images for training and validation, and those for test.
+    crop_padding, flip
+        The augmentation that suits the images (`fedta_app.data.images.random_crop_flip`).
+    """
+
+    name: str
+    classes: int
+    images: int
+    load: Callable[[Path], tuple[ImageSet, ImageSet]]
+    crop_padding: int = 0
+    flip: bool = False

@@ -1,0 +1,24 @@
+"""Noise in CIFAR-100's sizes, the same for every run: for benchmarks where its files are not."""
+
+from pathlib import Path
+
+import torch
+
+from fedta_app.data.sets.base import Dataset, ImageSet
+from fedta_app.seeding import torch_generator
+
+
+def _load(_: Path) -> tuple[ImageSet, ImageSet]:
+    """Return noise, with CIFAR-100's numbers of images and classes."""
+    generator = torch_generator("synthetic images")
+    pool, test = (
+        ImageSet(
+            torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            torch.arange(count) % 100,
+        )
+        for count in (50_000, 10_000)
+    )
+    return pool, test
+
+
+SYNTHETIC = Dataset("synthetic", classes=100, images=50_000, load=_load, crop_padding=4, flip=True)
