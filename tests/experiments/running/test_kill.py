@@ -17,20 +17,24 @@ ROOT = Path(__file__).resolve().parents[3]
 ROUNDS = 12
 
 
-def command(folder: Path, engine: str, *, name: str, seed: int = 0) -> list[str]:
+def command(
+    folder: Path, engine: str, *, name: str, seed: int = 0, strategy: str = "fedavg"
+) -> list[str]:
     settings = [
         f"name={name}", f"seed={seed}", f"num-server-rounds={ROUNDS}", "eval-every=4",
-        "eval-size=50", "checkpoint-every=2",
+        "eval-size=50", "checkpoint-every=2", f"strategy={strategy}",
     ]  # fmt: skip
     sets = [part for setting in settings for part in ("--set", setting)]
     arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
     return [sys.executable, "-m", "experiments", *arguments]
 
 
-def finish(folder: Path, engine: str, *, name: str, seed: int = 0) -> dict[str, Any]:
+def finish(
+    folder: Path, engine: str, *, name: str, seed: int = 0, strategy: str = "fedavg"
+) -> dict[str, Any]:
     subprocess.run(
-        command(folder, engine, name=name, seed=seed), cwd=ROOT, check=True, timeout=280,
-        capture_output=True,
+        command(folder, engine, name=name, seed=seed, strategy=strategy), cwd=ROOT, check=True,
+        timeout=280, capture_output=True,
     )  # fmt: skip
     path = folder / name / f"seed{seed}/summary.json"
     summary: dict[str, Any] = json.loads(path.read_text())
@@ -46,9 +50,9 @@ def rounds_done(folder: Path) -> int:
         return -1
 
 
-def kill_after_round(folder: Path, engine: str, server_round: int) -> None:
+def kill_after_round(folder: Path, engine: str, server_round: int, strategy: str) -> None:
     process = subprocess.Popen(
-        command(folder, engine, name="killed"), cwd=ROOT, start_new_session=True,
+        command(folder, engine, name="killed", strategy=strategy), cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -60,11 +64,13 @@ def kill_after_round(folder: Path, engine: str, server_round: int) -> None:
     assert rounds_done(folder) < ROUNDS
 
 
-def check_kills(folder: Path, engine: str) -> str:
-    unbroken = finish(folder, "in-process", name="unbroken")
-    for server_round in (0, 3, 7):
-        kill_after_round(folder, engine, server_round)
-    resumed = finish(folder, engine, name="killed")
+def check_kills(
+    folder: Path, engine: str, strategy: str = "fedavg", kills: tuple[int, ...] = (0, 3, 7)
+) -> str:
+    unbroken = finish(folder, "in-process", name="unbroken", strategy=strategy)
+    for server_round in kills:
+        kill_after_round(folder, engine, server_round, strategy)
+    resumed = finish(folder, engine, name="killed", strategy=strategy)
     first, last = resumed["sessions"][-1]["rows"]
     assert 0 < first < last  # the last session had rounds left to do
     assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]
@@ -78,6 +84,33 @@ def check_kills(folder: Path, engine: str) -> str:
 
 def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> None:
     check_kills(tmp_path, "in-process")
+
+
+def test_five_kills_with_client_memory_end_at_the_unbroken_weights(tmp_path: Path) -> None:
+    """SCAFFOLD: a lost round is played again from the memories that the checkpoint names."""
+    check_kills(tmp_path, "in-process", "scaffold", (1, 3, 4, 6, 9))
+    check_memories(tmp_path)
+
+
+def check_memories(folder: Path) -> None:
+    """Clients keep what the checkpoints name, and nothing else, wherever the run was killed."""
+    named: dict[str, set[str]] = {}
+    for path in (folder / "killed/seed0/checkpoint").glob("step-*/state.json"):
+        memories = json.loads(path.read_text())["state"]["parts"]["algorithm"]["memories"]
+        for client, digest in memories.items():
+            named.setdefault(client, set()).add(digest)
+    kept = {
+        path.name: {blob.name for blob in path.iterdir()}
+        for path in (folder / "killed/seed0/clients").iterdir()
+    }
+    assert {client: blobs for client, blobs in kept.items() if blobs} == named
+    assert named
+
+
+@pytest.mark.slow
+def test_five_kills_with_client_memory_on_flowers_engine(tmp_path: Path) -> None:
+    check_kills(tmp_path, "flower", "scaffold", (1, 3, 4, 6, 9))
+    check_memories(tmp_path)
 
 
 @pytest.mark.slow
