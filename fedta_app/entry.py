@@ -67,14 +67,14 @@ class Key:
         What the value may be, to end the sentence "lr is ...".
     check : callable
         Tells whether a value of the right type is allowed.
-    options : tuple of str
-        All allowed values, where they can be listed.
     reason : str
         What the key is for, in one line.
     decides : frozenset of str
         Words of `DECIDES`.
     read_when : Condition
         The configurations in which something reads the key; in all others it is idle.
+    options : tuple of str
+        All allowed values, where they can be listed.
     scales_with_rounds : bool
         The value is a number of rounds of training, or from one event to the next in them.
     """
@@ -84,11 +84,11 @@ class Key:
     default: Value
     allowed: str
     check: Callable[[Any], bool]
-    options: tuple[str, ...]
     reason: str
     decides: frozenset[str]
-    read_when: Condition
-    scales_with_rounds: bool
+    read_when: Condition = ALWAYS
+    options: tuple[str, ...] = ()
+    scales_with_rounds: bool = False
 
     def checked(self, value: Any) -> Value:
         """Return the value in the key's type.
@@ -135,18 +135,11 @@ def _entry(
     check: Callable[[Any], bool],
     decides: str,
     reason: str,
-    *,
-    read_when: Condition = ALWAYS,
-    scales_with_rounds: bool = False,
-    options: tuple[str, ...] = (),
+    **more: Any,
 ) -> Any:
-    """Return a dataclass field that carries all of a `Key` but name, kind and default."""
-    metadata = {
-        "allowed": allowed, "check": check, "reason": reason, "options": options,
-        "decides": frozenset(decides.split()), "read_when": read_when,
-        "scales_with_rounds": scales_with_rounds,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+    """Return a dataclass field that carries all of a `Key` but its name, kind and default."""
+    metadata = {"allowed": allowed, "check": check, "reason": reason, **more}
+    return field(default=default, metadata=metadata | {"decides": frozenset(decides.split())})
 
 
 def choice(default: str, options: Iterable[str], decides: str, reason: str, **more: Any) -> Any:

@@ -8,6 +8,7 @@ it is read. `fedta_app.config` reads, checks and compares configurations by them
 import re
 from dataclasses import dataclass
 
+from fedta_app.algorithms import algorithms, reads
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import (
     BELOW_ONE,
@@ -30,14 +31,6 @@ from fedta_app.masks import MASK_RULES, needs_scores
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
 
-# The strategies, and the fields that each of them reads besides those that all read.
-STRATEGIES: dict[str, tuple[str, ...]] = {
-    "fedavg": (),
-    "masked-fedavg": ("coverage_exponent",),
-    "ties": (),
-    "task-arithmetic": ("server_scale",),
-}
-
 FEDERATED = Condition("engine is not centralized", lambda c: c.engine != "centralized")
 MASKED = Condition("mask-rule is not none", lambda c: c.mask_rule != "none")
 SCORED = Condition(
@@ -55,8 +48,8 @@ STEP = key_is("lr-schedule", "step")
 
 
 def strategy_reads(field: str) -> Condition:
-    """Return the condition that the configuration's strategy reads a field of its own."""
-    readers = [name for name, own in STRATEGIES.items() if field in own]
+    """Return the condition that the algorithm of the configuration has a field of this name."""
+    readers = [name for name in algorithms() if field in reads(name)]
     return FEDERATED & key_is("strategy", *readers)
 
 
@@ -159,14 +152,30 @@ class Keys:
         "labels: sampled from the model (Fisher information), or true", read_when=SCORED)
     sensitivity_output: str = choice("log_prob", ("log_prob", "logit"), "result time",
         "what is differentiated: log_prob, or logit as in TaLoS's code", read_when=SCORED)
-    strategy: str = choice("fedavg", STRATEGIES, "result time",
-        f"the algorithm: {', '.join(STRATEGIES)}", read_when=FEDERATED)
+    strategy: str = choice("fedavg", algorithms(), "result time",
+        "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED)
     coverage_exponent: float = number(1.0, UP_TO_ONE, "result",
-        "masked-fedavg: 1: mean over those who trained a weight; 0: over all",
+        "own masks: 1: mean over those who trained a weight; 0: over all",
         read_when=strategy_reads("coverage_exponent"))
     server_scale: float = number(1.0, POSITIVE, "result",
         "task-arithmetic: factor on the sum of the clients' task vectors",
         read_when=strategy_reads("server_scale"))
+    pull: float = number(0.01, NOT_NEGATIVE, "result",
+        "mu of fedprox, towards the global weights; 0: that is FedAvg",
+        read_when=strategy_reads("pull"))
+    server_lr: float = number(0.0, or_zero("a number", "for the algorithm's own"), "result",
+        "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
+        read_when=strategy_reads("server_lr"))
+    server_momentum: float = number(0.9, BELOW_ONE, "result", "of fedavgm on the server",
+        read_when=strategy_reads("server_momentum"))
+    server_beta1: float = number(0.9, BELOW_ONE, "result",
+        "memory of the mean update: fedadam, fedyogi, fedadagrad (paper: 0)",
+        read_when=strategy_reads("server_beta1"))
+    server_beta2: float = number(0.99, BELOW_ONE, "result",
+        "memory of its square: fedadam, fedyogi", read_when=strategy_reads("server_beta2"))
+    server_tau: float = number(0.001, POSITIVE, "result",
+        "adaptivity of fedadam, fedyogi, fedadagrad: large is like SGD",
+        read_when=strategy_reads("server_tau"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
     eval_every: int = whole(5, 1, "result count",

@@ -18,58 +18,59 @@ import argparse
 import hashlib
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save
-from torch import Tensor
+from torchvision.transforms import Normalize
 
+from experiments.pretraining.backbone import backbone_state, write_weights
 from experiments.pretraining.cifar10 import read_cifar10
 from experiments.pretraining.figure import save_curve
 from experiments.pretraining.learners import METHODS, new_backbone
-from experiments.pretraining.loop import CHECKPOINT, ResumeError, Settings, Training
+from experiments.pretraining.loop import CHECKPOINT, Settings, Training
 from experiments.pretraining.probes import embed, knn_accuracy, probe_splits
-from fedta_app.data.loading import channel_statistics, load_data
-from fedta_app.errors import DataError
+from experiments.running.launch import ExitStatus
+from fedta_app.data.loading import ImageSet, channel_statistics, load_data
 from fedta_app.files import file_sha256, write_atomically
 
 KNN_KNOWN, KNN_ASKED = 10_000, 2_000  # CIFAR-10 images that vote, and test images they classify
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> ExitStatus:
     """Train, measure, write; return the exit status."""
     options = _parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    out, folder = options.out.absolute(), options.state_dir
-    folder = folder.absolute() if folder else out.with_suffix(".state")
+    out = options.out.absolute()
+    folder = (options.state_dir or out.with_suffix(".state")).absolute()
     try:
         train, held_out, source = read_cifar10(options.data_dir.expanduser())
-        digest = hashlib.sha256(train.images.numpy().data).hexdigest()
-        device = torch.device(options.device)
         mean, std = channel_statistics(train.images)
-        training = Training(_settings(options), train.to(device), mean, std, digest)
+        digest = hashlib.sha256(train.images.numpy().data).hexdigest()
+        images = train.to(torch.device(options.device))
+        training = Training(_settings(options), images, Normalize(mean, std), digest)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             training.load(folder / CHECKPOINT)
             print(f"going on after step {training.step} of {training.steps}", flush=True)
-    except (DataError, ResumeError, ValueError) as error:
+    except ValueError as error:  # of data, settings or the checkpoint
         print(error, file=sys.stderr)
-        return 2
-    known = train.subset(torch.arange(0, len(train), max(1, len(train) // KNN_KNOWN))).to(device)
-    asked = held_out.subset(torch.arange(0, len(held_out), max(1, len(held_out) // KNN_ASKED))).to(
-        device
-    )
+        return ExitStatus.REFUSED
+    sets = [
+        _thinned(part, number).to(training.device)
+        for part, number in ((train, KNN_KNOWN), (held_out, KNN_ASKED))
+    ]
 
     def measure(epoch: int) -> dict[str, float]:
         if epoch % options.knn_every and epoch != options.epochs:
             return {}
         model = training.learner.result
         with training.autocast():
-            parts = [(embed(model, part.images, mean, std), part.labels) for part in (known, asked)]
-        return {"knn": knn_accuracy(*parts[0], *parts[1])}
+            known, asked = ((embed(model, part.images, mean, std), part.labels) for part in sets)
+        return {"knn": knn_accuracy(*known, *asked)}
 
     def keep() -> None:
         training.save(folder / CHECKPOINT)
@@ -82,25 +83,30 @@ def main(arguments: list[str] | None = None) -> int:
         save=keep,
         save_seconds=60 * options.save_minutes,
         max_minutes=options.max_minutes or float("inf"),
-        report=lambda line: print(line, flush=True),
     )
     if not done:
         print(f"stopped after step {training.step} of {training.steps}; the same command goes on")
-        return 3
+        return ExitStatus.STOPPED
     if "knn" not in training.rows[-1]:  # planned anew, to end where it was
         training.rows[-1] |= measure(options.epochs)
     save_curve(folder / "curve.png", training.rows, f"vit_cifar on CIFAR-10: {options.method}")
-    summary = _finish(options, training, source, out)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    print(json.dumps(summary, indent=2))
-    return 0
+    summary = json.dumps(_finish(options, training, source, out), indent=2)
+    write_atomically(folder / "summary.json", summary + "\n")
+    print(summary)
+    return ExitStatus.FINISHED
+
+
+def _thinned(images: ImageSet, number: int) -> ImageSet:
+    """Return about so many images, evenly spaced."""
+    return images.subset(torch.arange(0, len(images), max(1, len(images) // number)))
 
 
 def _finish(
     options: argparse.Namespace, training: Training, source: str, out: Path
 ) -> dict[str, Any]:
     """Write the weights file, measure what it holds on CIFAR-100, and return the summary."""
-    state = backbone_state(training.learner.result.state_dict())
+    # Half the bytes, and the same features.
+    state = backbone_state(training.learner.result, torch.float16)
     splits = load_data("cifar100", options.data_dir, val_size=0.1, seed=0).to(training.device)
     model = new_backbone(splits.num_classes, options.seed).to(training.device)
     floor = probe_splits(model, splits)
@@ -122,31 +128,13 @@ def _finish(
         "device": training.device.type,
         "measured": {name: round(value, 4) for name, value in measured.items()},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # One entry: safetensors writes several in random order, and equal runs would differ in bytes.
-    write_atomically(out, save(state, {"about": json.dumps(about)}))
+    write_weights(out, state, about)
     return {**about, "sha256": file_sha256(out), **training.elapsed()}
 
 
-def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return every parameter but the head's, in float16: half the file, and the same features."""
-    return {
-        name: tensor.detach().cpu().half().contiguous()
-        for name, tensor in state.items()
-        if not name.startswith("head.")
-    }
-
-
 def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(
-        method=options.method,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.lr,
-        weight_decay=options.weight_decay,
-        precision=options.precision,
-        seed=options.seed,
-    )
+    given = vars(options) | {"learning_rate": options.lr}
+    return Settings(**{key.name: given[key.name] for key in fields(Settings) if key.name in given})
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -160,7 +148,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True, help="of CIFAR-10 and CIFAR-100")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument(
-        "--state-dir", type=Path, help="checkpoint and curve; beside --out if not given"
+        "--state-dir", type=Path, help="checkpoint and curve; default: beside --out"
     )
     parser.add_argument("--method", choices=METHODS, default="dino")
     parser.add_argument("--epochs", type=int, default=4)

@@ -4,13 +4,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import default_loader
 
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import DataError
 
+Pixels = npt.NDArray[np.uint8]
 FOLDERS = "cifar10"  # beside torchvision's cifar-10-batches-py
 
 
@@ -46,7 +48,8 @@ def read_cifar10(data_dir: Path) -> tuple[ImageSet, ImageSet, str]:
     test, test_names = _read_folders(folder / "test")
     if names != test_names:
         raise DataError(f"{folder}: train and test hold different classes")
-    return train, test, f"CIFAR-10, images in one folder per class ({_kinds(folder)})"
+    kinds = {file.suffix.lower().lstrip(".") for file in folder.glob("*/*/*")}
+    return train, test, f"CIFAR-10, images in one folder per class ({', '.join(sorted(kinds))})"
 
 
 def _read_batches(data_dir: Path) -> tuple[ImageSet, ImageSet]:
@@ -66,21 +69,19 @@ def _read_batches(data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
 def _read_folders(folder: Path) -> tuple[ImageSet, list[str]]:
     """Read every image below `folder`, in name order, and the names of the classes."""
-    classes = sorted(entry.name for entry in folder.glob("*") if entry.is_dir())
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        for file in sorted((folder / name).glob("*")):
-            images.append(_read_image(file))
-            labels.append(label)
-    if len(classes) < 2:
-        raise DataError(f"{folder} is not a folder with one folder of images per class")
-    return _image_set(np.stack(images), labels), classes
-
-
-def _read_image(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        found = ImageFolder(folder)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} is not a folder with one folder of images per class ({error})"
+        ) from error
+    images = np.stack([_read_image(Path(file)) for file, _ in found.samples])
+    return _image_set(images, found.targets), found.classes
+
+
+def _read_image(file: Path) -> Pixels:
+    try:
+        pixels = np.asarray(default_loader(str(file)))
     except OSError as error:
         raise DataError(f"{file} cannot be read as an image ({error})") from error
     if pixels.shape != (32, 32, 3):
@@ -88,13 +89,6 @@ def _read_image(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return pixels
 
 
-def _image_set(
-    pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], labels: list[int]
-) -> ImageSet:
+def _image_set(pixels: Pixels, labels: list[int]) -> ImageSet:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, torch.tensor(labels, dtype=torch.int64))
-
-
-def _kinds(folder: Path) -> str:
-    kinds = {file.suffix.lower().lstrip(".") for file in folder.glob("*/*/*")}
-    return ", ".join(sorted(kinds))

@@ -17,7 +17,8 @@ _YIQ = torch.tensor([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
 _RGB = torch.linalg.inv(_YIQ)
 
 
-def _uniform(number: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+def uniform(number: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Return so many random numbers between two bounds, on the CPU."""
     return low + (high - low) * torch.rand(number, generator=generator)
 
 
@@ -45,26 +46,16 @@ def resized_crops(
     -------
     float32 tensor, shape (N, channels, size, size)
         In [0, 1], on the device of `images`.
-
-    Raises
-    ------
-    ValueError
-        If `size` is not positive or `scale` is not 0 < smallest <= largest <= 1.
     """
-    if size < 1 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(
-            f"size must be at least 1 pixel and scale 0 < smallest <= largest <= 1, got {size} "
-            f"and {scale}"
-        )
     number = len(images)
-    area = _uniform(number, *scale, generator)
-    ratio = _uniform(number, math.log(3 / 4), math.log(4 / 3), generator).exp()
+    area = uniform(number, *scale, generator)
+    ratio = uniform(number, math.log(3 / 4), math.log(4 / 3), generator).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     boxes = torch.zeros(number, 2, 3)
     boxes[:, 0, 0] = torch.where(_chance(number, 0.5, generator), -width, width)
     boxes[:, 1, 1] = height
-    boxes[:, 0, 2] = _uniform(number, -1, 1, generator) * (1 - width)
-    boxes[:, 1, 2] = _uniform(number, -1, 1, generator) * (1 - height)
+    boxes[:, 0, 2] = uniform(number, -1, 1, generator) * (1 - width)
+    boxes[:, 1, 2] = uniform(number, -1, 1, generator) * (1 - height)
     grid = functional.affine_grid(
         boxes.to(images.device), [number, images.shape[1], size, size], align_corners=False
     )
@@ -108,7 +99,7 @@ def colour_jitter(
     changed = _chance(number, probability, generator)
 
     def factor(strength: float, neutral: float = 1.0) -> Tensor:
-        drawn = _uniform(number, neutral - strength, neutral + strength, generator)
+        drawn = uniform(number, neutral - strength, neutral + strength, generator)
         return torch.where(changed, drawn, neutral)
 
     bright, contrasted, saturated, turn = (

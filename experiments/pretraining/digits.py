@@ -17,24 +17,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
+from experiments.pretraining.backbone import backbone_state, write_weights
 from experiments.pretraining.letters import CLASSES, FONTS, HELD_OUT_FONTS, distort, draw_glyphs
-from fedta_app.files import write_atomically
-from fedta_app.models.building import BuiltModel, build_model, features
+from experiments.pretraining.probes import accuracy
+from fedta_app.models.building import build_model, features
 from fedta_app.seeding import derive_seed, torch_generator
 
 BATCH_SIZE = 256
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
+WARMUP = 100  # steps
 TRAIN_DIGITS = 1200  # of 1797, to fit the probes that are only measured
 
 
-def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[BuiltModel, float]:
+def pretrain(seed: int, steps: int) -> tuple[nn.Module, float]:
     """Train ``vit_digits`` to tell letters apart, each batch drawn afresh.
 
     Parameters
@@ -42,49 +43,39 @@ def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Buil
     seed : int
     steps : int
         AdamW steps, on a cosine schedule with warm-up.
-    report : callable
-        Receives a line now and then.
 
     Returns
     -------
-    BuiltModel, float
+    Module, float
         The trained model, and its accuracy on letters of `HELD_OUT_FONTS`.
     """
-    fonts = tuple(font for font in FONTS if font not in HELD_OUT_FONTS)
-    glyphs, labels = draw_glyphs(fonts)
-    built = build_model(
-        "vit_digits",
-        weights="random",
-        image_size=8,
-        num_classes=len(CLASSES),
-        in_channels=1,
+    glyphs, labels = draw_glyphs(tuple(font for font in FONTS if font not in HELD_OUT_FONTS))
+    model = build_model(
+        "vit_digits", weights="random", image_size=8, num_classes=len(CLASSES), in_channels=1,
         seed=seed,
-    )
+    ).model  # fmt: skip
     normalise = _normaliser(distort(glyphs, torch_generator(seed, "letters", "statistics")))
-    optimizer = torch.optim.AdamW(
-        built.model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     generator = torch_generator(seed, "letters", "train")
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(step, steps)
+            group["lr"] = LEARNING_RATE * _learning_rate_share(step, steps)
         chosen = torch.randint(len(glyphs), (BATCH_SIZE,), generator=generator)
-        logits = built.model(normalise(distort(glyphs[chosen], generator)))
+        logits = model(normalise(distort(glyphs[chosen], generator)))
         loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 200 == 0:
-            report(f"step {step + 1} of {steps}: loss {loss.item():.3f}")
-    built.model.eval()
-    return built, _letter_accuracy(built.model, normalise, seed)
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+    return model.eval(), _letter_accuracy(model, normalise, seed)
 
 
-def _schedule(step: int, steps: int, warmup: int = 100) -> float:
+def _learning_rate_share(step: int, steps: int) -> float:
     """Return the share of the learning rate: a linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
 def _normaliser(images: Tensor) -> Callable[[Tensor], Tensor]:
@@ -115,54 +106,41 @@ def probe_digits(model: nn.Module) -> dict[str, float]:
     """
     digits = load_digits()
     images = torch.from_numpy(np.round(digits.images * 255 / 16).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
     order = np.random.default_rng(derive_seed(0, "digits", "probe")).permutation(len(images))
     train, test = order[:TRAIN_DIGITS], order[TRAIN_DIGITS:]
-    seen = features(model, _normaliser(images[train])(images)).numpy()
+    seen = features(model, _normaliser(images[train])(images))
     probes = {"ridge": RidgeClassifier(), "5-nn": KNeighborsClassifier(5)}
     return {
-        name: probe.fit(seen[train], digits.target[train]).score(seen[test], digits.target[test])
+        name: accuracy(probe, seen[train], labels[train], seen[test], labels[test])
         for name, probe in probes.items()
     }
 
 
-def write_backbone(
-    path: Path, built: BuiltModel, steps: int, seed: int, measured: dict[str, float]
-) -> None:
-    """Write every parameter but the head's, with how they came about in the file's metadata."""
-    head = f"{built.head}."
-    state = {
-        name: tensor.contiguous()
-        for name, tensor in built.model.state_dict().items()
-        if not name.startswith(head)
-    }
-    metadata = {
-        "model": "vit_digits",
-        "data": f"letters A-Z and a-z drawn with {len(FONTS)} fonts of matplotlib; no digits",
-        "held-out fonts": ", ".join(HELD_OUT_FONTS),
-        "command": f"python -m experiments.pretraining.digits --seed {seed} --steps {steps}",
-        "torch": torch.__version__,
-        "threads": "1",
-        "measured": {name: round(value, 4) for name, value in measured.items()},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One entry: safetensors writes several in random order, and equal runs would differ in bytes.
-    write_atomically(path, save(state, {"about": json.dumps(metadata)}))
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums depend on the number of threads
-    built, letters = pretrain(arguments.seed, arguments.steps, print)
+    model, letters = pretrain(options.seed, options.steps)
     measured = {"letters, held-out fonts": letters}
-    measured |= {f"digits, {name}": value for name, value in probe_digits(built.model).items()}
-    write_backbone(arguments.out, built, arguments.steps, arguments.seed, measured)
+    measured |= {f"digits, {name}": value for name, value in probe_digits(model).items()}
+    about = {
+        "model": "vit_digits",
+        "data": f"letters A-Z and a-z drawn with {len(FONTS)} fonts of matplotlib; no digits",
+        "held-out fonts": ", ".join(HELD_OUT_FONTS),
+        "command": "python -m experiments.pretraining.digits "
+        f"--seed {options.seed} --steps {options.steps}",
+        "torch": torch.__version__,
+        "threads": "1",
+        "measured": {name: round(value, 4) for name, value in measured.items()},
+    }
+    write_weights(options.out, backbone_state(model, torch.float32), about)
     print(json.dumps(measured, indent=2))
-    print(f"wrote {arguments.out.resolve()}")
+    print(f"wrote {options.out.resolve()}")
 
 
 if __name__ == "__main__":

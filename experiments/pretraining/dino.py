@@ -15,6 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import Normalize
 
 from experiments.pretraining.crops import colour_jitter, resized_crops, solarise
 
@@ -106,7 +107,7 @@ class ProjectionHead(nn.Module):
         nn.init.normal_(self.directions)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the cosines, [N, outputs], for features [N, d]."""
+        """Return the cosines, (N, outputs), for features (N, d)."""
         with torch.autocast(features.device.type, enabled=False):
             small = functional.normalize(self.mlp(features.float()), dim=1)
             return functional.linear(small, functional.normalize(self.directions, dim=1))
@@ -154,53 +155,43 @@ class Dino(nn.Module):
     backbone : VisionTransformer
         Becomes the student. The teacher starts as its copy.
     features : int
-    mean, std : tuple of float
-        Of each channel, where 255 is 1.
+        Their number d, the input of the projection head.
+    normalise : Normalize
+        What standardises the channels of images in [0, 1].
     options : DinoOptions
     """
 
     centre: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
         backbone: VisionTransformer,
         features: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalise: Normalize,
         options: DinoOptions,
     ) -> None:
         super().__init__()
         self.options = options
+        self.normalise = normalise
         self.student = backbone
         self.student_head = ProjectionHead(features, options)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.student_head).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(options.outputs))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return large crops, [2 N, ...], and small ones, [local_crops N, ...], normalised."""
+        """Return large crops, (2 N, ...), and small ones, (local_crops N, ...), normalised."""
         options = self.options
-        large = resized_crops(
-            images.repeat(2, 1, 1, 1),
-            size=options.global_size,
-            scale=options.global_scale,
-            generator=generator,
-        )
-        large = colour_jitter(large, generator)
-        first, second = large.chunk(2)
+
+        def crops(number: int, size: int, scale: tuple[float, float]) -> Tensor:
+            copies = images.repeat(number, 1, 1, 1)
+            cut = resized_crops(copies, size=size, scale=scale, generator=generator)
+            return colour_jitter(cut, generator)  # bfloat16 under autocast
+
+        first, second = crops(2, options.global_size, options.global_scale).chunk(2)
         large = torch.cat([first, solarise(second, 0.2, generator)])
-        small = resized_crops(
-            images.repeat(options.local_crops, 1, 1, 1),
-            size=options.local_size,
-            scale=options.local_scale,
-            generator=generator,
-        )
-        small = colour_jitter(small, generator)
-        return (large - self.mean) / self.std, (small - self.mean) / self.std
+        small = crops(options.local_crops, options.local_size, options.local_scale)
+        return self.normalise(large.float()), self.normalise(small.float())
 
     def forward(
         self, images: Tensor, labels: Tensor, generator: torch.Generator

@@ -4,6 +4,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import Normalize
 
 from experiments.pretraining.crops import colour_jitter, resized_crops
 from experiments.pretraining.dino import Dino, DinoOptions
@@ -17,27 +18,20 @@ METHODS = ("dino", "supervised")
 class Supervised(nn.Module):
     """The control: cross-entropy on the labels, of crops as DINO's large ones, at full size."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, model: nn.Module, normalise: Normalize) -> None:
         super().__init__()
         self.result = model
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.normalise = normalise
 
     def forward(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a batch of uint8 images."""
         crops = resized_crops(
-            images,
-            size=images.shape[-1],
-            scale=DinoOptions.global_scale,
-            generator=generator,
+            images, size=images.shape[-1], scale=DinoOptions.global_scale, generator=generator
         )
-        crops = (colour_jitter(crops, generator) - self.mean) / self.std
-        logits: Tensor = self.result(crops).float()
+        crops = colour_jitter(crops, generator).float()  # bfloat16 under autocast
+        logits: Tensor = self.result(self.normalise(crops)).float()
         return functional.cross_entropy(logits, labels, label_smoothing=0.1), {}
 
     def before_step(self, progress: float) -> None:
@@ -58,20 +52,12 @@ def new_backbone(classes: int, seed: int) -> VisionTransformer:
 
 
 def new_learner(
-    method: str,
-    classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    *,
-    seed: int,
-    options: DinoOptions,
+    method: str, classes: int, normalise: Normalize, *, seed: int, options: DinoOptions
 ) -> Dino | Supervised:
     """Return what is trained by one of `METHODS`: a module whose call gives the loss of a batch."""
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     model = new_backbone(classes, seed)
     if method == "supervised":
-        return Supervised(model, mean, std)
+        return Supervised(model, normalise)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "dino", "head"))
-        return Dino(model, num_features(model), mean, std, options)
+        return Dino(model, num_features(model), normalise, options)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from experiments.pretraining.crops import uniform
+
 _STYLES = ("", "-Bold", "-Oblique", "-BoldOblique")
 _SERIF_STYLES = ("", "-Bold", "-Italic", "-BoldItalic")
 FONTS = (
@@ -90,17 +92,14 @@ def distort(glyphs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine(count: int, generator: torch.Generator) -> Tensor:
-    """Return random maps [count, 2, 3] from image to glyph: turn, slant, stretch and shift."""
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator)
-
-    turn, slant = uniform(-0.25, 0.25), uniform(-0.35, 0.35)
-    wide, tall = uniform(0.95, 1.6), uniform(0.95, 1.25)
+    """Return random maps (count, 2, 3) from image to glyph: turn, slant, stretch and shift."""
+    bounds = (
+        (-0.25, 0.25), (-0.35, 0.35), (0.95, 1.6), (0.95, 1.25), (-0.1, 0.1), (-0.1, 0.1)
+    )  # fmt: skip
+    turn, slant, wide, tall, right, down = (uniform(count, *pair, generator) for pair in bounds)
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1).view(-1, 2, 2)
-    zero, one = torch.zeros(count), torch.ones(count)
-    shear = torch.stack([wide, slant, zero, tall], 1).view(-1, 2, 2)
-    shift = torch.stack([uniform(-0.1, 0.1) * one, uniform(-0.1, 0.1)], 1).unsqueeze(2)
+    shear = torch.stack([wide, slant, torch.zeros(count), tall], 1).view(-1, 2, 2)
+    shift = torch.stack([right, down], 1).unsqueeze(2)
     return torch.cat([rotation @ shear, shift], dim=2)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.transforms import Normalize
 
 from experiments.pretraining.dino import DinoOptions
 from experiments.pretraining.learners import new_learner
@@ -76,19 +77,14 @@ class Training:
     settings : Settings
     train : ImageSet
         On the device to train on.
-    mean, std : tuple of float
-        Of each channel, where 255 is 1.
+    normalise : Normalize
+        What standardises the channels of images in [0, 1].
     digest : str
         Of the images; a checkpoint made with other ones is refused.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        train: ImageSet,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        digest: str,
+        self, settings: Settings, train: ImageSet, normalise: Normalize, digest: str
     ) -> None:
         self.settings, self.train = settings, train
         self.identity = asdict(settings) | {"images": digest}
@@ -100,13 +96,10 @@ class Training:
         if not self.steps:
             raise ValueError(f"there is no whole batch in {len(train)} images, or no epoch")
         classes = int(train.labels.max()) + 1
-        self.learner = (
-            new_learner(
-                settings.method, classes, mean, std, seed=settings.seed, options=settings.dino
-            )
-            .to(self.device)
-            .train()
+        self.learner = new_learner(
+            settings.method, classes, normalise, seed=settings.seed, options=settings.dino
         )
+        self.learner.to(self.device).train()
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.learner, settings.weight_decay), settings.learning_rate
         )
@@ -133,7 +126,6 @@ class Training:
         save: Callable[[], None],
         save_seconds: float = 120.0,
         max_minutes: float = math.inf,
-        report: Callable[[str], None] = print,
     ) -> bool:
         """Train until the planned steps are done, or for so many minutes of wall clock.
 
@@ -145,8 +137,6 @@ class Training:
             Called every `save_seconds`, and at the end.
         save_seconds, max_minutes : float
             Wall clock: a process that was paused saves, or stops, at its next step.
-        report : callable
-            Receives a line now and then.
 
         Returns
         -------
@@ -159,7 +149,7 @@ class Training:
             epoch_ends = self.step % self.steps_per_epoch == 0
             if self.step % ROW_STEPS == 0 or epoch_ends:
                 figures = after_epoch(self.step // self.steps_per_epoch) if epoch_ends else {}
-                report(self._end_row(figures))
+                print(self._end_row(figures), flush=True)
             if time.monotonic() - saved >= save_seconds:
                 save()
                 saved = time.monotonic()

@@ -4,7 +4,6 @@ Lines are the labels of the report's axis `lines`, panels those of `panels`; a t
 has a figure for each label of the others.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -122,19 +121,17 @@ def _points(group: Sequence[Record], name: str) -> pd.DataFrame:
     return pd.concat(frames) if frames else pd.DataFrame()
 
 
-def _mean_curve(group: Sequence[Record]) -> tuple[Values, Values, Values, Values]:
+def _mean_curve(group: Sequence[Record]) -> Values:
     """Return rounds, mean accuracies, half widths of their intervals (or 0) and mean megabytes."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for record in group:
-        for round_, moved, accuracy in record.curve():
-            found.setdefault(round_, []).append((moved, accuracy))
-    # A round that not every seed measured has no mean of the same seeds.
-    rounds = sorted(round_ for round_, points in found.items() if len(points) == len(group))
-    intervals = [interval([accuracy for _, accuracy in found[round_]]) for round_ in rounds]
-    halves = [0.0 if math.isnan(one.half) else one.half for one in intervals]
-    bytes_ = [float(np.mean([megabytes for megabytes, _ in found[round_]])) for round_ in rounds]
-    means = [one.mean for one in intervals]
-    return np.array(rounds, float), np.array(means), np.array(halves), np.array(bytes_)
+    columns = ["round", "moved", "accuracy"]
+    points = pd.DataFrame([point for record in group for point in record.curve()], columns=columns)
+    rows = []
+    for server_round, found in points.groupby("round"):
+        if len(found) == len(group):  # else its mean would be over other seeds
+            accuracy = interval(found["accuracy"].tolist())
+            moved = np.mean(found["moved"].tolist())
+            rows.append((server_round, accuracy.mean, np.nan_to_num(accuracy.half), moved))
+    return np.array(rows, float).reshape(-1, 4).T
 
 
 def _sparse(values: Values) -> int:

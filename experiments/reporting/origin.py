@@ -89,9 +89,8 @@ def _one(records: Sequence[Record], what: str, facts: Callable[[Record], tuple[s
 
 def _data(record: Record) -> tuple[str, str]:
     config = record.config
-    return f"{config.dataset} {config.val_size} {record.seed}", record.summary["identity"][
-        "data-sha256"
-    ]
+    sha256 = str(record.summary["identity"]["data-sha256"])
+    return f"{config.dataset} {config.val_size} {record.seed}", sha256
 
 
 def _kind(record: Record) -> tuple[str, str]:

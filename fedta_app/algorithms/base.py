@@ -17,7 +17,6 @@ Python names (`server_lr` is `server-lr`): `fedta_app.algorithms.make_algorithm`
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -27,7 +26,7 @@ from fedta_app.aggregation.accumulators import MaskedMeanAccumulator, MeanAccumu
 
 Vectors = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-NOTHING: Vectors = MappingProxyType({})
+NOTHING: Vectors = {}  # typed as read-only
 
 REGISTRY: dict[str, type["Algorithm"]] = {}
 

@@ -102,8 +102,8 @@ class _Adaptive(_ServerOptimizer):
 
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Update both moments and move by their ratio."""
-        old_m = state["first_moment"].to(total.mean.device)
-        old_v = state["second_moment"].to(total.mean.device)
+        old_m = state["first_moment"].to(total.mean)
+        old_v = state["second_moment"].to(total.mean)
         m = old_m.lerp(total.mean, 1 - self.server_beta1)
         v = self.second_moment(old_v, total.mean.square())
         m, v = keep_untrained(m, old_m, total), keep_untrained(v, old_v, total)

@@ -153,12 +153,12 @@ class Scaffold(Algorithm):
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Move by the mean update, and the control by the clients' share of all clients."""
         gradient = total.extra["gradient"]
-        old = state.get("control", torch.zeros_like(gradient)).to(gradient.device)
+        old = state.get("control", torch.zeros_like(gradient)).to(gradient)
         change = gradient.add_(old).neg_()  # the mean of c_k' - c_k
         if total.coverage is None:
             control = old.add(change, alpha=total.clients / self.num_clients)
         else:
-            holders = state["holders"].to(gradient.device).clamp(min=1)
+            holders = state["holders"].to(gradient).clamp(min=1)
             control = old.addcmul(change, total.coverage / holders)
         kept = {"holders": state["holders"]} if "holders" in state else {}
         return Move(total.mean, self.server_lr or 1.0), {**kept, "control": control}

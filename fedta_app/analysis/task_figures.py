@@ -42,7 +42,7 @@ def save_mask_overlap_matrix(path: Path, overlap: MaskOverlap, labels: Sequence[
 
 
 def save_block_density(path: Path, density: Mapping[str, Mapping[str, float]]) -> None:
-    """Save the table of :func:`fedta_app.analysis.task_vectors.block_density` as PNG."""
+    """Save the table of `fedta_app.analysis.block_density` as PNG."""
     kinds = list(dict.fromkeys(kind for row in density.values() for kind in row))
     grid = 100 * np.array([[row.get(kind, np.nan) for kind in kinds] for row in density.values()])
     figure = new_figure(1.7 + 0.52 * max(3, len(kinds)), 1.4 + 0.27 * len(density))

@@ -11,7 +11,7 @@ from fedta_app.masks.rule import Entries, MaskRule, ScoreSums
 # isort: split
 # The files in `rules` may import the three names above from here, so they come first.
 from fedta_app.masks.building import build_mask, calibrate_mask, maskable
-from fedta_app.masks.calibration import Calibration, calibration_generator, client_scores
+from fedta_app.masks.calibration import Calibration, client_scores
 from fedta_app.masks.rules import MASK_RULES, needs_scores, rule_named
 from fedta_app.masks.selection import round_density
 from fedta_app.masks.sets import intersection, union, vote
@@ -24,7 +24,6 @@ __all__ = [
     "ScoreSums",
     "build_mask",
     "calibrate_mask",
-    "calibration_generator",
     "client_scores",
     "intersection",
     "maskable",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fedta_app.masks.calibration import Calibration, calibration_generator, client_scores
+from fedta_app.masks.calibration import Calibration, client_scores
 from fedta_app.masks.rule import Batches, Entries
 from fedta_app.masks.rules import rule_named
 from fedta_app.masks.selection import Scope, select
@@ -164,11 +164,12 @@ def calibrate_mask(
             list(parameters.values()),
             batches,
             calibration.rule,
+            round=round,
             mask=mask,
             soft_value=soft_value,
+            seed=seed,
             labels=labels,
             output=output,
-            generator=calibration_generator(seed, round),
         )
 
     return _named(layout, calibration.run(measure).mask, parameters)

@@ -40,7 +40,7 @@ class Calibration:
     values : Tensor of shape (N,)
         Their original weights; the mask lies on their device.
     sparsity, threshold, seed, scope
-        As in `fedta_app.masks.build_mask`. A threshold takes one round.
+        As in `fedta_app.masks.build_mask`; a threshold is applied in every round.
     num_rounds : int
         At least 1.
     round : int
@@ -51,8 +51,8 @@ class Calibration:
     Raises
     ------
     ValueError
-        If the sparsity is outside [0, 1], if the number of rounds is too small, or too large for a
-        threshold, or if `mask` is missing after a round or given before the first.
+        If the sparsity is outside [0, 1], if there are no rounds, or if `mask` is missing after a
+        round or given before the first.
     """
 
     rule: MaskRule
@@ -69,8 +69,6 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.num_rounds < 1:
             raise ValueError(f"num_rounds is {self.num_rounds}; it must be at least 1.")
-        if self.threshold is not None and self.num_rounds > 1:
-            raise ValueError(f"num_rounds is {self.num_rounds}; a threshold takes one round.")
         if (self.mask is None) != (self.round == 0):
             given = "missing" if self.mask is None else "given"
             raise ValueError(f"mask is {given} after round {self.round}; only round 0 has none.")
@@ -140,14 +138,6 @@ class Calibration:
         return self.mask
 
 
-def calibration_generator(seed: int, round: int) -> torch.Generator:
-    """Return the generator of the labels drawn in a round: the same on the server and all clients.
-
-    Give it to `client_scores`; every round draws afresh, and draws by sample.
-    """
-    return torch_generator(seed, "calibration-labels", round)
-
-
 def client_scores(
     model: nn.Module,
     layout: Layout,
@@ -155,15 +145,18 @@ def client_scores(
     batches: Batches,
     rule: MaskRule,
     *,
+    round: int,
     mask: FlatMask | None,
     soft_value: float,
+    seed: int,
     labels: Literal["sampled", "true"] = "sampled",
     output: Literal["log_prob", "logit"] = "log_prob",
-    generator: torch.Generator,
 ) -> Tensor:
     """Return what a client sends in a round of calibration.
 
-    The model's weights and mode are the same afterwards, bit for bit.
+    The model's weights and mode are the same afterwards, bit for bit. Every round draws its own
+    labels; which label an example gets depends on the seed, the round and the example's id, so that
+    the scores of several clients add up to those of one machine.
 
     Parameters
     ----------
@@ -174,10 +167,12 @@ def client_scores(
         views of, or the parameters themselves.
     batches
         Tuples (images, labels) or (images, labels, sample ids).
+    round : int
+        From 1.
     mask, soft_value
         As in `softened`: the mask of the rounds so far.
-    labels, output, generator
-        As in `fedta_app.sensitivity.fisher_diagonal`; see `calibration_generator`.
+    labels, output
+        As in `fedta_app.sensitivity.fisher_diagonal`.
 
     Returns
     -------
@@ -185,9 +180,9 @@ def client_scores(
         The sensitivities, then the rule's statistic, if it has one.
     """
     size = layout.size
-    message = torch.empty(
-        rule.message_size(size), dtype=_score_dtype(weights), device=weights[0].device
-    )
+    dtype = torch.promote_types(torch.float32, weights[0].dtype)
+    message = torch.empty(rule.message_size(size), dtype=dtype, device=weights[0].device)
+    generator = torch_generator(seed, "calibration-labels", round)
     with softened(weights, mask, soft_value):
         sensitivities = layout.views(message[:size])
         fisher_into(
@@ -233,7 +228,3 @@ def softened(weights: Iterable[Tensor], mask: FlatMask | None, soft_value: float
     finally:
         for tensor, original in zip(tensors, originals, strict=True):
             tensor.copy_(original)
-
-
-def _score_dtype(weights: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32

@@ -88,8 +88,6 @@ class MaskRule:
         The value of the key `mask-rule`.
     rank : callable
         Returns one number per entry, of shape (N,); by default the scores.
-    ranked_by : str
-        What these numbers are, for messages.
     largest_first : bool
         Whether the entries with the largest numbers are trained, not those with the smallest.
     needs_scores : bool
@@ -107,7 +105,6 @@ class MaskRule:
 
     name: str
     rank: Callable[[Entries], Tensor] = _by_scores
-    ranked_by: str = "scores"
     largest_first: bool = False
     needs_scores: bool = True
     takes_threshold: bool = True

@@ -138,7 +138,7 @@ def _ranks(rule: MaskRule, entries: Entries) -> Tensor:
         name = next(
             name for name, view in entries.layout.views(ranks).items() if view.isnan().any()
         )
-        raise ValueError(f"the {rule.ranked_by} of {name!r} contain NaN; they must be numbers.")
+        raise ValueError(f"the rule {rule.name!r} ranks an entry of {name!r} by NaN, no number.")
     return ranks.neg() if rule.largest_first else ranks
 
 

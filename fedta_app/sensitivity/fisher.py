@@ -107,9 +107,9 @@ def fisher_diagonal(
     [0.25, 0.25]
     """
     totals = {
-        name: torch.empty_like(parameter, dtype=_score_dtype(parameter), requires_grad=False)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in model.named_parameters()
+        if p.requires_grad
     }
     fisher_into(
         model, totals, batches, labels=labels, output=output, generator=generator, seed=seed
@@ -292,7 +292,3 @@ def _check_logits(logits: Tensor, batch: _Batch) -> None:
             f"model must return logits [examples, classes], got shape {tuple(logits.shape)} "
             f"for {len(batch.images)} images"
         )
-
-
-def _score_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable
 from fedta_app.errors import RunError
-from fedta_app.masks import Calibration, calibration_generator, client_scores, rule_named
+from fedta_app.masks import Calibration, client_scores, rule_named
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
@@ -86,11 +86,12 @@ def scores(
             [weights.vector],
             batches,
             rule_named(config.mask_rule),
+            round=calibration_round,
             mask=mask,
             soft_value=config.soft_value,
+            seed=config.seed,
             labels=config.sensitivity_labels,  # type: ignore[arg-type]
             output=config.sensitivity_output,  # type: ignore[arg-type]
-            generator=calibration_generator(config.seed, calibration_round),
         )
 
 

@@ -45,11 +45,6 @@ class FlatWeights:
         return self.layout.names
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the parameters, in the order of the vector."""
-        return self.layout.shapes
-
-    @property
     def fingerprint(self) -> str:
         """See `Layout.fingerprint`."""
         return self.layout.fingerprint

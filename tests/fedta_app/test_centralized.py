@@ -76,6 +76,6 @@ def test_sparse_fine_tuning_moves_its_share_and_nothing_else(tmp_path: Path) -> 
     start = build_workspace(RunConfig.from_mapping({**BASE, **SPARSE})).weights.vector
     assert summary["mask"]["trained"] == round_density(0.9, len(start))
     steps = sorted((tmp_path / "test/seed0/checkpoint").glob("step-*"))
-    end = load_file(steps[-1] / "weights.safetensors")["weights"]
+    end = load_file(steps[-1] / "weights.safetensors")["parts/baseline/weights"]
     moved = int((start.view(torch.int32) != end.view(torch.int32)).sum())
     assert 0.9 * summary["mask"]["trained"] < moved <= summary["mask"]["trained"]

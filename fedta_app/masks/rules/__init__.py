@@ -34,11 +34,5 @@ def rule_named(name: str) -> MaskRule:
 
 
 def needs_scores(name: str) -> bool:
-    """Return whether the rule ranks by scores, which must then be measured on data.
-
-    Raises
-    ------
-    ValueError
-        If there is no such rule.
-    """
+    """Return whether the rule of this name ranks by scores, which must be measured on data."""
     return rule_named(name).needs_scores

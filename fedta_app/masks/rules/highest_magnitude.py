@@ -2,6 +2,4 @@
 
 from fedta_app.masks.rule import MaskRule, by_magnitude
 
-RULE = MaskRule(
-    "highest-magnitude", by_magnitude, "magnitudes", largest_first=True, needs_scores=False
-)
+RULE = MaskRule("highest-magnitude", by_magnitude, largest_first=True, needs_scores=False)

@@ -2,4 +2,4 @@
 
 from fedta_app.masks.rule import MaskRule, by_magnitude
 
-RULE = MaskRule("lowest-magnitude", by_magnitude, "magnitudes", needs_scores=False)
+RULE = MaskRule("lowest-magnitude", by_magnitude, needs_scores=False)

@@ -21,6 +21,4 @@ def _random_numbers(entries: Entries) -> Tensor:
     )
 
 
-RULE = MaskRule(
-    "random", _random_numbers, "random numbers", needs_scores=False, takes_threshold=False
-)
+RULE = MaskRule("random", _random_numbers, needs_scores=False, takes_threshold=False)

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torchvision.transforms import Normalize
 
 from experiments.pretraining.crops import colour_jitter, resized_crops, solarise
 from experiments.pretraining.dino import Dino, DinoOptions, ProjectionHead, dino_loss, encode
@@ -64,12 +65,6 @@ def test_a_crop_of_everything_is_the_image_or_its_mirror_image():
     flat = torch.full((4, 3, 32, 32), 51, dtype=torch.uint8)
     crops = resized_crops(flat, size=8, scale=(0.1, 1.0), generator=generator())
     torch.testing.assert_close(crops, torch.full((4, 3, 8, 8), 0.2))
-
-
-@pytest.mark.parametrize(("size", "scale"), [(0, (0.1, 1)), (8, (0, 1)), (8, (0.5, 0.4))])
-def test_impossible_crops_are_refused(size, scale):
-    with pytest.raises(ValueError, match="size must be at least 1"):
-        resized_crops(some_images(), size=size, scale=scale, generator=generator())
 
 
 def test_colours_change_in_the_shares_asked_for():
@@ -164,7 +159,7 @@ def test_the_head_gives_cosines():
 @pytest.fixture
 def dino() -> Dino:
     model = small_vit()
-    return Dino(model, 16, (0.5,) * 3, (0.25,) * 3, OPTIONS)
+    return Dino(model, 16, Normalize((0.5,) * 3, (0.25,) * 3), OPTIONS)
 
 
 def test_views_are_two_large_crops_and_some_small_ones(dino):

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from experiments.pretraining import letters
-from experiments.pretraining.digits import pretrain, probe_digits, write_backbone
+from experiments.pretraining.digits import main, pretrain, probe_digits
 from experiments.pretraining.letters import CLASSES, FONTS, HELD_OUT_FONTS, distort, draw_glyphs
 from fedta_app.models.building import build_model
 
@@ -49,16 +49,15 @@ def test_images_have_the_format_of_the_digits():
 
 def test_two_runs_write_the_same_file_and_it_loads(tmp_path):
     for name in ("a", "b"):
-        built, accuracy = pretrain(seed=3, steps=2, report=print)
-        write_backbone(tmp_path / name / "w.safetensors", built, 2, 3, {"letters": accuracy})
+        main(["--out", str(tmp_path / name / "w.safetensors"), "--seed", "3", "--steps", "2"])
     first, second = (tmp_path / name / "w.safetensors" for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     with safe_open(first, "pt") as file:
         about = json.loads(file.metadata()["about"])
-    assert "--seed 3 --steps 2" in about["command"]
+    assert "--seed 3 --steps 2" in about["command"] and "digits, 5-nn" in about["measured"]
     options = {"image_size": 0, "num_classes": 10, "in_channels": 1, "seed": 0}
     loaded = build_model("vit_digits", weights=str(first), **options)
-    assert torch.equal(loaded.model.cls_token, built.model.cls_token)
+    assert torch.equal(loaded.model.cls_token, pretrain(seed=3, steps=2)[0].cls_token)
     assert not loaded.source.head_loaded
 
 

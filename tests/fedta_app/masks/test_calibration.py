@@ -7,7 +7,6 @@ from fedta_app.masks import (
     Calibration,
     build_mask,
     calibrate_mask,
-    calibration_generator,
     client_scores,
     maskable,
     needs_scores,
@@ -99,12 +98,6 @@ def test_softened_is_in_place_and_restores_the_bits_whatever_happens():
     assert model.weight.data_ptr() == storage
     with softened(model.parameters(), None, 0.5):
         assert bits(model.weight[0]) == bits(AWKWARD)
-
-
-def test_every_seed_and_round_draws_its_own_labels():
-    seeds = [calibration_generator(s, r).initial_seed() for s in (0, 1) for r in (1, 2, 11)]
-    assert len(set(seeds)) == 6
-    assert calibration_generator(1, 2).initial_seed() == seeds[4]
 
 
 class Headed(nn.Sequential):
@@ -239,9 +232,10 @@ def test_summed_client_scores_give_the_centralised_mask(model):
                 list(parameters.values()),
                 client,
                 calibration.rule,
+                round=calibration.round + 1,
                 mask=calibration.mask,
                 soft_value=0.1,
-                generator=calibration_generator(7, calibration.round + 1),
+                seed=7,
             )
             sums.add(message)
         mask = calibration.advance(sums.scores()).mask
@@ -334,7 +328,5 @@ def test_impossible_calibrations_are_refused_with_a_sentence(model):
         start("random", one, sparsity=0.5, num_rounds=3, round=2)
     with pytest.raises(ValueError, match="mask is given after round 0"):
         start("random", one, sparsity=0.5, mask=everything)
-    with pytest.raises(ValueError, match="a threshold takes one round"):
-        start("least-sensitive", one, threshold=0.5, num_rounds=2)
     with pytest.raises(ValueError, match="scores is None"):
         start("least-sensitive", one, sparsity=0.5).advance()

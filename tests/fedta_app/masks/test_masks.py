@@ -202,8 +202,14 @@ NAN = {"w": torch.tensor([1.0, math.nan])}
         ({"rule": "least-sensitive", "sparsity": 0.5}, "scores is None"),
         ({"rule": "agreement", "sparsity": 0.5, "scores": {}}, "no entry for 'w'"),
         ({"rule": "agreement", "sparsity": 0.5, "scores": {"w": torch.zeros(3)}}, "shape"),
-        ({"rule": "most-sensitive", "sparsity": 0.5, "scores": NAN}, "scores of 'w' contain NaN"),
-        ({"rule": "lowest-magnitude", "sparsity": 0.5, "parameters": NAN}, "magnitudes of 'w'"),
+        (
+            {"rule": "most-sensitive", "sparsity": 0.5, "scores": NAN},
+            "ranks an entry of 'w' by NaN",
+        ),
+        (
+            {"rule": "lowest-magnitude", "sparsity": 0.5, "parameters": NAN},
+            "ranks an entry of 'w' by NaN",
+        ),
         ({"rule": "random", "sparsity": 1.5}, "sparsity is 1.5"),
         ({"rule": "random", "sparsity": math.nan}, "sparsity is nan"),
         ({"rule": "random"}, "exactly one of the two"),

@@ -1,0 +1,115 @@
+"""An algorithm on clients whose loss is a quadratic, by naive loops: no engine, no model, no masks
+but those that a client is given.
+
+Client k's loss is f_k(w) = 1/2 sum_j a_kj (w_j - o_kj)^2. The minimum of the mean of the clients'
+losses is known: it is sum_k a_k o_k / sum_k a_k, entry by entry.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedta_app.algorithms import Algorithm, Reply, Vectors
+
+
+@dataclass
+class Client:
+    """A quadratic, its examples, and what the algorithm keeps on this client."""
+
+    curvature: Tensor
+    optimum: Tensor
+    num_examples: int = 1
+    mask: Tensor | None = None
+    memory: Vectors = field(default_factory=dict)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        return self.curvature * (weights - self.optimum)
+
+
+@dataclass
+class Server:
+    """Weights, the algorithm's state, and one round after the other."""
+
+    algorithm: Algorithm
+    clients: Sequence[Client]
+    weights: Tensor
+    steps: int = 4
+    lr: float = 0.05
+    momentum: float = 0.0
+    state: Vectors | None = None
+    round: int = 0
+
+    def run_round(self, chosen: Iterable[int], failing: Iterable[int] = ()) -> None:
+        """Train the chosen clients; those that fail do their work, and their reply is lost."""
+        self.round += 1
+        algorithm = self.algorithm
+        if self.state is None:
+            self.state = algorithm.init(self.weights.numel(), self._holders())
+        received = algorithm.broadcast(self.state, self.round)
+        total = algorithm.accumulator()
+        for number in chosen:
+            reply, memory = self._train(self.clients[number], received)
+            if number not in failing:
+                self.clients[number].memory = memory
+                total.add(reply)
+        move, self.state = algorithm.step(self.state, total.result(), self.round)
+        moved = self.weights + move.scale * move.direction
+        self.weights = torch.where(move.direction == 0, self.weights, moved)
+
+    def _holders(self) -> Tensor | None:
+        masks = [client.mask for client in self.clients if client.mask is not None]
+        return torch.stack(masks).sum(0).float() if masks else None
+
+    def _train(self, client: Client, received: Vectors) -> tuple[Reply, Vectors]:
+        mask = torch.ones_like(self.weights, dtype=torch.bool)
+        mask = mask if client.mask is None else client.mask
+        start = self.weights[mask]
+        own = {name: vector[mask] for name, vector in received.items()}
+        rule = self.algorithm.local(start, own, client.memory)
+        weights, buffer = self.weights.clone(), torch.zeros_like(start)
+        for step in range(self.steps):
+            gradient = client.gradient(weights)[mask]
+            if (correction := rule.correction) is not None:
+                if correction.pull:
+                    assert correction.centre is not None
+                    pulled = correction.pull * (weights[mask] - correction.centre)
+                    gradient = gradient + pulled
+                if correction.shift is not None:
+                    gradient = gradient + correction.shift
+            buffer = gradient if step == 0 else self.momentum * buffer + gradient
+            weights[mask] -= self.lr * buffer
+        update = weights[mask] - start
+        sent, memory = rule.finish(update, self.steps, self.lr)
+        whole = torch.zeros_like(self.weights)
+        whole[mask] = update
+        reply = Reply(whole, client.num_examples, self.steps, self.lr, client.mask, dict(sent))
+        return reply, memory
+
+
+def clients(
+    number: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[Client]:
+    """Return clients that disagree on curvature and optimum, with unequal numbers of examples."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.rand(size, generator=generator, dtype=dtype)
+
+    return [Client(0.2 + 2 * draw(), 4 * draw() - 2, 3 + 5 * k) for k in range(number)]
+
+
+def optimum(those: Sequence[Client]) -> Tensor:
+    """Return the minimum of the mean of the clients' losses."""
+    curvatures = torch.stack([client.curvature for client in those])
+    optima = torch.stack([client.optimum for client in those])
+    return (curvatures * optima).sum(0) / curvatures.sum(0)
+
+
+def schedule(rounds: int, number: int, share: int) -> list[list[int]]:
+    """Return which clients train in each round, some of them, in ascending order."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        sorted(torch.randperm(number, generator=generator)[:share].tolist()) for _ in range(rounds)
+    ]
