@@ -7,6 +7,7 @@ is public: a package that gains or loses an `__all__` needs no change of the doc
 
 import ast
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api"  # written at every build, ignored by git
@@ -33,6 +34,8 @@ highlight_language = "text"  # of blocks that name none: commands and their outp
 html_theme = "furo"
 html_title = "fedta"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 templates_path = ["templates"]
 html_additional_pages = {"index": "redirect.html"}  # from the top of build/docs to the first page
 
@@ -89,4 +92,13 @@ def write_api_pages() -> None:
             path.write_text(text)
 
 
-write_api_pages()
+def skip_field_alias(app: object, what: str, name: str, member: object, *_: object) -> bool | None:
+    """Leave out the fields of named tuples: the class's own docstring describes them."""
+    alias = str(getattr(member, "__doc__", "")).startswith("Alias for field number")
+    return True if alias else None
+
+
+def setup(app: Any) -> None:
+    """Write the pages of the API before Sphinx looks for pages."""
+    write_api_pages()
+    app.connect("autodoc-skip-member", skip_field_alias)

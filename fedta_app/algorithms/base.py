@@ -40,9 +40,11 @@ class Correction:
 
     Attributes
     ----------
-    centre, shift : Tensor of shape (P,) or None
-        Over the entries that the client trains.
     pull : float
+    centre : Tensor of shape (P,) or None
+        Over the entries that the client trains.
+    shift : Tensor of shape (P,) or None
+        Likewise.
     """
 
     pull: float = 0.0
@@ -76,8 +78,10 @@ class Reply(NamedTuple):
     ----------
     update : Tensor of shape (P,)
         Local minus global weights; zero where the client did not train.
-    num_examples, steps : int
-        The client's examples, and its local steps in this round.
+    num_examples : int
+        The client's examples.
+    steps : int
+        Its local steps in this round.
     lr : float
         The local learning rate of the round.
     trained : bool Tensor of shape (P,), or None

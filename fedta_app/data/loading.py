@@ -25,15 +25,25 @@ class DataSplits:
 
     Attributes
     ----------
-    name, num_classes
-        Name in `DATASETS`; classes are 0 .. num_classes - 1.
-    train, val, test
-        Disjoint. Clients partition `train`; `val` is for every choice, `test` for reporting only.
-    mean, std
+    name : str
+        In `DATASETS`.
+    num_classes : int
+        Classes are 0 .. num_classes - 1.
+    train : ImageSet
+        Partitioned among the clients; the three splits are disjoint.
+    val : ImageSet
+        For every choice.
+    test : ImageSet
+        For reporting only.
+    mean : tuple of float
         Of each channel over the images of `train`, in the scale where 255 is 1.
-    crop_padding, flip
-        The augmentation that suits these images (`fedta_app.data.images.random_crop_flip`).
-    digest
+    std : tuple of float
+        Likewise.
+    crop_padding : int
+        Of the augmentation that suits these images (`random_crop_flip`).
+    flip : bool
+        Likewise.
+    digest : str
         sha256 (hexadecimal) of the images and labels of the three splits.
     """
 

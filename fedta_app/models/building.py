@@ -59,8 +59,10 @@ class BuiltModel:
         Name of the classifier module; its parameters are ``<head>.weight`` and ``<head>.bias``.
     image_size : int
         Pixels per side that the model takes.
-    mean, std : tuple of float, or None
-        Per channel in [0, 1] units; None means "use those of the data set".
+    mean : tuple of float, or None
+        Per channel in [0, 1] units; None means "use that of the data set".
+    std : tuple of float, or None
+        Likewise.
     source : WeightsSource
     warnings : tuple of str
         Sentences to show to the user.

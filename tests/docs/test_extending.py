@@ -6,10 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from fedta_app.algorithms import Algorithm
 from tests.docs.pages import ROOT, blocks
+from tests.fedta_app.algorithms.simulation import Server, clients, optimum, schedule
 
 APP = ["fedta_app", "engine", "client_app", "strategies", "server_app", "experiments"]
 PAGE = ROOT / "docs" / "extending.md"
@@ -61,3 +65,17 @@ def test_the_files_of_the_page_pass_the_checks(app: Path) -> None:
             capture_output=True,
         )  # fmt: skip
         assert run.returncode == 0, run.stdout
+
+
+def test_feddyn_reaches_the_optimum_that_fedavg_misses() -> None:
+    (source,) = [block.text for block in blocks(PAGE) if block.title.endswith("feddyn.py")]
+    names: dict[str, Any] = {"__name__": "feddyn"}
+    exec(source.replace('ClassVar[str] = "feddyn"', 'ClassVar[str] = ""'), names)  # unregistered
+    distances = []
+    for algorithm in (Algorithm(), names["FedDyn"](num_clients=6, pull=1.0)):
+        those = clients(6, 3)
+        server = Server(algorithm, those, torch.zeros(3, dtype=torch.float64), momentum=0.9)
+        for chosen in schedule(600, 6, 3):
+            server.run_round(chosen)
+        distances.append(float((server.weights - optimum(those)).abs().max()))
+    assert distances[0] > 0.01 and distances[1] < 1e-9

@@ -37,12 +37,16 @@ class Dataset:
     ----------
     name : str
         The value of the key `dataset`.
-    classes, images : int
-        Number of classes, and of images for training and validation together.
+    classes : int
+        How many classes there are.
+    images : int
+        How many images there are for training and validation together.
     load : callable
         ``load(data_dir)`` returns the images for training and validation, and those for test.
-    crop_padding, flip
-        The augmentation that suits the images (`fedta_app.data.images.random_crop_flip`).
+    crop_padding : int
+        Of the augmentation that suits the images (`fedta_app.data.images.random_crop_flip`).
+    flip : bool
+        Likewise.
     """
 
     name: str

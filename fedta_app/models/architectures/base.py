@@ -42,8 +42,10 @@ class Architecture:
         The value of the key `model`.
     constructor : callable
         Takes `num_classes`, and channels and size of the images by the keywords named below.
-    image_size, multiple : int
-        Default size of the images, and what any size must be a multiple of.
+    image_size : int
+        Default size of the images.
+    multiple : int
+        What any size must be a multiple of.
     """
 
     name: str
