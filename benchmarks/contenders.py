@@ -24,7 +24,7 @@ class Contender:
     Attributes
     ----------
     kind : str
-        "bare", "in-process", "flower", "stock" or "pfl".
+        "bare", "bare-kernels", "in-process", "flower", "stock" or "pfl".
     actors : int
         Clients that train side by side, sharing the cores.
     density : float
@@ -42,6 +42,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         BARE,
+        Contender("bare loop, our kernels", "bare-kernels"),
         Contender("in-process", "in-process"),
         Contender("flower, 1 actor", "flower"),
         Contender("flower, 2 actors", "flower", actors=2),
@@ -138,7 +139,11 @@ class Runner:
         )
 
     def _command(self, contender: Contender, folder: str) -> list[str]:
-        modules = {"bare": "peers.bare_loop", "pfl": "peers.pfl_rounds"}
+        modules = {
+            "bare": "peers.bare_loop",
+            "bare-kernels": "peers.bare_loop",
+            "pfl": "peers.pfl_rounds",
+        }
         python = str(self._pfl) if contender.kind == "pfl" else sys.executable
         module = f"benchmarks.{modules.get(contender.kind, 'engines')}"
         return [*self._prefix, python, "-m", module, folder]
