@@ -164,11 +164,7 @@ class Dino(nn.Module):
     centre: Tensor
 
     def __init__(
-        self,
-        backbone: VisionTransformer,
-        features: int,
-        normalise: Normalize,
-        options: DinoOptions,
+        self, backbone: VisionTransformer, features: int, normalise: Normalize, options: DinoOptions
     ) -> None:
         super().__init__()
         self.options = options
