@@ -119,7 +119,7 @@ def _mean_curve(group: Sequence[Record]) -> Values:
 
 
 def _sparse(values: Values) -> int:
-    """Return every how many points a marker stands."""
+    """Return the number of points from one marker to the next."""
     return max(1, len(values) // 8)
 
 

@@ -175,7 +175,7 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 def is_chatter(line: str) -> bool:
-    """Tell whether a line is blank or Flower's own, below an error."""
+    """Tell whether a line is blank, or one of Flower's own that reports no error."""
     return not line.strip() or _NOISE.match(line) is not None
 
 

@@ -168,7 +168,7 @@ class Study:
 
 
 def _diverged(folder: Path) -> bool:
-    """Tell whether a run failed by its values, and not by its surroundings."""
+    """Tell whether a run failed because of its values: its loss was not finite."""
     return str(read_summary(folder).get("reason")).startswith(DIVERGED)
 
 
@@ -196,7 +196,7 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 
 def values_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return the values that a trial ran with: three digits, as anybody would write them."""
+    """Return the values that a trial ran with, rounded to three significant digits."""
     return {
         key: parameters[key] if isinstance(choice, list) else float(f"{parameters[key]:.3g}")
         for key, choice in space.items()
