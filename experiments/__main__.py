@@ -18,8 +18,6 @@ from experiments.running.launch import ExitStatus
 from experiments.running.plan import print_plan
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select, tables
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
-from experiments.running.tune import DEFAULT_SPACE, Study
-from experiments.running.tuned import changed_presets, save_study, write_choice
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.directory import run_path
 
@@ -121,6 +119,13 @@ def _compare(cells: Sequence[Cell]) -> None:
 
 
 def _tune(options: argparse.Namespace) -> ExitStatus:
+    try:
+        from experiments.running.tune import DEFAULT_SPACE, Study
+        from experiments.running.tuned import changed_presets, save_study, write_choice
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            'tuning needs optuna, which is not installed: pip install -e ".[dev]"'
+        ) from error
     table, chosen = select(options.selection, options.scale)
     if len(chosen) != 1:
         raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")

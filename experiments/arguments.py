@@ -14,10 +14,7 @@ def _gpu_share(text: str) -> float | None:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "selection": {
-        "metavar": "TABLE[/PRESET]",
-        "help": "* in a preset's name stands for anything",
-    },
+    "selection": {"metavar": "TABLE[/PRESET]", "help": "* in a preset's name stands for anything"},
     "table": {"nargs": "?", "metavar": "TABLE", "help": "default: every table"},
     "--scale": {"choices": scales(), "default": "", "help": "default: full scale"},
     "--engine": {"choices": ["flower", "in-process"], "help": "default: the preset's"},
@@ -39,15 +36,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "N cells at a time"},
     "--max-minutes": {"type": float, "help": "stop cleanly before this"},
     "--resume": {"action": argparse.BooleanOptionalAction, "help": "default: resume"},
-    "--skip-kept": {
-        "action": "store_true",
-        "help": "leave out cells that results/ has records of",
-    },
-    "--client-cpus": {
-        "type": int,
-        "default": 1,
-        "help": "CPUs a Flower client takes (default 1)",
-    },
+    "--skip-kept": {"action": "store_true", "help": "leave out cells that results/ has records of"},
+    "--client-cpus": {"type": int, "default": 1, "help": "CPUs a Flower client takes (default 1)"},
     "--client-gpus": {
         "type": _gpu_share,
         "metavar": "SHARE",

@@ -1,4 +1,4 @@
-"""Weights files of backbones, which say how they came about."""
+"""Weights files of backbones, with how they were trained as their metadata."""
 
 import json
 from pathlib import Path

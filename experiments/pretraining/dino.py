@@ -164,11 +164,7 @@ class Dino(nn.Module):
     centre: Tensor
 
     def __init__(
-        self,
-        backbone: VisionTransformer,
-        features: int,
-        normalise: Normalize,
-        options: DinoOptions,
+        self, backbone: VisionTransformer, features: int, normalise: Normalize, options: DinoOptions
     ) -> None:
         super().__init__()
         self.options = options
@@ -225,7 +221,7 @@ class Dino(nn.Module):
         return loss, figures
 
     def before_step(self, progress: float) -> None:
-        """Keep the last layer as it is at first, as the paper does to keep early losses sane."""
+        """Hold the last layer still in the first tenth, as the paper does in its first epoch."""
         if progress < 0.1:
             self.student_head.directions.grad = None
 

@@ -126,7 +126,7 @@ def _final_mask(path: Path, summary: dict[str, Any], checkpoint: Checkpoint) -> 
 
 
 def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:
-    """Write the mask's bits at positions that depend on its length only."""
+    """Write a sample of the mask's bits, at positions that depend on its length only."""
     values = mask.mask.numpy()
     if len(values) > MASK_SAMPLE:
         order = numpy_generator("mask sample", len(values)).permutation(len(values))

@@ -39,7 +39,7 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
 
 
 def _title(configs: list[RunConfig]) -> str:
-    """Return what all runs have in common."""
+    """Return the data set and federation of all runs, or their data sets where those differ."""
     found = {_federation(config) for config in configs}
     return found.pop() if len(found) == 1 else ", ".join(sorted({c.dataset for c in configs}))
 

@@ -94,7 +94,7 @@ def page_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _page_of_presets(table: Table, records: Sequence[Record]) -> pd.DataFrame:
-    """Return a line per preset, without the columns that say nothing of any."""
+    """Return a line per preset, without columns that are empty in all lines."""
     rows = presets_frame(records)
     accuracies = [_accuracy(group) for group in by_preset(records).values()]
     starts = [f"{100 * start:.1f}" for start in rows["start val accuracy"]]

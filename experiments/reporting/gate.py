@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from experiments.reporting.records import Record
 from fedta_app.config import RunConfig
@@ -27,10 +28,33 @@ class Check:
 
 def sanity_gate(records: Sequence[Record]) -> list[Check]:
     """Return every check of a table's records."""
-    return [
-        _above_chance(records), _equal_starts(records), _density(records), _frozen(records),
-        _seeds(records),
-    ]  # fmt: skip
+    checks = (_above_chance, _equal_starts, _density, _frozen, _distinct)
+    return [check(records) for check in checks]
+
+
+def _check(name: str, wrong: Sequence[str], fine: str) -> Check:
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return Check(name, not wrong, f"{wrong[0]}{more}" if wrong else fine)
+
+
+def _above_chance(records: Sequence[Record]) -> Check:
+    """Hold heads that were made before training against chance, by three standard errors."""
+    name = "round 0 is above chance"
+    starts = [
+        (record.start_accuracy, record)
+        for record in records
+        if record.config.head != "random" and record.start_accuracy is not None
+    ]
+    if not starts:
+        return Check(name, None, "every head is trained from random weights")
+    wrong = []
+    for accuracy, record in starts:
+        chance = 1 / DATASETS[record.config.dataset].classes
+        error = math.sqrt(chance * (1 - chance) / _validation_images(record.config))
+        if accuracy <= chance + 3 * error:
+            wrong.append(f"{record.label}: {accuracy:.1%}")
+    lowest = min(accuracy for accuracy, _ in starts)
+    return _check(name, wrong, f"the lowest of {len(starts)} starts is {lowest:.1%}")
 
 
 def _validation_images(config: RunConfig) -> int:
@@ -38,53 +62,30 @@ def _validation_images(config: RunConfig) -> int:
     return min(images, config.eval_size) if config.eval_size else images
 
 
-def _above_chance(records: Sequence[Record]) -> Check:
-    name = "round 0 is above chance"
-    made = [
-        record
-        for record in records
-        if record.config.head != "random" and record.start_accuracy is not None
-    ]
-    if not made:
-        return Check(name, None, "every head is trained from random weights")
-    wrong = []
-    for record in made:
-        chance = 1 / DATASETS[record.config.dataset].classes
-        error = math.sqrt(chance * (1 - chance) / _validation_images(record.config))
-        assert record.start_accuracy is not None
-        if record.start_accuracy <= chance + 3 * error:
-            wrong.append(f"{record.label}: {record.start_accuracy:.1%}")
-    lowest = min(record.start_accuracy or 0.0 for record in made)
-    return _verdict(name, wrong, f"the lowest of {len(made)} starts is {lowest:.1%}")
-
-
 def _equal_starts(records: Sequence[Record]) -> Check:
+    """Hold the starts of ridge heads on different partitions against each other."""
     name = "the ridge start does not depend on the partition"
-    groups: dict[tuple[object, ...], list[Record]] = {}
+    groups: dict[tuple[object, ...], dict[object, list[tuple[float, str]]]] = {}
     for record in records:
-        config = record.config
-        if config.head == "ridge" and record.start_accuracy is not None:
+        config, start = record.config, record.start_accuracy
+        if config.head == "ridge" and start is not None:
             precision = record.summary.get("precision", config.precision)
             weights = record.summary["identity"]["weights-file-sha256"]
             same = config.values_that_decide("start")
             same |= {"weights": weights, "precision": precision}  # as the run resolved them
-            groups.setdefault(tuple(same.values()), []).append(record)
-    compared = [group for group in groups.values() if len({_where(r) for r in group}) > 1]
+            where = tuple(config.values_that_decide("partition").items())  # none: no clients
+            group = groups.setdefault(tuple(same.values()), {})
+            group.setdefault(where, []).append((start, record.label))
+    compared = [list(chain(*group.values())) for group in groups.values() if len(group) > 1]
     if not compared:
         return Check(name, None, "no two partitions start from a ridge head")
     wrong, widest = [], 0.0
-    for group in compared:
-        starts = [(record.start_accuracy or 0.0, record.label) for record in group]
+    for starts in compared:
         (low, lowest), (high, highest) = min(starts), max(starts)
         widest = max(widest, high - low)
         if high - low > _START_TOLERANCE:
             wrong.append(f"{lowest}: {low:.2%}, {highest}: {high:.2%}")
-    return _verdict(name, wrong, f"largest difference {100 * widest:.2f} percent points")
-
-
-def _where(record: Record) -> tuple[object, ...]:
-    """Return how the training images lie on clients; nothing for a run without clients."""
-    return tuple(record.config.values_that_decide("partition").items())
+    return _check(name, wrong, f"largest difference {100 * widest:.2f} percent points")
 
 
 def _density(records: Sequence[Record]) -> Check:
@@ -95,14 +96,11 @@ def _density(records: Sequence[Record]) -> Check:
         return Check(name, None, "no cell has a mask of a given density")
     wrong = []
     for record in masked:
-        mask = record.summary.get("mask")
-        if not mask:
+        if not (mask := record.summary.get("mask")):
             wrong.append(f"{record.label} has no mask")
-            continue
-        asked = round_density(record.config.sparsity, mask["of"])
-        if mask["trained"] != asked:
+        elif mask["trained"] != (asked := round_density(record.config.sparsity, mask["of"])):
             wrong.append(f"{record.label}: {mask['trained']} of {mask['of']}, not {asked}")
-    return _verdict(name, wrong, f"{len(masked)} masks, to the weight")
+    return _check(name, wrong, f"{len(masked)} masks, to the weight")
 
 
 def _has_exact_density(config: RunConfig) -> bool:
@@ -113,19 +111,17 @@ def _has_exact_density(config: RunConfig) -> bool:
 
 
 def _frozen(records: Sequence[Record]) -> Check:
+    """Look up what `experiments.reporting.collect` found when it compared the weights."""
     name = "frozen weights kept their bits"
     masked = [record for record in records if record.config.mask_rule != "none"]
     if not masked:
         return Check(name, None, "no cell has a mask")
-    wrong = [
-        record.label
-        for record in masked
-        if record.summary.get("frozen-weights-untouched") is not True
-    ]
-    return _verdict(name, wrong, f"{len(masked)} cells, compared with their first weights")
+    wrong = [r.label for r in masked if r.summary.get("frozen-weights-untouched") is not True]
+    return _check(name, wrong, f"{len(masked)} cells, compared with their first weights")
 
 
-def _seeds(records: Sequence[Record]) -> Check:
+def _distinct(records: Sequence[Record]) -> Check:
+    """Hold the final weights of all cells against each other: no two may be equal."""
     name = "seeds and presets are different runs"
     if len(records) < 2:
         return Check(name, None, "there is one cell")
@@ -135,9 +131,4 @@ def _seeds(records: Sequence[Record]) -> Check:
         other = seen.setdefault(record.summary["final-weights-sha256"], record)
         if other is not record:
             wrong.append(f"{other.label} and {record.label} end with equal weights")
-    return _verdict(name, wrong, f"{len(records)} cells end with different weights")
-
-
-def _verdict(name: str, wrong: Sequence[str], fine: str) -> Check:
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return Check(name, not wrong, f"{wrong[0]}{more}" if wrong else fine)
+    return _check(name, wrong, f"{len(records)} cells end with different weights")

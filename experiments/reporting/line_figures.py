@@ -14,20 +14,14 @@ import pandas as pd
 from experiments.reporting.intervals import interval
 from experiments.reporting.records import Group, Record
 from experiments.running.presets import Table
-from fedta_app.plotting import (
-    MOST_COLUMNS,
-    legend_below,
-    panel_grid,
-    show_percent,
-    use_logarithms,
-)
+from fedta_app.plotting import MOST_COLUMNS, legend_below, panel_grid, show_percent, use_logarithms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Style = Callable[[str], dict[str, Any]]
 Values = npt.NDArray[np.float64]
+Plot = Callable[["Axes", list[Record], dict[str, Any]], None]  # a line, its seeds and its style
 
 # Dark enough on white, told apart without colour vision (Okabe and Ito), and by marker.
 _COLOURS = (
@@ -38,16 +32,14 @@ _MARKERS = "os^Dvp*X"
 
 def curves(table: Table, drawn: Group) -> "Figure":
     """Draw validation accuracy against rounds: the mean of the seeds, and its 95 % interval."""
-    figure, axes, style = _panels(table, drawn)
-    for axis, lines in zip(axes, drawn.values(), strict=True):
-        for line, group in lines.items():
-            rounds, means, halves, _ = _mean_curve(group)
-            axis.plot(rounds, means, **style(line), markevery=_sparse(rounds))
-            axis.fill_between(
-                rounds, means - halves, means + halves, color=style(line)["color"], alpha=0.15, lw=0
-            )
-        axis.set_xlabel("round")
-    return _finish(figure, axes)
+
+    def plot(axis: "Axes", group: list[Record], style: dict[str, Any]) -> None:
+        rounds, means, halves, _ = _mean_curve(group)
+        axis.plot(rounds, means, **style, markevery=_sparse(rounds))
+        low, high = means - halves, means + halves
+        axis.fill_between(rounds, low, high, color=style["color"], alpha=0.15, lw=0)
+
+    return _draw(table, drawn, plot, "round")
 
 
 def against_bytes(table: Table, drawn: Group) -> "Figure | None":
@@ -55,22 +47,23 @@ def against_bytes(table: Table, drawn: Group) -> "Figure | None":
 
     A panel without a federation has nothing to show.
     """
-    drawn = {
+
+    def plot(axis: "Axes", group: list[Record], style: dict[str, Any]) -> None:
+        _, means, _, moved = _mean_curve(group)
+        shown = moved > 0
+        axis.plot(moved[shown], means[shown], **style, markevery=_sparse(moved[shown]))
+
+    federated = {
         panel: lines
         for panel, lines in drawn.items()
         if any(record.megabytes for group in lines.values() for record in group)
     }
-    if not drawn:
+    if not federated:
         return None
-    figure, axes, style = _panels(table, drawn)
-    for axis, lines in zip(axes, drawn.values(), strict=True):
-        for line, group in lines.items():
-            _, means, _, moved = _mean_curve(group)
-            shown = moved > 0
-            axis.plot(moved[shown], means[shown], **style(line), markevery=_sparse(moved[shown]))
+    figure = _draw(table, federated, plot, "MB up and down")
+    for axis in figure.axes[: len(federated)]:
         use_logarithms(axis)
-        axis.set_xlabel("MB up and down")
-    return _finish(figure, axes)
+    return figure
 
 
 def scaled(table: Table, drawn: Group) -> "Figure | None":
@@ -90,35 +83,26 @@ def _by_points(
     table: Table, drawn: Group, name: str, x: str, columns: list[str], label: str
 ) -> "Figure | None":
     """Draw means over seeds of columns of a record's points; the second one dashed."""
-    found = {
+
+    def plot(axis: "Axes", group: list[Record], style: dict[str, Any]) -> None:
+        found = [(record.points(name), record.seed) for record in group]
+        points = pd.concat([p.assign(seed=seed) for p, seed in found if p is not None])
+        # First over the clients of a seed, so that every seed weighs the same.
+        seeds = points.groupby(["seed", x], as_index=False)[columns].mean()
+        means = seeds.groupby(x)[columns].mean()
+        for column, dashes in zip(columns, ("-", "--"), strict=False):
+            axis.plot(means.index, means[column], **style | {"linestyle": dashes})
+
+    known = {
         panel: {
-            line: points for line, group in lines.items() if len(points := _points(group, name))
+            line: group
+            for line, group in lines.items()
+            if any(record.points(name) is not None for record in group)
         }
         for panel, lines in drawn.items()
     }
-    found = {panel: lines for panel, lines in found.items() if lines}
-    if not found:
-        return None
-    figure, axes, style = _panels(table, {panel: drawn[panel] for panel in found})
-    for axis, lines in zip(axes, found.values(), strict=True):
-        for line, points in lines.items():
-            # First over the clients of a seed, so that every seed weighs the same.
-            seeds = points.groupby(["seed", x], as_index=False)[columns].mean()
-            means = seeds.groupby(x)[columns].mean()
-            for column, dashes in zip(columns, ("-", "--"), strict=False):
-                look = style(line) | {"linestyle": dashes}
-                axis.plot(means.index, means[column], **look)
-        axis.set_xlabel(label)
-    return _finish(figure, axes)
-
-
-def _points(group: Sequence[Record], name: str) -> pd.DataFrame:
-    frames = [
-        points.assign(seed=record.seed)
-        for record in group
-        if (points := record.points(name)) is not None
-    ]
-    return pd.concat(frames) if frames else pd.DataFrame()
+    known = {panel: lines for panel, lines in known.items() if lines}
+    return _draw(table, known, plot, label) if known else None
 
 
 def _mean_curve(group: Sequence[Record]) -> Values:
@@ -135,47 +119,44 @@ def _mean_curve(group: Sequence[Record]) -> Values:
 
 
 def _sparse(values: Values) -> int:
-    """Return every how many points a marker stands."""
+    """Return the number of points from one marker to the next."""
     return max(1, len(values) // 8)
 
 
-def _panels(table: Table, drawn: Group) -> "tuple[Figure, list[Axes], Style]":
-    """Return a figure with a panel per entry, and the style of a line wherever it is drawn."""
+def _draw(table: Table, drawn: Group, plot: Plot, across: str) -> "Figure":
+    """Return a figure with a panel per entry, in which a line has the same style everywhere."""
     figure, axes = panel_grid(
         len(drawn), panel=(3.2, 2.7), margin=(0.6, 0.9), least_width=4.6, sharey=True
     )
-    for axis, panel in zip(axes, drawn, strict=True):
+    planned = table.axes.get(table.report.get("lines", ""))
+    labels = planned or dict.fromkeys(line for lines in drawn.values() for line in lines)
+    styles = {label: _style(number, label) for number, label in enumerate(labels)}
+    for axis, (panel, lines) in zip(axes, drawn.items(), strict=True):
         axis.set_title(panel, fontsize="medium")
         axis.grid(alpha=0.3)
         show_percent(axis, "")
+        for line, group in lines.items():
+            plot(axis, group, styles[line])
+        axis.set_xlabel(across)
     for axis in axes[::MOST_COLUMNS]:
         axis.set_ylabel("validation accuracy")
-    labels = table.axes.get(table.report.get("lines", "")) or [
-        line for lines in drawn.values() for line in lines
-    ]
-    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-
-    def style(line: str) -> dict[str, Any]:
-        number = order[line]
-        return {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "markersize": 3.5,
-            "linewidth": 1.3,
-            "linestyle": "-" if number < len(_COLOURS) else "--",
-            "label": line,
-        }
-
-    return figure, axes, style
-
-
-def _finish(figure: "Figure", axes: "Sequence[Axes]") -> "Figure":
     # Bands of few seeds are wide: the lines decide the scale.
-    lines = [line for axis in axes for line in axis.lines]
-    reach = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    heights = [np.asarray(line.get_ydata(), float) for axis in axes for line in axis.lines]
+    reach = np.concatenate(heights)
     if len(reach):
         low, high = float(reach.min()), float(reach.max())
         margin = 0.08 * max(high - low, 0.05)
         axes[0].set_ylim(max(0.0, low - margin), min(1.0, high + margin))
     legend_below(figure, axes, 3 if len(axes) == 1 else 5)
     return figure
+
+
+def _style(number: int, label: str) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.3,
+        "linestyle": "-" if number < len(_COLOURS) else "--",
+        "label": label,
+    }

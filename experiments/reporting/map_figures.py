@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,29 +22,8 @@ if TYPE_CHECKING:
 _MOST_MASKS = 12  # that fit on a page, each with each
 
 
-def accuracies(table: Table, drawn: Group) -> "Figure | None":
-    """Draw final test accuracy, `lines` by `panels`, with its interval in each cell."""
-    return _by_axes(
-        table, drawn, lambda record: 100 * record.final("test_accuracy"), "test accuracy, %", 1
-    )
-
-
-def cosines(table: Table, drawn: Group) -> "Figure | None":
-    """Draw the mean cosine between clients' task vectors of the last round."""
-    return _by_axes(
-        table, drawn, lambda record: record.task_figure("cosine"), "cosine of task vectors", 3
-    )
-
-
-def sign_conflicts(table: Table, drawn: Group) -> "Figure | None":
-    """Draw the mean share of conflicting signs of clients' task vectors of the last round."""
-    return _by_axes(
-        table, drawn, lambda record: record.task_figure("sign-conflict"), "sign conflict", 3
-    )
-
-
 def _by_axes(
-    table: Table, drawn: Group, figure_of: Callable[[Record], float | None], what: str, digits: int
+    figure_of: Callable[[Record], float | None], what: str, digits: int, table: Table, drawn: Group
 ) -> "Figure | None":
     """Draw a figure of each cell, `lines` by `panels`, mean and 95 % interval over seeds."""
     rows, columns = list(dict.fromkeys(line for p in drawn.values() for line in p)), list(drawn)
@@ -71,6 +51,18 @@ def _by_axes(
     axis.set_ylabel(table.report.get("lines", ""))
     figure.colorbar(image, ax=axis, label=what)
     return figure
+
+
+# Each is called with a table and what is drawn of it.
+accuracies = partial(
+    _by_axes, lambda record: 100 * record.final("test_accuracy"), "test accuracy, %", 1
+)
+cosines = partial(
+    _by_axes, lambda record: record.task_figure("cosine"), "cosine of task vectors", 3
+)
+sign_conflicts = partial(
+    _by_axes, lambda record: record.task_figure("sign-conflict"), "sign conflict", 3
+)
 
 
 def mask_overlap(table: Table, drawn: Group) -> "Figure | None":

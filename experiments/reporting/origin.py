@@ -32,27 +32,10 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     RecordError
         When data, weights, code or settings are mixed.
     """
-    _distinct(records)
-    _one(records, "data sets", _data)
-    _one(records, "weights", _kind)
-    _one(records, "weights", _weights)
-    excuse = _excuse(folder)
-    versions = {code["sha256"] for record in records for code in _codes(record)}
-    if len(versions) > 1 and not excuse:
-        raise RecordError(
-            f"{folder.name} mixes cells of {len(versions)} versions of the code (commits "
-            f"{commits(records)}): run them again, or say in {folder / 'origin.toml'} why it "
-            'changes no figure, as mixed-code = "..."'
-        )
-    for record in records:
-        if any(code.get("changed") for code in _codes(record)):
-            raise RecordError(
-                f"{record.label} was run with changes that are not committed: run it again from a "
-                "commit"
-            )
-    notes = _departures(records)
-    if len(versions) > 1:
-        notes.append(f"cells of {len(versions)} versions of the code: {excuse}")
+    _one_name_each(records)
+    for what, facts in (("data sets", _data), ("weights", _kind), ("weights", _weights)):
+        _one(records, what, facts)
+    notes = _departures(records) + _versions(records, folder)
     for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
         if len(found) > 1:
             notes.append(f"cells of several {what}: {' and '.join(found)}")
@@ -65,7 +48,7 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     return notes
 
 
-def _distinct(records: Sequence[Record]) -> None:
+def _one_name_each(records: Sequence[Record]) -> None:
     """Refuse one experiment under two names, as when an axis of the table was overridden."""
     seen: dict[str, Record] = {}
     for record in records:
@@ -106,15 +89,31 @@ def _weights(record: Record) -> tuple[str, str]:
     return f"{config.model} {config.image_size} {draw}", sha256
 
 
+def _versions(records: Sequence[Record], folder: Path) -> list[str]:
+    """Refuse cells of changed code, or of several versions without a reason; else note that."""
+    for record in records:
+        if any(code.get("changed") for code in _codes(record)):
+            raise RecordError(
+                f"{record.label} was run with changes that are not committed: run it again from a "
+                "commit"
+            )
+    versions = {code["sha256"] for record in records for code in _codes(record)}
+    if len(versions) == 1:
+        return []
+    path = folder / "origin.toml"
+    if excuse := read_toml(path).get("mixed-code") if path.exists() else None:
+        return [f"cells of {len(versions)} versions of the code: {excuse}"]
+    raise RecordError(
+        f"{folder.name} mixes cells of {len(versions)} versions of the code (commits "
+        f"{commits(records)}): run them again, or say in {path} why it changes no figure, as "
+        'mixed-code = "..."'
+    )
+
+
 def _codes(record: Record) -> list[dict[str, Any]]:
     """Return what every session of a run says of its code; old records know of the last only."""
     sessions = [session["code"] for session in record.summary["sessions"] if "code" in session]
     return [*sessions, record.summary["code"]]
-
-
-def _excuse(folder: Path) -> str:
-    path = folder / "origin.toml"
-    return str(read_toml(path).get("mixed-code", "")) if path.exists() else ""
 
 
 def _departures(records: Sequence[Record]) -> list[str]:

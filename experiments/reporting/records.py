@@ -50,7 +50,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the cell in messages."""
         return f"{self.preset.label} seed {self.seed}"
 
     def final(self, figure: str) -> float:
@@ -68,7 +68,7 @@ class Record:
 
     @property
     def megabytes(self) -> float:
-        """What crossed between server and clients, head and calibration included."""
+        """Megabytes that went up and down, head and calibration included."""
         return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6
 
     @property
@@ -79,7 +79,7 @@ class Record:
 
     @property
     def failed_replies(self) -> int:
-        """How often a client that was asked failed, in all rounds."""
+        """Number of replies that failed, in all rounds."""
         return sum(int(row["clients_failed"]) for row in self.rows)
 
     def task_figure(self, name: str) -> float | None:
@@ -89,7 +89,7 @@ class Record:
 
     @property
     def minutes(self) -> float:
-        """How long it took."""
+        """Wall time of all sessions of the run."""
         return float(sum(session["seconds"] for session in self.summary["sessions"])) / 60
 
     def curve(self) -> list[tuple[int, float, float]]:

@@ -1,4 +1,4 @@
-"""How many clients Flower's engine runs at a time: measured on a GPU, counted on a CPU, and said.
+"""How many clients Flower's engine runs at a time: measured on a GPU, counted on a CPU.
 
 Flower runs min(CPUs / client-cpus, GPUs / client-gpus) clients at a time. Sharing a GPU pays while
 one client leaves it idle, and costs the memory of a process each time; only a measurement knows. So
@@ -53,7 +53,7 @@ class Machine:
 
 
 def client_share(config: RunConfig, *, client_cpus: int, client_gpus: float | None) -> float:
-    """Return the share of a GPU that a client takes, and print how many run at a time, and why.
+    """Return the share of a GPU that a client takes; print how many run at a time, and why.
 
     Parameters
     ----------
@@ -89,6 +89,7 @@ def sentence(
 
 
 def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tuple[float, str]:
+    """Return the share of a GPU that gives most steps per second, and what was measured."""
     if not machine.gpus:
         return 0.0, ""
     sampled = max(1, round(config.fraction_train * config.num_clients))
@@ -101,17 +102,10 @@ def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tu
         except (RunError, OSError) as error:
             _measured[key] = 1.0, f"not measured ({error})"
         else:
-            _measured[key] = _share(choose(rates)), _said(rates)
+            share = math.floor(10_000 / choose(rates)) / 10_000  # Ray counts so finely, and rounds
+            said = ", ".join(f"{rate:.2f} with {number}" for number, rate in rates.items())
+            _measured[key] = share, f"steps/s {said}"
     return _measured[key]
-
-
-def _share(clients: int) -> float:
-    """Return the share of a GPU of so many clients; Ray counts in ten-thousandths, and rounds."""
-    return math.floor(10_000 / clients) / 10_000
-
-
-def _said(rates: Mapping[int, float]) -> str:
-    return "steps/s " + ", ".join(f"{rate:.2f} with {n}" for n, rate in rates.items())
 
 
 def choose(rates: Mapping[int, float]) -> int:

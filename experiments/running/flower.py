@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from experiments.running.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
@@ -96,6 +97,8 @@ def run_app(app: Path, run_config: str, federation: str) -> None:
 
 def _remove_stale_homes() -> None:
     """Remove what a killed run of this user left in the temporary folder."""
+    if os.name != "posix":
+        return  # elsewhere neither owners of files nor signal 0 mean what is asked here
     for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
         owner = home.name.removeprefix(_HOME_PREFIX).split("-")[0]
         if owner.isdigit() and home.owner() == getpass.getuser() and not _alive(int(owner)):
@@ -142,9 +145,9 @@ def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -161,7 +164,8 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     raise RunError(f"Flower's SuperLink did not start: {' '.join(tail) or 'no output'}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process that may have ended by itself."""
     process.terminate()
     try:
         process.wait(timeout=15)
@@ -171,7 +175,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_chatter(line: str) -> bool:
-    """Whether a line is blank or Flower's own, below an error."""
+    """Tell whether a line is blank, or one of Flower's own that reports no error."""
     return not line.strip() or _NOISE.match(line) is not None
 
 
@@ -193,6 +197,4 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
                 print(line, end="", flush=True)
         process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        _end(process)

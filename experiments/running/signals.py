@@ -1,4 +1,4 @@
-"""Ctrl-C, asked politely first, and processes that end with the one that started them."""
+"""What Ctrl-C does, once and again, and processes that end with the one that started them."""
 
 import ctypes
 import signal
@@ -20,8 +20,8 @@ def die_with_parent() -> None:
 def on_interrupt(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
     """Within the block, call `first` at the first SIGINT and `again` at every further one.
 
-    In a thread other than the main one (a notebook's kernel, a test) signals are not ours to take:
-    there the block runs as it is.
+    Python lets only the main thread handle signals: in another one (of a notebook's kernel, say)
+    the block runs as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

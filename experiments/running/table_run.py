@@ -163,7 +163,7 @@ def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """Print a line per cell: how far it is, its final figures, what it took."""
+    """Print a line per cell: its final accuracies, the minutes it took, and what became of it."""
     width = max(len(outcome.cell.label) for outcome in outcomes)
     print(flush=True)
     for outcome in outcomes:

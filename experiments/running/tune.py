@@ -24,9 +24,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.trial import TrialState
 
 from experiments.running.cells import (
     State,
@@ -42,17 +44,13 @@ from fedta_app.errors import ConfigError
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
 from fedta_app.seeding import derive_seed
 
-if TYPE_CHECKING:
-    import optuna
-
 Space = Mapping[str, Any]
 DEFAULT_SPACE: Space = {"lr": {"low": 1e-3, "high": 0.3}}
 _POLL_SECONDS = 0.2
 _WARMUP_TRIALS = 4  # before any is stopped early
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The best trial: its values, validation accuracy, and the trials that it was best of."""
 
     values: dict[str, Any]
@@ -74,16 +72,9 @@ class Study:
     """
 
     def __init__(self, config: RunConfig, label: str, space: Space) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise ConfigError(
-                'tuning needs optuna, which is not installed: pip install -e ".[dev]"'
-            ) from error
         check_space(space)
         self._config = config.with_values(name=f"tune/{label}", measure_test="never", resume=True)
         self._space = space
-        self._optuna = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = run_path(self._config).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +85,10 @@ class Study:
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
         )
-        self._take_up_again()
+        # What a killed process was trying comes first; its run goes on where it was.
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            self._study.tell(trial.number, state=TrialState.FAIL)
+            self._study.enqueue_trial(trial.params)
         for point in self._grid:  # a list of values is tried once each, and nothing twice
             self._study.enqueue_trial(point, skip_if_exists=True)
 
@@ -111,17 +105,9 @@ class Study:
         rest = {k: v for k, v in deciding_keys(self._config).items() if k not in self._space}
         return hashlib.sha256(json.dumps([self._space, rest]).encode()).hexdigest()[:8]
 
-    def _take_up_again(self) -> None:
-        """Try first what a killed process was trying; its run goes on where it was."""
-        running = self._optuna.trial.TrialState.RUNNING
-        for trial in self._study.get_trials(states=(running,)):
-            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-            self._study.enqueue_trial(trial.params)
-
-    def done(self) -> int:
-        """Return how many trials have an outcome."""
-        states = self._optuna.trial.TrialState
-        return len(self._study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+    def _done(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that have an outcome."""
+        return self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def run(
         self, trials: int, minutes: float, *, client_cpus: int, client_gpus: float | None
@@ -134,18 +120,18 @@ class Study:
         preflight(self._config, client_gpus=client_gpus)
         began = time.monotonic()
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
-        while self.done() < trials:
+        while len(self._done()) < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; the same command continues")
                 return ExitStatus.INTERRUPTED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
-            self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed)
             if (status := self._try(self._study.ask(), options)) != ExitStatus.FINISHED:
                 return status  # the trial goes on, or is tried again, with the same command
         return ExitStatus.FINISHED
 
-    def _try(self, trial: "optuna.Trial", options: dict[str, Any]) -> ExitStatus:
+    def _try(self, trial: optuna.Trial, options: dict[str, Any]) -> ExitStatus:
         """Run a trial and tell the study its outcome; one without an outcome gives its status."""
         values = suggest(trial, self._space)
         config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
@@ -161,7 +147,7 @@ class Study:
         if status == ExitStatus.FINISHED:
             self._study.tell(trial, read_summary(run_path(config))["final"]["val_accuracy"])
         elif watch.pruned:
-            self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.PRUNED)
         elif status == ExitStatus.FAILED and _diverged(run_path(config)):
             self._study.tell(trial, 0.0)  # the worst there is: these values are known to be bad
         else:
@@ -170,23 +156,25 @@ class Study:
 
     def chosen(self) -> Chosen:
         """Return the best trial so far; of equal ones the first."""
-        states = self._optuna.trial.TrialState
-        trials = [
-            {
-                "trial": trial.number,
-                **values_of(trial.params, self._space),
-                "state": trial.state.name.lower(),
-                "val accuracy": trial.value if trial.value is not None else _last(trial),
-                "rounds": max(trial.intermediate_values, default=0),
-            }
-            for trial in self._study.get_trials(states=(states.COMPLETE, states.PRUNED))
-        ]
+        trials = []
+        for trial in self._done():
+            measured = trial.intermediate_values
+            last = measured[max(measured)] if measured else math.nan
+            trials.append(
+                {
+                    "trial": trial.number,
+                    **values_of(trial.params, self._space),
+                    "state": trial.state.name.lower(),
+                    "val accuracy": last if trial.value is None else trial.value,
+                    "rounds": max(measured, default=0),
+                }
+            )
         best = self._study.best_trial
         return Chosen(values_of(best.params, self._space), float(best.value or 0.0), trials)
 
 
 def _diverged(folder: Path) -> bool:
-    """Tell whether a run failed by its values, and not by its surroundings."""
+    """Tell whether a run failed because of its values: its loss was not finite."""
     return str(read_summary(folder).get("reason")).startswith(DIVERGED)
 
 
@@ -203,7 +191,7 @@ def check_space(space: Space) -> None:
             )
 
 
-def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """Return the values that a new trial shall have."""
     for key, choice in space.items():
         if isinstance(choice, list):
@@ -214,22 +202,17 @@ def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
 
 
 def values_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return the values that a trial ran with: three digits, as anybody would write them."""
+    """Return the values that a trial ran with, rounded to three significant digits."""
     return {
         key: parameters[key] if isinstance(choice, list) else float(f"{parameters[key]:.3g}")
         for key, choice in space.items()
     }
 
 
-def _last(trial: Any) -> float:
-    found = trial.intermediate_values
-    return float(found[max(found)]) if found else math.nan
-
-
 class _Watch:
     """Tells the study of a run's measurements while it works, and stops one that falls behind."""
 
-    def __init__(self, trial: "optuna.Trial", config: RunConfig) -> None:
+    def __init__(self, trial: optuna.Trial, config: RunConfig) -> None:
         self.pruned = False
         self._trial = trial
         self._folder = run_path(config)

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import tomli_w
 
@@ -13,17 +12,12 @@ from experiments.running.presets import Table, tuned_path
 from experiments.running.tune import Chosen
 from fedta_app.config import read_toml
 from fedta_app.files import write_atomically
-from fedta_app.plotting import (
-    legend_below,
-    new_figure,
-    save_figure,
-    show_percent,
-    use_logarithms,
-)
+from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent, use_logarithms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BLUE = "#0072B2"
 _HEADER = (
     "# Chosen on validation images by `python -m experiments tune`; the trials are in\n"
     "# results/tuning. Sections are presets, or patterns of them; later ones are stronger.\n\n"
@@ -32,10 +26,13 @@ _HEADER = (
 
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
     """Write the chosen values of the presets that a pattern names; return the file."""
-    path = tuned_path(table, scale)
+    path, header, sections = tuned_path(table, scale), _HEADER, {}
+    if path.exists():
+        lines = path.read_text().splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        header, sections = "\n".join([*comment, "", ""]), read_toml(path)
     # A section that is there keeps its place: what is said after it is still stronger.
-    sections = (read_toml(path) if path.exists() else {}) | {pattern: values}
-    write_atomically(path, _header(path) + tomli_w.dumps(sections))
+    write_atomically(path, header + tomli_w.dumps(sections | {pattern: values}))
     return path
 
 
@@ -47,14 +44,6 @@ def changed_presets(before: Table, after: Table) -> list[str]:
         if values:
             lines.append(f"{new.name}: {', '.join(values)}")
     return lines
-
-
-def _header(path: Path) -> str:
-    """Return the comment that the file begins with, ours where it is new."""
-    if not path.exists():
-        return _HEADER
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    return "\n".join([*lines, "", ""])
 
 
 def save_study(folder: Path, chosen: Chosen, title: str) -> None:
@@ -75,22 +64,20 @@ def study_figure(chosen: Chosen, title: str) -> "Figure":
     axes = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     drawn = [trial for trial in chosen.trials if not math.isnan(trial["val accuracy"])]
     for axis, key in zip(axes, keys, strict=True):
-        numbers = all(isinstance(trial[key], int | float) for trial in drawn)
-        for state, face in (("complete", "#0072B2"), ("pruned", "none")):
+        values = [trial[key] for trial in drawn]
+        numbers = all(isinstance(value, int | float) for value in values)
+        for state, label, face in (
+            ("complete", "to the end", _BLUE), ("pruned", "stopped early", "none")
+        ):  # fmt: skip
             some = [trial for trial in drawn if trial["state"] == state]
             axis.scatter(
                 [trial[key] if numbers else str(trial[key]) for trial in some],
                 [trial["val accuracy"] for trial in some],
-                facecolor=face, edgecolor="#0072B2", s=22,
-                label={"complete": "to the end", "pruned": "stopped early"}[state],
+                facecolor=face, edgecolor=_BLUE, s=22, label=label,
             )  # fmt: skip
         best = chosen.values[key] if numbers else str(chosen.values[key])
         axis.scatter([best], [chosen.accuracy], marker="*", s=130, color="#D55E00", label="chosen")
-        if (
-            numbers
-            and np.ptp([trial[key] for trial in drawn]) > 0
-            and min(trial[key] for trial in drawn) > 0
-        ):
+        if numbers and 0 < min(values) < max(values):
             use_logarithms(axis)
         axis.set_xlabel(key)
         axis.grid(alpha=0.3)

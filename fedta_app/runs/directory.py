@@ -92,7 +92,7 @@ class RunDirectory:
         return (self.path / STOP_FILE).exists()
 
     def forget_stop(self) -> None:
-        """Remove the request: it was heard."""
+        """Remove the request to stop, which was followed."""
         (self.path / STOP_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:

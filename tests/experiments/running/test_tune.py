@@ -130,7 +130,7 @@ def test_another_space_is_another_study(tmp_path: Path) -> None:
     spaces: list[Space] = [{"lr": [0.1, 0.2]}, {"lr": [0.1, 0.3]}, {"lr": [0.1, 0.2]}]
     first, other, again = (Study(config, "a", space) for space in spaces)
     first._study.tell(first._study.ask(), 0.5)
-    assert (first.done(), other.done(), again.done()) == (1, 0, 1)
+    assert [len(study._done()) for study in (first, other, again)] == [1, 0, 1]
 
 
 def test_every_point_of_a_list_is_tried_once(
@@ -163,7 +163,7 @@ def test_a_trial_that_could_not_run_is_no_result(
     monkeypatch.setattr("experiments.running.tune.attempt", lambda *arguments, **options: status)
     study = Study(config, "a", {"lr": [0.1, 0.2]})
     assert study.run(2, 0, client_cpus=1, client_gpus=None) == status
-    assert study.done() == 0
+    assert not study._done()
 
 
 def test_a_run_that_diverged_is_the_worst_result(
