@@ -74,6 +74,23 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return _load(steps[-1]) if steps else None
 
 
+def check_format(folder: Path) -> None:
+    """Refuse a checkpoint that another release wrote; the weights are not read for it.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the release that reads it.
+    """
+    for path in _steps(folder)[-1:]:
+        try:
+            number = _read_values(path).get("format", 1)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # damaged: `load_checkpoint` says how
+        if number != FORMAT:
+            raise _another_format(path, number)
+
+
 def kept_values(folder: Path) -> list[dict[str, Any]]:
     """Return the states of all kept checkpoints without their tensors, the damaged left out."""
     found = []

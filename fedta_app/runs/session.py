@@ -14,9 +14,14 @@ from typing import Any
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
-from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedta_app.runs.checkpoint import (
+    Checkpoint,
+    check_format,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fedta_app.runs.curves_figure import save_curves
-from fedta_app.runs.directory import RunDirectory
+from fedta_app.runs.directory import RunDirectory, run_path
 from fedta_app.runs.metrics import EventLog, Row, best_row, write_csv
 from fedta_app.runs.provenance import code_facts, versions
 
@@ -56,6 +61,8 @@ class RunSession:
         self._saved = saved
         # Kept, not copied: the notes fill up on the way.
         self._notes = {} if notes is None else notes
+        if config.resume:
+            check_format(run_path(config) / "checkpoint")  # before anything is written
         self.directory = RunDirectory(config)
         print(f"run directory: {self.directory.path}", flush=True)
         try:

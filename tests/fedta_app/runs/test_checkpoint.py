@@ -6,13 +6,17 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from fedta_app.config import RunConfig
 from fedta_app.errors import CheckpointError
 from fedta_app.runs.checkpoint import (
     Checkpoint,
+    check_format,
     kept_values,
     load_checkpoint,
     save_checkpoint,
 )
+from fedta_app.runs.directory import run_path
+from fedta_app.runs.session import RunSession
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -81,6 +85,8 @@ def test_the_old_layout_is_refused_by_the_name_of_the_release_that_reads_it(
     before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
     with pytest.raises(CheckpointError, match=r"was written by fedta 0\.1\.0, which reads it"):
         load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"was written by fedta 0\.1\.0, which reads it"):
+        check_format(tmp_path)
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
 
 
@@ -126,3 +132,20 @@ def test_damage_is_found_and_the_sentence_says_what_to_do(
         path.unlink()
     with pytest.raises(CheckpointError, match=r"is damaged .*: delete that folder to continue"):
         load_checkpoint(tmp_path)
+
+
+def test_a_run_with_an_old_checkpoint_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = RunConfig.from_mapping({"name": "old", "results-dir": str(tmp_path)})
+    folder = run_path(config)
+    save_checkpoint(folder / "checkpoint", checkpoint(1))
+    state = folder / "checkpoint/step-000001/state.json"
+    stored = json.loads(state.read_text())
+    del stored["sha256"], stored["format"]
+    text = json.dumps(stored, sort_keys=True)
+    stored["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    state.write_text(json.dumps(stored))
+    (folder / "config.toml").write_text("seed = 0\n")
+    with pytest.raises(CheckpointError, match=r"fedta 0\.1\.0"):
+        RunSession(config, total_steps=1, facts={"identity": {}})
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "config.toml"]
+    assert (folder / "config.toml").read_text() == "seed = 0\n"
