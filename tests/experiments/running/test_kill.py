@@ -83,12 +83,8 @@ def check_kills(
 
 
 def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> None:
-    check_kills(tmp_path, "in-process")
-
-
-def test_five_kills_with_client_memory_end_at_the_unbroken_weights(tmp_path: Path) -> None:
     """SCAFFOLD: a lost round is played again from the memories that the checkpoint names."""
-    check_kills(tmp_path, "in-process", "scaffold", (1, 3, 4, 6, 9))
+    check_kills(tmp_path, "in-process", "scaffold")
     check_memories(tmp_path)
 
 
@@ -108,8 +104,11 @@ def check_memories(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_kills_with_client_memory_on_flowers_engine(tmp_path: Path) -> None:
-    check_kills(tmp_path, "flower", "scaffold", (1, 3, 4, 6, 9))
+@pytest.mark.parametrize("engine", ["in-process", "flower"])
+def test_five_kills_with_client_memory_end_at_the_unbroken_weights(
+    engine: str, tmp_path: Path
+) -> None:
+    check_kills(tmp_path, engine, "scaffold", (1, 3, 4, 6, 9))
     check_memories(tmp_path)
 
 

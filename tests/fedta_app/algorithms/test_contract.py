@@ -66,8 +66,8 @@ NEUTRAL: dict[str, dict[str, float]] = {
 }
 RUN = {
     "name": "test", "partition": "classes", "num-clients": 12, "num-classes-per-client": 2,
-    "fraction-train": 0.25, "num-server-rounds": 4, "local-steps": 2, "lr": 0.02,
-    "momentum": 0.5, "weight-decay": 0.01, "eval-every": 4, "eval-size": 20, "threads": 1,
+    "fraction-train": 0.25, "num-server-rounds": 3, "local-steps": 2, "lr": 0.02,
+    "momentum": 0.5, "weight-decay": 0.01, "eval-every": 3, "eval-size": 20, "threads": 1,
     "engine": "in-process", "measure-test": "never",
 }  # fmt: skip
 MASKED = {"head": "ridge", "mask-rule": "random", "sparsity": 0.7}
@@ -82,6 +82,21 @@ def every_algorithm() -> list[Any]:
     values = {"num_clients": RUN["num-clients"], "momentum": RUN["momentum"], "local_steps": 2}
     found = [pytest.param(make_algorithm(name, values), id=name) for name in algorithms()]
     return [*found, pytest.param(Toy(), id="toy")]
+
+
+# They share their code with an algorithm that is run in every setting: only slow tests run them.
+ALIKE = {"fedadagrad", "fedyogi", "task-arithmetic", "masked-fedavg"}
+
+
+def in_every_setting() -> list[Any]:
+    found = []
+    for setting in SETTINGS:
+        for algorithm in every_algorithm():
+            slow = algorithm.id in ALIKE or (setting == "masked" and algorithm.id != "scaffold")
+            marks = [pytest.mark.slow] if slow else []
+            name = f"{algorithm.id}-{setting}"
+            found.append(pytest.param(*algorithm.values, setting, id=name, marks=marks))
+    return found
 
 
 # --- on quadratics: the functions alone
@@ -193,8 +208,7 @@ def run(folder: Path, **values: Any) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("algorithm", every_algorithm())
+@pytest.mark.parametrize(("algorithm", "setting"), in_every_setting())
 class TestInARun:
     def test_it_resumes_after_every_round_to_the_same_bits(
         self, algorithm: Algorithm, setting: str, tmp_path: Path, use: Any
