@@ -13,10 +13,10 @@ no faster than that of a plain sum. What is exact, bit for bit, in float32 and f
 - an entry that nobody trained is +0.0, and ``stepped`` then keeps the weight's bits;
 - with equal masks and integer weights below 2**24 in total, the masked mean is the plain one.
 
-Another order of the updates, or of unequal masks, moves the result by rounding.
+Another order of the updates, or of unequal masks, moves the result by rounding. Updates in float16
+and bfloat16 are added up in float32, and the result is rounded once: half precision could neither
+count the clients nor hold their weights.
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class MeanAccumulator:
 
     def __init__(self) -> None:
         self._mean: Tensor | None = None
+        self._dtype = torch.float32  # of the updates
         self._total = 0.0
 
     @torch.no_grad()
@@ -50,15 +51,14 @@ class MeanAccumulator:
         ValueError
             If the update differs from the earlier ones, or the weight is negative or not finite.
         """
-        check_update(update, self._mean)
-        check_weight(weight)
+        _check_next(update, self._mean, self._dtype, weight)
         if weight == 0:
             return
         self._total += weight
         if self._mean is None:
-            self._mean = update.clone()
+            self._mean, self._dtype = update.to(_wide(update.dtype), copy=True), update.dtype
         else:
-            self._mean.lerp_(update, weight / self._total)
+            self._mean.lerp_(update.to(self._mean.dtype), weight / self._total)
 
     @torch.no_grad()
     def result(self) -> Tensor:
@@ -69,7 +69,7 @@ class MeanAccumulator:
         ValueError
             If no update of positive weight was added.
         """
-        mean = _some(self._mean)
+        mean = _some(self._mean).to(self._dtype)
         self._mean, self._total = None, 0.0
         return mean.add_(0.0)  # -0.0 becomes +0.0
 
@@ -97,6 +97,7 @@ class MaskedMeanAccumulator:
             raise ValueError(f"coverage_exponent is {coverage_exponent}; it must lie in [0, 1]")
         self._exponent = coverage_exponent
         self._mean: Tensor | None = None
+        self._dtype = torch.float32  # of the updates
         self._coverage = torch.empty(0)
         self._total = 0.0
 
@@ -118,17 +119,19 @@ class MaskedMeanAccumulator:
         ValueError
             If update or mask do not fit, or the weight is negative or not finite.
         """
-        check_update(update, self._mean)
+        _check_next(update, self._mean, self._dtype, weight)
         check_mask(mask, update)
-        check_weight(weight)
         if weight == 0:
             return
         self._total += weight
         if self._mean is None:
-            self._mean, self._coverage = torch.zeros_like(update), torch.zeros_like(update)
+            self._dtype = update.dtype
+            self._mean = torch.zeros_like(update, dtype=_wide(update.dtype))
+            self._coverage = torch.zeros_like(self._mean)
         if mask is None:
             mask = torch.ones((), dtype=torch.bool, device=update.device).expand_as(update)
-        for m, c, u, trained in blocks(self._mean, self._coverage, update, mask):
+        wide = update.to(self._mean.dtype)
+        for m, c, u, trained in blocks(self._mean, self._coverage, wide, mask):
             share = trained.to(m.dtype).mul_(weight)
             c.add_(share)
             if not u.sum().isfinite():  # a share of 0 does not silence inf or NaN
@@ -152,7 +155,7 @@ class MaskedMeanAccumulator:
         self._mean, self._coverage, self._total = None, torch.empty(0), 0.0
         if self._exponent != 1:
             mean.mul_((coverage / total).pow_(1 - self._exponent))
-        return mean.add_(0.0), coverage  # -0.0 becomes +0.0
+        return mean.to(self._dtype).add_(0.0), coverage  # -0.0 becomes +0.0
 
 
 class SignElectedMeanAccumulator:
@@ -192,6 +195,21 @@ class SignElectedMeanAccumulator:
         return mean.add_(negative).add_(0.0)
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to add up in: float32 for the half precisions, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _check_next(update: Tensor, mean: Tensor | None, dtype: torch.dtype, weight: float) -> None:
+    """Refuse an update that does not fit the earlier ones, or whose weight cannot be added up."""
+    check_update(update, None if mean is None else torch.empty((), dtype=dtype).expand_as(mean))
+    largest = torch.finfo(_wide(update.dtype)).max
+    if not 0 <= weight <= largest:
+        raise ValueError(
+            f"weight is {weight}; it must be a finite number, at least 0 and at most {largest:g}"
+        )
+
+
 def check_update(update: Tensor, like: Tensor | None, name: str = "update") -> None:
     """Raise ValueError unless the update is floating and, where `like` is given, fits it."""
     if not update.is_floating_point():
@@ -210,12 +228,6 @@ def check_mask(mask: Tensor | None, update: Tensor, name: str = "mask") -> None:
             f"{name} is {tuple(mask.shape)} {mask.dtype}; "
             f"it must be {tuple(update.shape)} torch.bool"
         )
-
-
-def check_weight(weight: float) -> None:
-    """Raise ValueError unless the weight is a finite number of at least 0."""
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight is {weight}; it must be a finite number, at least 0")
 
 
 def _some(mean: Tensor | None) -> Tensor:

@@ -165,3 +165,59 @@ def test_sign_election_without_conflict_is_the_masked_mean(seed: int) -> None:
     masks = [{"w": mask["w"]} for mask in random_masks(seed, 4)]
     elected = sign_elected_mean_update(updates, [1, 2, 3, 4], masks)
     assert same_bits(elected, masked_mean_update(updates, masks, [1, 2, 3, 4]))
+
+
+# --- half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["mean", "masked", "elected"])
+def test_half_precision_counts_clients_and_weights_in_float32(
+    dtype: torch.dtype, kind: str
+) -> None:
+    """Weights above float16's range, and more clients than bfloat16 can count."""
+
+    def combined(values: list[float], weights: list[float]) -> float:
+        updates = [{"a": torch.tensor([value], dtype=dtype)} for value in values]
+        if kind == "mean":
+            mean = mean_update(updates, weights)
+        elif kind == "masked":
+            mean = masked_mean_update(updates, [{}] * len(updates), weights)
+        else:
+            mean = sign_elected_mean_update(updates, weights)
+        assert mean["a"].dtype == dtype
+        return mean["a"].item()
+
+    assert combined([1.0, 2.0], [40_000, 40_000]) == 1.5
+    values = [float(1 + number % 3) for number in range(300)]
+    assert combined(values, [1.0] * 300) == 2.0
+
+
+@few
+@given(
+    seed=seeds, clients=st.integers(1, 40), dtype=st.sampled_from([torch.float16, torch.bfloat16])
+)
+def test_half_precision_is_the_float64_mean_rounded_once(
+    seed: int, clients: int, dtype: torch.dtype
+) -> None:
+    updates, weights = random_updates(seed, clients, dtype), random_weights(seed, clients)
+    masks = random_masks(seed, clients)
+    exact = loop(
+        [{n: v.double() for n, v in update.items()} for update in updates], masks, weights, 1.0
+    )
+    mean = masked_mean_update(updates, masks, weights)
+    ulp = torch.finfo(dtype).eps
+    for name, value in mean.items():
+        torch.testing.assert_close(value.double(), exact[name], rtol=ulp, atol=ulp / 1000)
+
+
+@pytest.mark.parametrize("weight", [1e39, math.inf, math.nan, -1.0])
+def test_a_weight_that_float32_cannot_hold_is_refused(weight: float) -> None:
+    update = {"a": torch.ones(1)}
+    for mean in (
+        lambda: mean_update([update], [weight]),
+        lambda: masked_mean_update([update], [{}], [weight]),
+        lambda: sign_elected_mean_update([update], [weight]),
+    ):
+        with pytest.raises(ValueError, match="at most"):
+            mean()
