@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,30 +48,14 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
     out = options.out.absolute()
     folder = (options.state_dir or out.with_suffix(".state")).absolute()
     try:
-        train, held_out, source = read_cifar10(options.data_dir.expanduser())
-        mean, std = channel_statistics(train.images)
-        digest = hashlib.sha256(train.images.numpy().data).hexdigest()
-        images = train.to(torch.device(options.device))
-        training = Training(_settings(options), images, Normalize(mean, std), digest)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CHECKPOINT).exists():
-            training.load(folder / CHECKPOINT)
-            print(f"going on after step {training.step} of {training.steps}", flush=True)
+        training, neighbours, source = _prepare(options, folder)
     except ValueError as error:  # of data, settings or the checkpoint
         print(error, file=sys.stderr)
         return ExitStatus.REFUSED
-    sets = [
-        _thinned(part, number).to(training.device)
-        for part, number in ((train, KNN_KNOWN), (held_out, KNN_ASKED))
-    ]
 
     def measure(epoch: int) -> dict[str, float]:
-        if epoch % options.knn_every and epoch != options.epochs:
-            return {}
-        model = training.learner.result
-        with training.autocast():
-            known, asked = ((embed(model, part.images, mean, std), part.labels) for part in sets)
-        return {"knn": knn_accuracy(*known, *asked)}
+        due = epoch % options.knn_every == 0 or epoch == options.epochs
+        return {"knn": neighbours()} if due else {}
 
     def keep() -> None:
         training.save(folder / CHECKPOINT)
@@ -94,6 +79,36 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
     write_atomically(folder / "summary.json", summary + "\n")
     print(summary)
     return ExitStatus.FINISHED
+
+
+def _prepare(
+    options: argparse.Namespace, folder: Path
+) -> tuple[Training, Callable[[], float], str]:
+    """Return the training, resumed where it was begun, its k-NN accuracy, and the source of images.
+
+    The second is a function that measures the features as they are when it is called.
+    """
+    train, held_out, source = read_cifar10(options.data_dir.expanduser())
+    mean, std = channel_statistics(train.images)
+    digest = hashlib.sha256(train.images.numpy().data).hexdigest()
+    images = train.to(torch.device(options.device))
+    training = Training(_settings(options), images, Normalize(mean, std), digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CHECKPOINT).exists():
+        training.load(folder / CHECKPOINT)
+        print(f"going on after step {training.step} of {training.steps}", flush=True)
+    sets = [
+        _thinned(part, number).to(training.device)
+        for part, number in ((train, KNN_KNOWN), (held_out, KNN_ASKED))
+    ]
+
+    def neighbours() -> float:
+        model = training.learner.result
+        with training.autocast():
+            known, asked = ((embed(model, part.images, mean, std), part.labels) for part in sets)
+        return knn_accuracy(*known, *asked)
+
+    return training, neighbours, source
 
 
 def _thinned(images: ImageSet, number: int) -> ImageSet:

@@ -1,9 +1,11 @@
+import errno
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 
+from experiments.running.cells import progress
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs import directory as run_directory
@@ -80,6 +82,19 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(
         holder.kill()
         holder.join()
     RunDirectory(RunConfig(results_dir=str(tmp_path))).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):  # nothing is left that a killed process would leave
+        RunDirectory(config(tmp_path))
+    assert progress(config(tmp_path)).state == "interrupted"
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
