@@ -30,7 +30,7 @@ VARIANTS = [("fp32", "fused"), ("fp32", "written out"), ("bf16", "fused"), ("bf1
 
 def _small() -> nn.Module:
     values = {"image_size": 0, "num_classes": 100, "in_channels": 3, "seed": 0}
-    return build_model("vit_cifar", weights="random", **values).model  # type: ignore[arg-type]
+    return build_model("vit_cifar", weights="random", **values).model
 
 
 def _vit_s() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, whatever happens while they are written."""
+"""Writing, hashing and removing files; an interrupted write leaves the old file whole."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file through a temporary neighbour, flushed to disk before it takes the name."""
+    """Write a temporary file in the same folder, flush it to disk, and rename it to `path`."""
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
@@ -18,7 +18,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, where the system knows how."""
+    """Flush the entries of a folder to disk; only POSIX systems can."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -29,11 +29,11 @@ def sync_folder(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
+    """Return the sha256 (hexadecimal) of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it; one that is not there is fine."""
+    """Remove a folder and its contents, if it exists."""
     shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,7 @@
-"""Figures as all of fedta draws and writes them: one heat map, one legend, whole files.
+"""Parts that the figures of all packages share.
 
-A base room, like `fedta_app.files`: every package may import it, and it imports nothing but that.
-matplotlib is imported when a figure is made, so a command that draws nothing does not wait for it.
-No figure touches the state of pyplot.
+matplotlib is imported when a figure is made, so that commands without figures start quickly. The
+state of pyplot is never used.
 """
 
 import io
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 Grid = npt.NDArray[np.float64]
-Texts = Mapping[Any, str]  # (row, column) -> text of the cell
+Texts = Mapping[Any, str]  # text by (row, column)
 
 MOST_COLUMNS = 3  # panels in a row
 _NO_VALUE = "0.88"  # the grey of a cell without a value
@@ -32,14 +31,14 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of so many inches, its parts laid out so that none overlap."""
+    """Return an empty figure, sized in inches, with a layout that avoids overlaps."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def image_bytes(figure: "Figure", kind: str = "png") -> bytes:
-    """Return a figure as PNG or SVG ("svg"): the same bytes for the same figure, on any day."""
+    """Return a figure as "png" or "svg"; equal figures give equal bytes, without a date."""
     from matplotlib import rc_context
 
     options: dict[str, dict[str, Any]] = {
@@ -53,18 +52,18 @@ def image_bytes(figure: "Figure", kind: str = "png") -> bytes:
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """Save a figure as the suffix of the path says, .png or .svg, atomically."""
+    """Save a figure atomically, as PNG or SVG by the suffix of the path."""
     write_atomically(path, image_bytes(figure, path.suffix.removeprefix(".")))
 
 
 @contextmanager
 def two_panels(path: Path, title: str, across: str) -> Iterator[tuple["Axes", "Axes"]]:
-    """Yield two panels to draw into; the figure is saved as PNG when the block ends.
+    """Yield two panels to draw into, and save the figure when the block ends.
 
     Parameters
     ----------
     across : str
-        What both panels have on their horizontal axis.
+        Label of both horizontal axes.
     """
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
@@ -86,12 +85,12 @@ def panel_grid(
     least_width: float = 0.0,
     sharey: bool = False,
 ) -> tuple["Figure", list["Axes"]]:
-    """Return a figure with so many panels, at most `MOST_COLUMNS` in a row, and the panels.
+    """Return a figure with `number` panels, at most `MOST_COLUMNS` in a row, and the panels.
 
     Parameters
     ----------
     panel, margin : tuple of float
-        Width and height in inches of a panel, and of what all of them share.
+        Width and height in inches of a panel, and of the space outside the panels.
     """
     columns = min(MOST_COLUMNS, number)
     rows = -(-number // columns)
@@ -106,19 +105,19 @@ def panel_grid(
 def draw_line(
     axis: "Axes", points: Sequence[tuple[float, float]], label: str, style: str = "-"
 ) -> None:
-    """Draw a line through points (x, y), where there are any."""
+    """Draw a line through points (x, y); no points give no line."""
     if points:
         axis.plot(*zip(*points, strict=True), style, label=label, markersize=3)
 
 
 def show_percent(axis: "Axes", label: str) -> None:
-    """Label a vertical axis of shares, in percent with as many digits as it takes."""
+    """Label a vertical axis of shares, and show its ticks in percent."""
     axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
     axis.set_ylabel(label)
 
 
 def use_logarithms(axis: "Axes") -> None:
-    """Give the horizontal axis a logarithmic scale with plain numbers that do not collide."""
+    """Make the horizontal axis logarithmic, with plain numbers that do not overlap."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_xscale("log")
@@ -130,14 +129,14 @@ def use_logarithms(axis: "Axes") -> None:
 
 
 def use_integers(axis: "Axis", most: int) -> None:
-    """Put at most so many ticks on an axis, at whole numbers."""
+    """Put ticks on an axis, at whole numbers and about `most` of them."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, nbins=most))
 
 
 def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 1) -> None:
-    """Put one legend for all axes below the figure, each label once."""
+    """Put one legend for all axes below the figure, with each label once."""
     entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -157,20 +156,20 @@ def heat_map(
     texts: Texts | None = None,
     square: bool = False,
 ) -> "AxesImage":
-    """Draw a table of numbers as colours, and return what a colour bar needs.
+    """Draw a table of numbers as colours, and return the image, for a colour bar.
 
     Parameters
     ----------
     grid : float array, shape (rows, columns)
-        A cell that is NaN has no value, and is grey.
+        Cells that are NaN are grey.
     colours : str
         A colour map of matplotlib.
     limits : tuple
-        The values of its ends; None for the least and the largest of the grid.
+        Values at the ends of the colour map; None for the minimum and maximum of the grid.
     texts : mapping
-        What is written into the cell (row, column): white where it is dark.
+        Texts of cells by (row, column), white on dark cells.
     square : bool
-        Draw square cells in place of filling the axes.
+        Whether cells are square; otherwise they fill the axes.
     """
     axis.set_facecolor(_NO_VALUE)
     axis.tick_params(length=0)
@@ -187,7 +186,7 @@ def heat_map(
 
 
 def numbers(grid: Grid, digits: int) -> Texts:
-    """Return the values of a grid as texts of its cells."""
+    """Return the values of a grid as texts for `heat_map`."""
     return {
         place: f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 takes the sign off -0.0
         for place, value in np.ndenumerate(grid)
@@ -198,7 +197,7 @@ def numbers(grid: Grid, digits: int) -> Texts:
 def name_cells(
     axis: "Axes", rows: Sequence[str], columns: Sequence[str], *, slanted: bool = False
 ) -> None:
-    """Write the names of rows and columns beside a heat map; slanted where columns are narrow."""
+    """Write the names of rows and columns beside a heat map, on request with slanted columns."""
     slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axis.set_xticks(range(len(columns)), columns, **(slant if slanted else {}))
     axis.set_yticks(range(len(rows)), rows)

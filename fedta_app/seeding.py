@@ -1,8 +1,7 @@
-"""Random numbers keyed by what they are for.
+"""Random generators that are made from a key.
 
-Every draw of a run comes from a generator keyed by (seed, purpose, round, client, ...), never from
-a stream that several consumers share: the same numbers come out on every engine, whatever the
-scheduling, and after a resume.
+Every generator of a run has a key (seed, purpose, server_round, client, ...) of its own. So the
+random numbers are the same on every engine, with any scheduling, and after a resume.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ def derive_seed(*key: int | str) -> int:
 
 
 def torch_generator(*key: int | str) -> torch.Generator:
-    """Return a CPU generator for the key; draw on the CPU, so that every device sees the same."""
+    """Return a generator for the key, on the CPU so that all devices get the same numbers."""
     return torch.Generator().manual_seed(derive_seed(*key))
 
 

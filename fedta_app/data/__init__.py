@@ -1,4 +1,4 @@
-"""Data sets: what is known of them, how they are loaded, split and augmented."""
+"""Data sets: reading, splitting and augmenting them."""
 
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, load_data

@@ -1,4 +1,4 @@
-"""Augmentation and resizing of whole batches of images, on the device where the images are."""
+"""Augmentation and resizing of batches of images, on the device of the images."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,23 +13,22 @@ from fedta_app.device.cuda import to_device
 def random_crop_flip(
     images: Tensor, *, padding: int, flip: bool, generator: torch.Generator
 ) -> Tensor:
-    """Pad each image with zeros, crop it back at a random place, and mirror a random half.
+    """Return images that are shifted at random and mirrored with probability one half.
 
     Parameters
     ----------
     images : uint8 tensor, shape (N, channels, height, width)
         On any device.
     padding : int
-        Pixels added on each side before the crop; 0 for none.
+        Zero pixels added on each side before a random crop to the old size; 0 for no shift.
     flip : bool
-        Whether to mirror each image left to right with probability one half.
+        Whether to mirror images left to right.
     generator : torch.Generator
-        On the CPU: the same numbers are drawn whatever the device of the images.
+        On the CPU, so that all devices get the same random numbers.
 
     Returns
     -------
     uint8 tensor, shape of `images`
-        New images; the argument is unchanged.
 
     Raises
     ------
@@ -48,7 +47,7 @@ def random_crop_flip(
         mirrored = torch.randint(0, 2, (number, 1), generator=generator).bool()
         columns = torch.where(to_device(mirrored, device), columns.flip(1), columns)
     padded = functional.pad(images, (padding,) * 4)
-    # one gather over flattened pixels, whose source positions serve all channels of an image
+    # One gather over flattened pixels; all channels of an image have the same source positions.
     source = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     source = source.view(number, 1, height * width).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, source).view(images.shape)
@@ -62,18 +61,18 @@ def to_input(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Turn uint8 images into the input of a model: normalised, resized, of a floating type.
+    """Return uint8 images as the input of a model: normalised, resized, of a floating type.
 
     Parameters
     ----------
     images : uint8 tensor, shape (N, channels, height, width)
         On any device.
     size : int
-        Height and width of the result in pixels; reached by bicubic interpolation with the
-        anti-aliased kernel, that of Pillow and of torchvision's `resize`.
+        Height and width of the result in pixels; the interpolation is bicubic and anti-aliased,
+        as in torchvision's `resize`.
     mean, std : sequences of float
-        Of each channel of the result, in the scale where 255 is 1. Three of them and images with
-        one channel: the channel is used three times.
+        One value for each channel of the result, where 255 is 1. Images with one channel are
+        repeated to fit.
     dtype : torch.dtype
         Type of the result; the arithmetic is float32.
 
@@ -84,7 +83,7 @@ def to_input(
     Raises
     ------
     ValueError
-        If `size` is not positive, or `mean`, `std` and the channels of the images do not fit.
+        If `size` is not positive, or `mean` and `std` do not fit the channels of the images.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
@@ -93,7 +92,7 @@ def to_input(
             f"mean and std must have one value per channel of the {images.shape[1]}-channel "
             f"images, got {len(mean)} and {len(std)}"
         )
-    # Interpolation weights sum to one, so normalising first gives the same, on fewer pixels.
+    # Interpolation weights sum to one, so normalising the smaller image first gives the same.
     centre, scale = (_per_channel(tuple(values), images.device) for values in (mean, std))
     result = (images.float() / 255 - centre) / scale
     if result.shape[2:] != (size, size):
@@ -103,6 +102,6 @@ def to_input(
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the values as a column of channels; kept, since the copy to a GPU waits for it."""
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside
+    """Return the values as (C, 1, 1), cached because a copy to a GPU waits for the GPU."""
+    with torch.inference_mode(False):  # an inference tensor cannot be used in training
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,1 +1,1 @@
-"""What a GPU must be told, and the kernels that a CPU computes with."""
+"""Settings of CUDA devices, and kernels for CPUs."""

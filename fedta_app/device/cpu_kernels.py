@@ -1,14 +1,14 @@
-"""Matrix products of linear layers by oneDNN, where PyTorch's own are slow.
+"""Linear layers by oneDNN, for CPUs on which PyTorch's own matrix products are slow.
 
-PyTorch multiplies float32 matrices on a CPU by Intel's MKL, which on other makers' processors does
-not use their AVX-512 units: on an AMD EPYC a linear layer takes twice the time that oneDNN, which
-is part of PyTorch too, needs for it. Inductor, PyTorch's compiler, calls oneDNN the same way.
+PyTorch multiplies float32 matrices on a CPU by Intel's MKL, which does not use the AVX-512 units of
+other makers' processors: on an AMD EPYC a linear layer takes twice as long as by oneDNN, which is
+part of PyTorch too. Inductor, PyTorch's compiler, calls oneDNN in the same way.
 
-A convolution whose patches do not overlap, as the first layer of a vision transformer, is a linear
-layer on patches: its weight's gradient is then a product as well, not a slow special case.
+A convolution whose patches do not overlap, like the first layer of a vision transformer, is computed
+as a linear layer on patches, which makes the gradient of its weight fast too.
 
-Values differ from PyTorch's own by rounding. What is chosen depends on the processor and on the
-configuration alone, never on a measurement: every process of a run must get the same bits.
+The results differ from PyTorch's own by rounding. The choice of kernels depends on the processor
+and the configuration only, never on a measurement, so that all processes of a run get equal bits.
 """
 
 import platform
@@ -22,22 +22,22 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 ONEDNN, TORCH = "onednn", "torch"
-# Smaller weights gain nothing: starting the operation costs more than the product.
+# For smaller weights, starting the operation takes longer than the product.
 _SMALLEST_WEIGHT = 2**15
 
 
 def use_kernels(model: nn.Module, kernels: str, device: torch.device) -> str:
-    """Let a model's layers use the kernels, and return which ones those are.
+    """Return the kernels to use, "onednn" or "torch", after preparing the model's layers for them.
 
     Parameters
     ----------
     kernels : str
-        ``auto``: oneDNN on an AMD CPU, else PyTorch's own; or ``onednn``, ``torch``.
+        ``onednn``, ``torch``, or ``auto`` for oneDNN on an AMD CPU and PyTorch's own elsewhere.
 
     Raises
     ------
     ValueError
-        If oneDNN is asked for and is not there, or the model is not on a CPU.
+        If oneDNN is asked for and the device is not a CPU, or this PyTorch lacks oneDNN.
     """
     if kernels == "auto":
         kernels = ONEDNN if device.type == "cpu" and is_available() and _is_amd() else TORCH
@@ -64,11 +64,10 @@ def is_available() -> bool:
 
 
 def write_out_attention(model: nn.Module) -> None:
-    """Let timm's attention layers multiply and normalise step by step.
+    """Make timm's attention layers compute step by step instead of by PyTorch's fused kernel.
 
-    PyTorch's fused kernel for CPUs is slower in bf16 than the steps one by one:
-    `python -m benchmarks.bench_precision`. What stays in float32 (head statistics, Fisher
-    information) goes step by step too.
+    On CPUs the fused kernel is slower in bf16 (`python -m benchmarks.bench_precision`). Float32
+    computations of the model (head statistics, Fisher information) are changed too.
     """
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -76,19 +75,19 @@ def write_out_attention(model: nn.Module) -> None:
 
 
 def has_bf16_units() -> bool:
-    """Tell whether the CPU multiplies bf16 itself (AVX512-BF16, AMX or ARM's), as Linux says."""
+    """Return whether Linux lists bf16 units of the CPU: AVX512-BF16, AMX or ARM's."""
     words = set(_cpuinfo().split())
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _is_amd() -> bool:
-    # Windows has no /proc, and names the maker there.
+    # Windows has no /proc, but `platform.processor` names the maker.
     return "AuthenticAMD" in (_cpuinfo() or platform.processor())
 
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> str:
-    """Return what Linux says of the first processor, or nothing."""
+    """Return the entry of the first processor in /proc/cpuinfo, or "" without that file."""
     try:
         return Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -108,7 +107,7 @@ class Linear(nn.Linear):
     """`nn.Linear` by oneDNN."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the product, input [..., in] to output [..., out]."""
+        """Return the output (..., out) for the input (..., in)."""
         return linear(input, self.weight, self.bias)
 
 
@@ -116,18 +115,20 @@ class PatchConv2d(nn.Conv2d):
     """A convolution over patches that do not overlap, as a linear layer by oneDNN."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return [B, out, H / h, W / w] for images [B, in, H, W] and patches of h x w pixels."""
+        """Return (B, out, H / h, W / w) for images (B, in, H, W) and patches of h x w pixels."""
         height, width = self.kernel_size
-        watched = has_torch_function_variadic(input, self.weight)  # by who knows convolutions
+        watched = has_torch_function_variadic(
+            input, self.weight
+        )  # by a tape that handles convolutions
         if watched or input.shape[2] % height or input.shape[3] % width:
             return super().forward(input)
         patches = input.unflatten(3, (-1, width)).unflatten(2, (-1, height))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, rows, columns, in * h * w]
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, rows, columns, in * h * w)
         return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `torch.nn.functional.linear` does, by oneDNN for float32 on a CPU.
+    """Return what `torch.nn.functional.linear` returns, by oneDNN for float32 on a CPU.
 
     Parameters
     ----------
@@ -152,7 +153,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Product(Function):
-    """y = x w^T + b on matrices, and its gradients: g w for x, g^T x for w, the sum of g for b."""
+    """The product y = x w^T + b of matrices, with its gradients."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):  # type: ignore[no-untyped-def]

@@ -1,11 +1,9 @@
-"""What a CUDA GPU needs to be told: which precision, repeatable bits, copies nobody waits for.
+"""Precision, repeatable results and asynchronous copies on a CUDA GPU.
 
-Of a run on the CPU only "auto" is decided here: its precision.
-
-Policy for float32: "fp32" is IEEE single precision everywhere, patch embeddings and convolutions
-included, where PyTorch by itself would let cuDNN round to TF32; "tf32" lets both matrix products
-and convolutions round their inputs to TF32 (compute capability 8.0 or above; elsewhere it is fp32).
-With bf16 and fp16, what stays in float32 (head statistics, Fisher information) is IEEE too.
+With "fp32", float32 arithmetic is IEEE single precision everywhere, convolutions included, for which
+PyTorch's default is TF32. With "tf32", matrix products and convolutions round their inputs to TF32
+(from compute capability 8.0 on; on other devices it is the same as fp32). With bf16 and fp16, what
+stays in float32 (head statistics, Fisher information) is IEEE single precision.
 """
 
 import os
@@ -18,23 +16,23 @@ from torch.utils import deterministic
 
 from fedta_app.device.cpu_kernels import has_bf16_units
 
-# torch refuses deterministic algorithms without it; cuBLAS reads it when it starts.
+# Deterministic algorithms need it, and cuBLAS reads it only at its start.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 _AMPERE = (8, 0)  # the first compute capability with bf16 and TF32 in its matrix units
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tell whether the device computes in bf16 itself; older ones only emulate it, slowly."""
+    """Return whether the device has bf16 units; devices without them emulate bf16 slowly."""
     if device.type != "cuda":
         return has_bf16_units()
     return torch.cuda.get_device_capability(device) >= _AMPERE
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Return the precision that `precision` names; "auto" goes by the device.
+    """Return the precision of the key `precision`, where "auto" depends on the device.
 
-    That is bf16 where the device has it, else fp16 on a CUDA card such as a T4, and fp32 on a CPU.
+    "auto" is bf16 if the device has bf16 units, else fp16 on CUDA and fp32 on a CPU.
     """
     if name != "auto":
         return name
@@ -44,7 +42,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def set_float32_policy(precision: str, device: torch.device) -> None:
-    """Say, for this process, what float32 arithmetic may do: TF32 where asked for, else IEEE."""
+    """Make the float32 arithmetic of this process TF32 if asked for, else IEEE."""
     tf32 = precision == "tf32" and device.type == "cuda"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
@@ -54,8 +52,8 @@ def set_float32_policy(precision: str, device: torch.device) -> None:
 def repeatable(device: torch.device, wanted: bool = True) -> Iterator[None]:
     """Use, within the block, only CUDA algorithms that give the same bits every time.
 
-    Without it the backward pass of fused attention adds up in any order. An operation without such
-    an algorithm raises torch's RuntimeError.
+    Without it, the backward pass of fused attention adds in varying order. An operation without
+    such an algorithm raises torch's RuntimeError.
     """
     if device.type != "cuda" or not wanted:
         yield
@@ -75,10 +73,9 @@ def repeatable(device: torch.device, wanted: bool = True) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a CPU tensor without waiting for what the GPU is still doing.
+    """Return the tensor on the device, without waiting for the work that the GPU has queued.
 
-    A copy from ordinary memory waits for the whole stream, so that no step could be queued before
-    the last one is done; a copy from pinned memory is queued like everything else.
+    A copy from ordinary memory would wait for it; a copy from pinned memory is queued too.
     """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)

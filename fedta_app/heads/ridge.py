@@ -1,25 +1,23 @@
-"""A classification head in closed form: ridge regression from statistics that add up over clients.
+"""A classification head in closed form: ridge regression from sums that add up over clients.
 
-Federated ridge regression on the features of a frozen backbone (Fed3R: Fanì et al., "Accelerating
-Heterogeneous Federated Learning with Closed-form Classifiers", ICML 2024). The Gram matrix of the
-features, the feature sum of each class and the class sizes are sums over examples: added over
-clients they are those of the pooled data, so the head is the centralised one however the data are
-divided, one class per client included. Each client contributes once; add clients in a fixed order
-for the same bits. Float64 throughout: a Gram matrix squares the condition number.
+Fed3R (Fanì et al., "Accelerating Heterogeneous Federated Learning with Closed-form Classifiers",
+ICML 2024): the Gram matrix of the features, the feature sum of each class and the class sizes are
+sums over examples, so their sums over clients are those of the pooled data, and the head is the
+centralised one for every partition. All sums are float64, because a Gram matrix squares the
+condition number. For equal bits, add the clients in a fixed order.
 
-Unlike Fed3R's code the intercept is not penalised (features and targets are centred, as in
-scikit-learn's `Ridge`), and the strength may be given relative to the features' variance. Ridge
-outputs lie near [0, 1], which makes their softmax almost uniform: one temperature, fitted on
-validation data, is folded into the head.
+Two things differ from Fed3R's code. The intercept is not penalised: features and targets are
+centred, as in scikit-learn's `Ridge`. And since ridge outputs lie near [0, 1], where their softmax
+is almost uniform, the head is divided by a temperature that is fitted on validation data.
 
-Privacy: what a client's own statistics tell whoever sees them.
+Privacy: what a client's own statistics reveal to those who see them.
 
 - The class sizes, and the non-zero rows of the class sums, are the client's labels.
 - A row of the class sums over its class size is a mean feature; for a client of one class, that of
   all its data; for a class of one example, the example's own feature.
 - The Gram matrix of n < d examples has rank n and spans exactly their features.
 
-The server needs the sums alone, so secure aggregation (or noise added to the sums) applies as is.
+The server needs the sums only, so secure aggregation, or noise added to the sums, can be used.
 """
 
 import math
@@ -30,30 +28,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-RELATIVE_RIDGES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
-TEMPERATURES = tuple(10.0 ** (power / 20) for power in range(-50, 21))
+RELATIVE_RIDGES: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(-10, 5))
+TEMPERATURES: tuple[float, ...] = tuple(10.0 ** (power / 20) for power in range(-50, 21))
 
 
 class RidgeStatistics:
-    """Sums over examples from which ridge regression on one-hot targets follows exactly.
+    """Sums over examples that determine the ridge regression on one-hot targets.
 
     Attributes
     ----------
-    gram
-        Sum of the outer products of features with themselves, [d, d], exactly symmetric.
-    class_sums
-        Sum of the features of each class, [C, d].
-    class_counts
-        Examples of each class, [C].
+    gram : float64 Tensor of shape (d, d)
+        Sum of the outer products of features with themselves, exactly symmetric.
+    class_sums : float64 Tensor of shape (C, d)
+        Sum of the features of each class.
+    class_counts : float64 Tensor of shape (C,)
+        Number of examples of each class.
 
-    All are float64 on the CPU.
+    Examples
+    --------
+    Two clients with one class each get the head of their pooled data:
+
+    >>> import torch
+    >>> from fedta_app.heads import RidgeStatistics
+    >>> features = torch.tensor([[0.0, 1.0], [0.0, 3.0], [2.0, 1.0], [2.0, 3.0]])
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> one = RidgeStatistics(num_features=2, num_classes=2).add(features[:2], labels[:2])
+    >>> other = RidgeStatistics(num_features=2, num_classes=2).add(features[2:], labels[2:])
+    >>> weight, bias = (one + other).solve(ridge=0.1)
+    >>> (features.double() @ weight.T + bias).argmax(1)
+    tensor([0, 0, 1, 1])
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         if num_features < 1 or num_classes < 1:
             raise ValueError(
-                f"num_features is {num_features} and num_classes {num_classes}; "
-                "both must be at least 1."
+                f"num_features is {num_features} and num_classes is {num_classes}; "
+                "both must be at least 1"
             )
         self.gram = torch.zeros(num_features, num_features, dtype=torch.float64)
         self.class_sums = torch.zeros(num_classes, num_features, dtype=torch.float64)
@@ -61,7 +71,7 @@ class RidgeStatistics:
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> Self:
-        """Add examples in place: features [n, d] of any float type, integer labels [n].
+        """Add features (n, d) of any float type with integer labels (n,) in place; return self.
 
         Raises
         ------
@@ -82,8 +92,8 @@ class RidgeStatistics:
         """Return the statistics of both sets of examples together."""
         if other.class_sums.shape != self.class_sums.shape:
             raise ValueError(
-                f"statistics of [classes, features] {tuple(other.class_sums.shape)} cannot be added"
-                f" to those of {tuple(self.class_sums.shape)}; the two must be equal."
+                f"statistics with class_sums of shape {tuple(other.class_sums.shape)} cannot be "
+                f"added to those of shape {tuple(self.class_sums.shape)}; the two must be equal"
             )
         total = RidgeStatistics(self.gram.shape[0], len(self.class_counts))
         total.gram = self.gram + other.gram
@@ -96,17 +106,12 @@ class RidgeStatistics:
         """Number of examples."""
         return int(self.class_counts.sum())
 
-    @property
-    def feature_sum(self) -> Tensor:
-        """Sum of all features, [d]."""
-        return self.class_sums.sum(0)
-
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return the weight [C, d] and bias [C] that minimise ``error + ridge * |weight|^2``.
+        """Return the weight (C, d) and bias (C,) that minimise ``error + ridge * |weight|^2``.
 
-        The squared error is summed over examples, targets are 1 for an example's class and 0 for
-        the others, and the bias is not penalised. A class without examples gets zeros. With
-        ridge 0 and dependent features, the weight of least norm.
+        The squared error is summed over examples; targets are 1 for an example's class and 0 for
+        the others. A class without examples gets zeros. Ridge 0 gives the weight of least norm
+        where features are linearly dependent.
 
         Raises
         ------
@@ -130,18 +135,17 @@ class RidgeStatistics:
         weights = [self._by_eigenvalues(decomposition, targets, ridge) for ridge in ridges]
         return [(weight, self._bias(weight)) for weight in weights]
 
-    def scaled(self, relative_ridges: Sequence[float]) -> list[float]:
-        """Return the ridges as `solve` takes them: times the mean diagonal of the centred Gram.
+    def scale(self) -> float:
+        """Return the mean diagonal entry of the centred Gram matrix.
 
-        That is the number of examples times the features' mean variance, so that one relative
-        ridge means the same for any amount of data and any scale of the features.
+        This is the number of examples times the mean variance of the features. A ridge in units of
+        it means the same for any amount of data and any scale of the features.
         """
         gram, _ = self._centred()
-        scale = max(0.0, float(gram.trace())) / len(gram)
-        return [relative * scale for relative in relative_ridges]
+        return max(0.0, float(gram.trace())) / len(gram)
 
     def to_vector(self) -> Tensor:
-        """Return everything as one float64 vector: d(d+1)/2 + Cd + C numbers, for the wire."""
+        """Return all sums as one float64 vector of d(d+1)/2 + Cd + C numbers, for a message."""
         rows, columns = torch.triu_indices(*self.gram.shape)
         return torch.cat([self.gram[rows, columns], self.class_sums.reshape(-1), self.class_counts])
 
@@ -152,7 +156,7 @@ class RidgeStatistics:
         Raises
         ------
         ValueError
-            If the vector is not float64 of the length that the two numbers give.
+            If the vector is not float64, or its length does not fit the two numbers.
         """
         statistics = cls(num_features, num_classes)
         rows, columns = torch.triu_indices(num_features, num_features)
@@ -160,7 +164,7 @@ class RidgeStatistics:
         if vector.dtype != torch.float64 or vector.shape != (sum(sizes),):
             raise ValueError(
                 f"vector is {vector.dtype} of shape {tuple(vector.shape)}; {num_features} features "
-                f"and {num_classes} classes need torch.float64 ({sum(sizes)},)."
+                f"and {num_classes} classes need torch.float64 of shape ({sum(sizes)},)"
             )
         upper, class_sums, class_counts = torch.split(vector.detach().cpu(), sizes)
         statistics.gram[rows, columns] = upper
@@ -170,131 +174,82 @@ class RidgeStatistics:
         return statistics
 
     def _centred(self) -> tuple[Tensor, Tensor]:
-        """Return the Gram matrix [d, d] and the class sums [C, d] of centred features."""
+        """Return the Gram matrix (d, d) and the class sums (C, d) of the centred features."""
         if self.count == 0:
-            raise ValueError("the statistics hold no example; add some before solving.")
-        mean = self.feature_sum / self.count
+            raise ValueError("the statistics hold no examples; add some before solving")
+        mean = self.class_sums.sum(0) / self.count
         gram = self.gram - self.count * torch.outer(mean, mean)
         return gram, self.class_sums - torch.outer(self.class_counts, mean)
 
     def _by_eigenvalues(
         self, decomposition: tuple[Tensor, Tensor], targets: Tensor, ridge: float
     ) -> Tensor:
-        """Return targets (gram + ridge)^-1, [C, d], with no weight where there is no variance."""
+        """Return targets (gram + ridge I)^-1, (C, d), zero along directions without variance."""
         values, vectors = decomposition
-        # What centring leaves of a constant feature is rounding of the Gram matrix's own size.
+        # Centring a constant feature leaves a rounding error in proportion to the Gram matrix.
         rounding = len(values) * torch.finfo(values.dtype).eps * float(self.gram.diagonal().max())
         inverse = torch.where(values > rounding, 1 / (values + ridge), 0.0)
         weight: Tensor = (targets @ vectors * inverse) @ vectors.T
         return weight
 
     def _bias(self, weight: Tensor) -> Tensor:
-        return (self.class_counts - weight @ self.feature_sum) / self.count
-
-
-def select_ridge(
-    statistics: RidgeStatistics,
-    features: Tensor,
-    labels: Tensor,
-    candidates: Sequence[float] = RELATIVE_RIDGES,
-) -> float:
-    """Return the ridge, ready for `solve`, that classifies most validation examples correctly.
-
-    Over clients, with `ridges = statistics.scaled(candidates)`: each returns `correct_counts` of
-    `statistics.path(ridges)`, and `best_ridge(ridges, summed counts)` is the same ridge.
-
-    The validation examples are features [n, d] and labels [n]; candidates are relative ridges, see
-    `RidgeStatistics.scaled`.
-
-    Raises
-    ------
-    ValueError
-        If there is no candidate, or the examples do not fit.
-    """
-    ridges = statistics.scaled(candidates)
-    return best_ridge(ridges, correct_counts(statistics.path(ridges), features, labels))
+        return (self.class_counts - weight @ self.class_sums.sum(0)) / self.count
 
 
 @torch.no_grad()
-def correct_counts(
-    heads: Sequence[tuple[Tensor, Tensor]], features: Tensor, labels: Tensor
-) -> Tensor:
-    """Return how many examples each head (weight, bias) classifies correctly, int64 [heads]."""
-    counts = []
-    for weight, bias in heads:
-        _check_examples(features, labels, weight.shape[1], len(weight))
-        logits = functional.linear(features.to(weight), weight, bias)
-        counts.append((logits.argmax(1).cpu() == labels.cpu()).sum())
-    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64)
+def select_ridge(statistics: RidgeStatistics, features: Tensor, labels: Tensor) -> float:
+    """Return the ridge that classifies most validation examples correctly, the largest of equals.
 
-
-def best_ridge(ridges: Sequence[float], counts: Tensor) -> float:
-    """Return the ridge with most correct answers; the largest of equally good ones.
+    The candidates are `RELATIVE_RIDGES` times `RidgeStatistics.scale`; the validation examples are
+    features (n, d) with labels (n,).
 
     Raises
     ------
     ValueError
-        If there is not one count per ridge, or no ridge.
+        If the examples do not fit the statistics.
     """
-    if len(ridges) == 0 or counts.shape != (len(ridges),):
-        raise ValueError(
-            f"counts has shape {tuple(counts.shape)}; it must be ({len(ridges)},), one or more."
-        )
-    return max(zip(counts.tolist(), ridges, strict=True))[1]
+    num_classes, num_features = statistics.class_sums.shape
+    _check_examples(features, labels, num_features, num_classes)
+    scale = statistics.scale()
+    ridges = [relative * scale for relative in RELATIVE_RIDGES]
+    correct = []
+    for weight, bias in statistics.path(ridges):
+        predicted = functional.linear(features.to(weight), weight, bias).argmax(1)
+        correct.append(int((predicted == labels.cpu()).sum()))
+    return max(zip(correct, ridges, strict=True))[1]
 
 
 @torch.no_grad()
-def temperature_nll(logits: Tensor, labels: Tensor, grid: Sequence[float] = TEMPERATURES) -> Tensor:
-    """Return the negative log-likelihood, summed over examples, at each temperature of the grid.
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature of `TEMPERATURES` that makes the labels (n,) most likely.
 
-    The sums are float64 [grid] and add up over clients. Logits [n, C] are divided by the
-    temperature.
+    The logits (n, C) are divided by it; use validation data.
 
     Raises
     ------
     ValueError
-        If the grid is empty or has a temperature that is not positive, or the shapes do not fit.
+        If the shapes do not fit, a label is not a class, or a logit is not finite.
     """
-    _check_temperatures(grid)
     _check_examples(logits, labels, logits.shape[-1], logits.shape[-1])
     logits, labels = logits.to("cpu", torch.float64), labels.cpu().long()
-    sums = [functional.cross_entropy(logits / value, labels, reduction="sum") for value in grid]
-    return torch.stack(sums)
-
-
-def fit_temperature(logits: Tensor, labels: Tensor, grid: Sequence[float] = TEMPERATURES) -> float:
-    """Return the temperature of the grid that makes the labels most likely (validation data).
-
-    Over clients: sum their `temperature_nll` and take the temperature at the least sum.
-    """
-    return float(grid[int(temperature_nll(logits, labels, grid).argmin())])
-
-
-def scale_head(weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the head whose logits are those of the given one divided by the temperature."""
-    _check_temperatures([temperature])
-    return weight / temperature, bias / temperature
+    losses = [functional.cross_entropy(logits / t, labels, reduction="sum") for t in TEMPERATURES]
+    return TEMPERATURES[int(torch.stack(losses).argmin())]
 
 
 def _check_examples(rows: Tensor, labels: Tensor, width: int, num_classes: int) -> None:
-    """Refuse rows [n, width] and labels [n] that do not fit together."""
+    """Raise ValueError for rows and labels other than (n, width) and (n,), or invalid values."""
     if rows.ndim != 2 or rows.shape[1] != width or labels.shape != rows.shape[:1]:
         raise ValueError(
             f"features and labels have shapes {tuple(rows.shape)} and {tuple(labels.shape)}; "
-            f"they must be (n, {width}) and (n,)."
+            f"they must be (n, {width}) and (n,)"
         )
     if not rows.isfinite().all():
-        raise ValueError("features contain NaN or infinity; they must be finite.")
+        raise ValueError("features contain NaN or infinity; they must be finite")
     if labels.is_floating_point() or ((labels < 0) | (labels >= num_classes)).any():
-        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}.")
+        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}")
 
 
 def _check_ridges(ridges: Sequence[float]) -> None:
     for ridge in ridges:
         if not 0 <= ridge < math.inf:
-            raise ValueError(f"ridge is {ridge}; it must be finite and not negative.")
-
-
-def _check_temperatures(grid: Sequence[float]) -> None:
-    if len(grid) == 0 or not all(0 < temperature < math.inf for temperature in grid):
-        raise ValueError(f"temperatures are {list(grid)}; there must be some, all positive.")
+            raise ValueError(f"ridge is {ridge}; it must be finite and not negative")

@@ -1,4 +1,4 @@
-"""Models by name, and the weights they start from."""
+"""Models by name, and their initial weights."""
 
 from fedta_app.models.building import BuiltModel, WeightsSource, build_model, features, num_features
 

@@ -1,9 +1,9 @@
-"""Models by name, with the weights they start from.
+"""Models by name, with their initial weights.
 
-The model of the experiments is ViT-S/16 (Touvron et al., DeiT, ICML 2021) pre-trained with DINO
-(Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021), timm's
-``vit_small_patch16_224.dino``; any other timm model with a linear head and no batch statistics
-works, as do the networks of `fedta_app.models.architectures`.
+A model is one of `fedta_app.models.architectures`, or a timm model with a linear head and without
+batch statistics. The experiments use timm's ``vit_small_patch16_224.dino``: a ViT-S/16 (Touvron et
+al., DeiT, ICML 2021) pre-trained with DINO (Caron et al., "Emerging Properties in Self-Supervised
+Vision Transformers", ICCV 2021).
 """
 
 import math
@@ -30,15 +30,15 @@ class WeightsSource:
     Attributes
     ----------
     kind : str
-        "pretrained" (a hub, or this repository), "file" or "random".
+        "pretrained" (from the hub or from this repository), "file" or "random".
     location : str
         Path of the file, "hub id (file name)", or "" for random weights.
     sha256 : str
-        Of the file; of the state dict for random weights.
+        Hash of the file, or of the state dict for random weights.
     pretrained : bool
         False for random weights.
     head_loaded : bool
-        Whether the weights brought a head that fits; if not, it is initialised from the seed.
+        Whether the weights have a head that fits; otherwise it is initialised from the seed.
     """
 
     kind: str
@@ -50,20 +50,22 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model in train mode, float32, on the CPU, and what must be known to use it.
+    """A float32 model on the CPU in training mode, with what is needed to use it.
 
     Attributes
     ----------
     model : nn.Module
+        The model itself.
     head : str
         Name of the classifier module; its parameters are ``<head>.weight`` and ``<head>.bias``.
     image_size : int
         Pixels per side that the model takes.
     mean : tuple of float, or None
-        Per channel in [0, 1] units; None means "use that of the data set".
+        Of each channel, where 255 is 1; None means that of the data set.
     std : tuple of float, or None
         Likewise.
     source : WeightsSource
+        Where the weights came from.
     warnings : tuple of str
         Sentences to show to the user.
     """
@@ -85,9 +87,8 @@ def build_model(
     num_classes: int,
     in_channels: int,
     seed: int,
-    cache_dir: str | None = None,
 ) -> BuiltModel:
-    """Build a model by name and give it its first weights; torch's global generators stay as is.
+    """Return a model by its name, with its weights; torch's global generators are unchanged.
 
     Parameters
     ----------
@@ -98,17 +99,27 @@ def build_model(
     image_size : int
         Pixels per side; 0 for the model's own. Position embeddings are resampled to it.
     num_classes, in_channels : int
+        Outputs of the head, and channels of the images.
     seed : int
-        Of the random weights, and of the head where the weights bring none that fits: the head
-        is the same whatever the other weights are.
-    cache_dir : str, optional
-        For downloads; the hub's own cache by default.
+        Seed of random weights, and of the head where the weights have none that fits. The head
+        does not depend on the other weights.
 
     Raises
     ------
     ModelError
-        For an unknown name, an image size that the model cannot take, weights that are not there
-        or do not fit, batch normalisation, or a classifier that is not one linear layer.
+        If the name is unknown, the model does not take the image size, the weights are missing or
+        do not fit, or the model has batch normalisation or no linear head.
+
+    Examples
+    --------
+    >>> from fedta_app.models import build_model, num_features
+    >>> built = build_model(
+    ...     "vit_digits", weights="pretrained", image_size=0, num_classes=10, in_channels=1, seed=0
+    ... )
+    >>> built.image_size, built.head, num_features(built.model)
+    (8, 'head', 64)
+    >>> built.model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
     if num_classes < 2 or in_channels < 1 or image_size < 0:
         raise ModelError(
@@ -123,13 +134,13 @@ def build_model(
     head = _find_head(name, model)
     _seed_head(model, head, seed)
     _check_image_size(name, model, size, in_channels)
-    source, names = _load(design, model, head, weights, cache_dir)
+    source, names = _load(design, model, head, weights)
     warnings = misleading_names(name, names, head)
     return BuiltModel(model, head, size, design.mean, design.std, source, warnings)
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the input of the head, [B, d], for images [B, channels, height, width]."""
+    """Return the input of the head, (B, d), for images (B, channels, height, width)."""
     hidden = model.forward_features(images)  # type: ignore[operator]
     pooled: Tensor = model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
     return pooled
@@ -144,7 +155,7 @@ def num_features(model: nn.Module) -> int:
 def _initialise(
     design: Design, image_size: int, num_classes: int, in_channels: int, seed: int
 ) -> nn.Module:
-    """Build the model from the seed alone; the global generator is put back."""
+    """Build the model from the seed, and restore the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "model", design.name))
         model = design.construct(image_size, num_classes, in_channels)
@@ -152,7 +163,7 @@ def _initialise(
 
 
 def _seed_head(model: nn.Module, head: str, seed: int) -> None:
-    """Initialise the head as timm does a vision transformer's, from a generator of its own."""
+    """Initialise the head as timm does that of a vision transformer, from the seed."""
     classifier = model.get_submodule(head)
     assert isinstance(classifier, nn.Linear)
     generator = torch.Generator().manual_seed(derive_seed(seed, "model", "head"))
@@ -185,7 +196,7 @@ def _find_head(name: str, model: nn.Module) -> str:
 
 
 def _check_image_size(name: str, model: nn.Module, image_size: int, in_channels: int) -> None:
-    """Run one blank image: its size must be accepted, and the head must see `features`."""
+    """Raise ModelError unless the model takes such images and its head takes `features`."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     multiple = math.lcm(*patch) if isinstance(patch, tuple) else int(patch)
     if image_size < multiple or image_size % multiple:
@@ -215,15 +226,15 @@ def _check_image_size(name: str, model: nn.Module, image_size: int, in_channels:
 
 
 def _load(
-    design: Design, model: nn.Module, head: str, weights: str, cache_dir: str | None
+    design: Design, model: nn.Module, head: str, weights: str
 ) -> tuple[WeightsSource, set[str]]:
-    """Load the weights into the model; return their source and the names they came with."""
+    """Load the weights into the model; return their source and the names in their file."""
     if weights == "random":
         sha256 = state_sha256(model.state_dict())
         return WeightsSource("random", "", sha256, pretrained=False, head_loaded=False), set()
     if weights == "pretrained":
         kind = "pretrained"
-        location, path = _find_pretrained(design, cache_dir)
+        location, path = _find_pretrained(design)
     else:
         kind, path = "file", Path(weights).expanduser().absolute()
         location = str(path)
@@ -233,13 +244,13 @@ def _load(
     return source, set(state)
 
 
-def _find_pretrained(design: Design, cache_dir: str | None) -> tuple[str, Path]:
-    """Return the name and the local path of the design's own weights file."""
+def _find_pretrained(design: Design) -> tuple[str, Path]:
+    """Return the location and the local path of the pre-trained weights."""
     if design.committed is not None:
         return str(design.committed), design.committed
     if design.hub is not None:
         hub_id, filename = design.hub
-        return f"{hub_id} ({filename})", fetch_from_hub(hub_id, filename, cache_dir)
+        return f"{hub_id} ({filename})", fetch_from_hub(hub_id, filename)
     raise ModelError(
         f"weights = 'pretrained' is not allowed with model = {design.name!r}: there are no "
         "pre-trained weights of it; weights is 'random' or the path of a weights file"

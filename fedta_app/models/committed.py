@@ -1,4 +1,4 @@
-"""Where the weights that come with fedta are, also in a copy of the app that Flower made."""
+"""Paths of the weights files that come with fedta."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parents[1] / "weights"
 def committed_weights(name: str) -> Path | None:
     """Return the path of `<name>.safetensors`, or None where fedta has no such weights.
 
-    `flwr run` packs .py, .toml, .json and .md files only: in its copy of the app the file is
-    missing, and the one of the installed package is used.
+    The copy of the app that `flwr run` makes has .py, .toml, .json and .md files only; there the
+    file of the installed package is used.
     """
     file = f"{name}.safetensors"
     candidates = [FOLDER / file, *(folder / file for folder in _installed())]
@@ -21,6 +21,7 @@ def committed_weights(name: str) -> Path | None:
 
 
 def _installed() -> list[Path]:
+    """Return the folders where the installed package may have its weights."""
     try:
         package = distribution("fedta")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What a model name stands for: how it is built, its image size, where its weights are."""
+"""How the model of a name is built, its image size, and where its weights are."""
 
 import difflib
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from fedta_app.models.committed import committed_weights
 
 @dataclass(frozen=True)
 class Design:
-    """What a name stands for, before anything is built.
+    """How the model of a name is built, and where its pre-trained weights are.
 
-    ``construct(image_size, num_classes, in_channels)`` builds it from the global generator; at
-    most one of ``committed`` (a file) and ``hub`` (id, file name) has pre-trained weights.
+    ``construct(image_size, num_classes, in_channels)`` draws the weights from torch's global
+    generator. At most one of ``committed`` (a file) and ``hub`` (id, file name) is set.
     """
 
     name: str
@@ -47,12 +47,12 @@ def own_design(name: str) -> Design:
 
 
 def timm_design(name: str, in_channels: int) -> Design:
-    """Return the design of a timm name; images of other than 3 channels have no mean and std.
+    """Return the design of a timm model; mean and std are None unless there are 3 channels.
 
     Raises
     ------
     ModelError
-        For a name, or a tag behind the dot, that timm does not know; the closest are named.
+        If timm does not know the name or the tag behind its dot.
     """
     cfg = _pretrained_cfg(name)
     if cfg is None:
@@ -78,7 +78,7 @@ def timm_design(name: str, in_channels: int) -> Design:
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg | None:
-    """Return what timm knows about a name, None if the name or its tag is unknown."""
+    """Return timm's configuration of a name, or None if the name or its tag is unknown."""
     try:
         return get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # an unknown tag
@@ -118,15 +118,16 @@ def wrong_size(name: str, image_size: int, multiple: int) -> ModelError:
 
 
 def misleading_names(name: str, weights: set[str], head: str) -> tuple[str, ...]:
-    """Warn where a model's name and its weights disagree about DINO.
+    """Return a warning where a model's name and its weights disagree about DINO.
 
     Parameters
     ----------
     name : str
+        Name of the model.
     weights : set of str
-        Names of the loaded parameters; empty for random weights, which mislead nobody.
+        Names of the loaded parameters; empty for random weights, which give no warning.
     head : str
-        Name of the classifier: DINO has none.
+        Name of the classifier, which DINO does not have.
     """
     cfg = _pretrained_cfg(name)
     if cfg is None or not weights:

@@ -1,4 +1,4 @@
-"""Weights from files: read without running code, matched to the model, or refused.
+"""Reading weights files, without running code in them, and loading them into a model.
 
 A file may hold the flat backbone of the official DINO release (Caron et al., "Emerging Properties
 in Self-Supervised Vision Transformers", ICCV 2021), its full checkpoint (the teacher is taken), a
@@ -23,11 +23,11 @@ from fedta_app.errors import ModelError, first_line
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _WRAPPERS = ("teacher", "state_dict", "model")
-_HUB_SECONDS = 5.0  # to answer; without a network the client's own retries take most of a minute
+_HUB_SECONDS = 5.0  # timeout; without it the retries of the hub's client take most of a minute
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of the names, types, shapes and bits of a state dict, in name order."""
+    """Return the sha256 of the names, types, shapes and bits of a state dict, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -37,7 +37,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a flat state dict of backbone names from a weights file; no code in it is run.
+    """Return the state dict in a weights file, without running code in it.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor
-        Names without the prefixes of wrappers (``module.``, ``_orig_mod.``, ``backbone.``); where
-        some names start with ``backbone.``, only those.
+        Tensors by name, without the prefixes ``module.``, ``_orig_mod.`` and ``backbone.``; if some
+        names start with ``backbone.``, only those.
 
     Raises
     ------
     ModelError
-        If the file is missing, of another kind, corrupt, or holds no tensors.
+        If the file is missing, has another suffix, is corrupt, or holds no tensors.
     """
     if not path.is_file():
         raise ModelError(
@@ -78,13 +78,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_load(path: Path) -> Any:
-    # DINO's full checkpoints hold the options they were trained with; a Namespace runs no code.
+    # A full checkpoint of DINO has its training options in a Namespace, which runs no code.
     torch.serialization.add_safe_globals([argparse.Namespace])
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
-    """Descend into the wrappers, keep the tensors, and strip the prefixes of their names."""
+    """Return the tensors inside the wrappers, without the prefixes of their names."""
     while isinstance(content, Mapping):
         inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
@@ -100,26 +100,25 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
     return {n.removeprefix("backbone."): t for n, t in backbone.items()} or tensors
 
 
-def fetch_from_hub(
-    hub_id: str, filename: str = "model.safetensors", cache_dir: str | None = None
-) -> Path:
-    """Return the local path of a file of the Hugging Face hub, downloaded if it is not cached.
+def fetch_from_hub(hub_id: str, filename: str = "model.safetensors") -> Path:
+    """Return the local path of a file of the Hugging Face hub, downloaded unless it is cached.
 
     Raises
     ------
     ModelError
-        If the hub does not answer within seconds or has no such file.
+        If the hub does not answer within 5 seconds, or has no such file.
     """
     repository, _, revision = hub_id.partition("@")
-    where: dict[str, Any] = {"repo_id": repository, "filename": filename}
-    where["revision"] = revision or None
-    cached = huggingface_hub.try_to_load_from_cache(**where, cache_dir=cache_dir)
+    where: dict[str, Any] = {
+        "repo_id": repository, "filename": filename, "revision": revision or None
+    }  # fmt: skip
+    cached = huggingface_hub.try_to_load_from_cache(**where)
     if isinstance(cached, str):
         return Path(cached)
     try:
         url = huggingface_hub.hf_hub_url(**where)
         huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)  # asks once, no retries
-        downloaded = huggingface_hub.hf_hub_download(**where, cache_dir=cache_dir)
+        downloaded = huggingface_hub.hf_hub_download(**where)
     except Exception as error:  # each version of the client has its own network errors
         page = f"https://huggingface.co/{repository}"
         if isinstance(error, (EntryNotFoundError, RepositoryNotFoundError)):
@@ -134,16 +133,16 @@ def fetch_from_hub(
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, head: str, source: str) -> bool:
-    """Load a state dict of whatever layout into the model, and refuse one that does not fit.
+    """Load a state dict into the model, and return whether it had a head that fits.
 
-    Position embeddings are resampled to the model's grid, and a first layer for colour is summed
-    for grey images, both as timm does for its own weights. The head is loaded if its shape fits
-    and left alone if not; everything else must be there, and nothing else may be.
+    As in timm, position embeddings are resampled to the model's grid, and the weights of a first
+    layer for colour images are summed for grey ones. A head of another shape is left out; all
+    other names and shapes must be those of the model.
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place, only when the weights fit.
+        Changed in place; unchanged if the weights do not fit.
     state : mapping of str to Tensor
         As `read_weights` returns it.
     head : str
@@ -151,15 +150,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, head: str, so
     source : str
         What the error message calls the weights.
 
-    Returns
-    -------
-    bool
-        Whether the head was loaded too.
-
     Raises
     ------
     ModelError
-        Naming the first parameters that are missing, left over, of another shape or not finite.
+        If a parameter is missing, left over, of another shape or not finite.
     """
     wanted = model.state_dict()
     fitted = _convert(model, state, wanted, source)
@@ -176,11 +170,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, head: str, so
 def _convert(
     model: nn.Module, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Apply the model's own conversion of foreign layouts, and adapt the input channels."""
+    """Return the weights in the model's own layout, for its number of input channels."""
     patches = "patch_embed.proj.weight"
     if patches in state and patches in wanted and state[patches].ndim == 4:
         theirs, ours = state[patches].shape[-2:], wanted[patches].shape[-2:]
-        if theirs != ours:  # timm would resample them silently: another model altogether
+        if theirs != ours:  # timm would resample them without a message
             raise ModelError(
                 f"{source} does not fit the model: its patches are {theirs[0]} x {theirs[1]} "
                 f"pixels and the model's {ours[0]} x {ours[1]}"
@@ -189,7 +183,7 @@ def _convert(
     convert = getattr(module, "checkpoint_filter_fn", None)
     try:
         converted = dict(convert(dict(state), model)) if convert else dict(state)
-    except Exception as error:  # written for timm's own files; others fail in any way
+    except Exception as error:  # the conversion may raise anything for foreign files
         raise ModelError(f"{source} does not fit the model: {first_line(error)}") from error
     first = _first_layer(model)
     if first in converted and first in wanted:
@@ -198,7 +192,7 @@ def _convert(
 
 
 def _first_layer(model: nn.Module) -> str:
-    """Return the name of the weight that reads the image, "" where it is not one convolution."""
+    """Return the name of the weight of the first convolution, "" if there is none."""
     names = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     first = next(names, "")
     return first and f"{first}.weight"

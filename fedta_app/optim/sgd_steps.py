@@ -1,4 +1,4 @@
-"""The arithmetic of one step of SGD with momentum on masked tensors, plain and foreach.
+"""One step of SGD with momentum on masked tensors, plain and foreach.
 
 The order of operations is that of ``torch.optim.SGD``, so that a trained entry gets the same bits.
 """
@@ -19,7 +19,7 @@ BITS = {
 
 
 class Slot(NamedTuple):
-    """What one parameter brings to a step."""
+    """One parameter with its gradient, its mask (None: trained whole) and its optimizer state."""
 
     param: Tensor
     grad: Tensor
@@ -28,10 +28,10 @@ class Slot(NamedTuple):
 
 
 class Scratch:
-    """Memory for intermediate results, kept from one tensor and step to the next.
+    """Memory for intermediate results that is reused by all tensors and steps.
 
-    On a CPU, malloc gives memory of this size back to the system and takes it again all the time;
-    faulting the pages in can cost several times the arithmetic.
+    On a CPU, malloc returns blocks of this size to the system each time; the page faults of new
+    blocks can cost several times the arithmetic.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Scratch:
         self._factors: dict[Tensor, Tensor] = {}
 
     def like(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a tensor of this shape and dtype whose contents the next call may overwrite."""
+        """Return a tensor of this shape, whose contents the next call may overwrite."""
         if tensor.is_cuda or not tensor.is_contiguous():
             return torch.empty_like(tensor, dtype=dtype)
         key = (dtype, tensor.device)
@@ -48,14 +48,11 @@ class Scratch:
         return self._kept[key][: tensor.numel()].view(tensor.shape)
 
     def factor(self, tensor: Tensor, mask: Tensor) -> Tensor:
-        """Return the mask as `mask_` takes it fastest; a CPU would convert it in fresh memory."""
+        """Return the mask for `mask_`, on a CPU as integers, which avoids a conversion there."""
         return mask if tensor.is_cuda else self.like(tensor, BITS[tensor.dtype]).copy_(mask)
 
     def mask_all_(self, pairs: list[tuple[Tensor, Tensor]], *, foreach: bool = False) -> None:
-        """Do what `mask_` does to each (tensor, mask), on a GPU with one kernel for all.
-
-        For that, masks are converted once and kept.
-        """
+        """Apply `mask_` to each (tensor, mask), on a GPU with one kernel for all of them."""
         if not foreach and not all(tensor.is_cuda for tensor, _ in pairs):
             for tensor, mask in pairs:
                 mask_(tensor, self.factor(tensor, mask))
@@ -70,7 +67,7 @@ class Scratch:
 
 
 def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
-    """Step one tensor after the other."""
+    """Update one parameter after another."""
     momentum, decay, nesterov = group["momentum"], group["weight_decay"], group["nesterov"]
     computes_gradient = group["maximize"] or decay != 0 or nesterov
     for param, grad, mask, state in slots:
@@ -99,7 +96,7 @@ def _plain_momentum(state: dict[str, Any], step: Tensor, group: Group) -> Tensor
 
 
 def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
-    """Do the same with one kernel for all tensors, wherever PyTorch has one."""
+    """Update all parameters like `plain_step`, with one kernel for all tensors."""
     momentum, decay = group["momentum"], group["weight_decay"]
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
     steps = list(torch._foreach_neg(grads)) if group["maximize"] else grads
@@ -132,10 +129,9 @@ def _foreach_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> l
 def mask_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Set the frozen entries of a floating-point tensor to +0.0 in place, and return it.
 
-    The mask is bool, or 0 and 1 in the integers of the tensor's width. The product is of integers,
-    and clears what an entry holds, whatever it is: a float product would turn infinities into NaN
-    and negative numbers into -0.0, and ``masked_fill_`` and ``where`` branch on every entry, which
-    on a CPU takes longer than all the rest of the step.
+    The mask is bool, or 0 and 1 in integers of the tensor's width. It multiplies the bits as
+    integers, since a float product would turn infinities into NaN and negative numbers into -0.0.
+    ``masked_fill_`` and ``where`` are right too, but slower on a CPU than the rest of the step.
     """
     tensor.view(BITS[tensor.dtype]).mul_(mask)
     return tensor

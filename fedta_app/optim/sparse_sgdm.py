@@ -1,19 +1,16 @@
 """SGD with momentum that trains only the entries a mask selects.
 
-The update is that of ``torch.optim.SGD`` (momentum of Sutskever et al., 2013, "On the importance
-of initialization and momentum in deep learning", in PyTorch's order of operations), restricted to
-the trained entries as the gradient mask of TaLoS asks (Iurada et al., 2025, "Efficient Model
-Editing with Task-Localized Sparse Fine-tuning"). Masking ``p.grad`` and calling SGD is not the
-same: weight decay and old momentum would still move the frozen entries.
+TaLoS (Iurada et al., "Efficient Model Editing with Task-Localized Sparse Fine-tuning", ICLR 2025,
+arXiv 2504.02620) fine-tunes with a gradient mask. Here the mask restricts the whole update of
+``torch.optim.SGD``: masking ``p.grad`` alone is not enough, since weight decay and old momentum
+would still move the frozen entries.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -29,10 +26,8 @@ Masks: TypeAlias = (
 class SparseSGDM(Optimizer):
     """SGD with momentum on the entries whose mask is True; every other entry keeps its bits.
 
-    With no mask, or an all-true one, this is ``torch.optim.SGD`` bit for bit, on the plain and on
-    the foreach path. With a mask, each trained entry follows SGD bit for bit, decay and momentum
-    do not touch the others, and the momentum of a frozen entry is exactly zero. ``step`` never
-    modifies a gradient.
+    A trained entry gets the bits that ``torch.optim.SGD`` gives it, with and without foreach. The
+    momentum of a frozen entry is exactly zero. ``step`` never modifies a gradient.
 
     Parameters
     ----------
@@ -41,24 +36,37 @@ class SparseSGDM(Optimizer):
     lr : float or Tensor
         Learning rate, finite and not negative.
     momentum, dampening, weight_decay, nesterov, maximize, foreach
-        As for ``torch.optim.SGD``; each parameter group may have its own. Where PyTorch has no
-        foreach kernels, as on a CPU, the plain path serves for both: the bits are the same.
+        As for ``torch.optim.SGD``; each parameter group may have its own. `foreach` has an effect
+        on CUDA only.
     masks : mapping from name or parameter to bool Tensor, optional
         Which entries are trained (True), in the shape of the parameter. A parameter that is not
-        listed is trained whole. Masks are kept by reference, on the parameter's device: after
-        changing one in place, call `set_masks` again.
+        listed is trained whole. After changing a mask in place, call `set_masks` again.
 
     Raises
     ------
     ValueError
-        For an option outside its range, and for a mask of the wrong type, shape or name.
+        If an option is out of range, or a mask has the wrong type, shape or name.
 
     Notes
     -----
     ``step`` skips a tensor whose mask is all False; `skip_frozen_tensors` skips its gradient too.
-    Clipping sees dense gradients unless `mask_gradients` is called first. A frozen entry may
-    be infinite, -0.0 or denormal (unless ``torch.set_flush_denormal(True)`` abolished denormals);
-    a bfloat16 NaN stays NaN, but the CPU may change its payload.
+    Gradient clipping sees frozen entries too, unless `mask_gradients` is called first. A frozen
+    entry may be infinite, -0.0 or denormal (unless ``torch.set_flush_denormal(True)`` is on). A
+    frozen bfloat16 NaN stays NaN, but the CPU may change its payload.
+
+    Examples
+    --------
+    The gradient is 1 everywhere, and only the first entry is trained:
+
+    >>> import torch
+    >>> from fedta_app.optim import SparseSGDM
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> masks = {"weight": torch.tensor([True, False])}
+    >>> optimizer = SparseSGDM([("weight", weight)], lr=0.5, weight_decay=0.1, masks=masks)
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [0.44999998807907104, 2.0]
     """
 
     def __init__(
@@ -84,8 +92,8 @@ class SparseSGDM(Optimizer):
             "foreach": foreach,
         }
         super().__init__(params, defaults)
-        # Neither in the state nor in the groups: torch would cast the one to float and let a
-        # checkpoint overwrite the other.
+        # Masks are kept out of `state`, which torch casts to float, and out of `param_groups`,
+        # which a checkpoint overwrites.
         self._masks: dict[Tensor, Tensor] = {}
         self._frozen: set[Tensor] = set()
         self._skipping = False
@@ -96,12 +104,12 @@ class SparseSGDM(Optimizer):
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group of parameters, dense until `set_masks`; ValueError for a bad option."""
+        """Add a group of parameters, trained whole until `set_masks`."""
         _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def set_masks(self, masks: Masks | None) -> None:
-        """Replace all masks: newly frozen momentum becomes zero, newly trained starts from zero.
+        """Replace all masks, and set the momentum of newly frozen entries to zero.
 
         Parameters
         ----------
@@ -111,7 +119,7 @@ class SparseSGDM(Optimizer):
         Raises
         ------
         ValueError
-            For a mask of the wrong type, shape or name (nothing is changed then), and inside
+            If a mask has the wrong type, shape or name (nothing is changed then), or inside
             `skip_frozen_tensors`.
         """
         if self._skipping:
@@ -133,7 +141,7 @@ class SparseSGDM(Optimizer):
         Raises
         ------
         ValueError
-            For a sparse gradient, and for a learning rate that is negative or not finite.
+            If a gradient is sparse, or the learning rate is negative or not finite.
         """
         loss = None
         if closure is not None:
@@ -148,18 +156,19 @@ class SparseSGDM(Optimizer):
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen entries in place, infinities and NaN included.
 
-        ``step`` does not need it. Call it before ``clip_grad_norm_`` for the norm of the trained
-        entries; before ``GradScaler.unscale_`` too, for no skipped step on account of frozen ones.
+        ``step`` does not need it. Call it before ``clip_grad_norm_``, so that the norm is that of
+        the trained entries, and before ``GradScaler.unscale_``, so that no step is skipped because
+        a frozen entry overflowed.
         """
         pairs = [(p.grad, mask) for p, mask in self._masks.items() if p.grad is not None]
         self._scratch.mask_all_(pairs)
 
     @contextmanager
     def skip_frozen_tensors(self) -> Iterator[None]:
-        """Compute no gradient, within the block, for tensors whose mask is all False.
+        """Turn off ``requires_grad``, within the block, of tensors whose mask is all False.
 
-        Their ``requires_grad`` is off inside the block and restored after it; training gives the
-        same result. If no tensor is left to train, ``backward()`` raises torch's own error.
+        Training gives the same result. If no tensor is left to train, ``backward()`` raises
+        torch's own error.
         """
         switched_off = [param for param in self._frozen if param.requires_grad]
         before, self._skipping = self._skipping, True
@@ -172,42 +181,16 @@ class SparseSGDM(Optimizer):
                 param.requires_grad_(True)
             self._skipping = before
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return SGD's state and the fingerprint of the masks, not the masks themselves."""
-        return {**super().state_dict(), "mask_fingerprint": self._fingerprint()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state of this class or of ``torch.optim.SGD``, and mask its momentum.
-
-        Raises
-        ------
-        ValueError
-            If the state was saved under other masks than the present ones.
-        """
-        saved, own = state_dict.get("mask_fingerprint"), self._fingerprint()
-        if saved not in (None, own):
-            raise ValueError(
-                f"state_dict was saved under masks with fingerprint {saved}, "
-                f"and the optimizer has {own}; set the same masks before loading"
-            )
-        super().load_state_dict(dict(state_dict))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this class or of ``torch.optim.SGD``, and mask its momentum."""
+        super().load_state_dict(state_dict)
         self._mask_momentum()
-
-    def _names(self) -> dict[str, Tensor]:
-        """Return the parameters by name, or by position where they came without names."""
-        named: dict[str, Tensor] = {}
-        for group in self.param_groups:
-            positions = map(str, range(len(named), len(named) + len(group["params"])))
-            named.update(zip(group.get("param_names", positions), group["params"], strict=True))
-        return named
-
-    def _fingerprint(self) -> str:
-        named = self._names().items()
-        return mask_fingerprint({n: self._masks[p] for n, p in named if p in self._masks})
 
     def _resolve(self, masks: Masks) -> dict[Tensor, Tensor]:
         """Return the masks by parameter, checked, on the parameters' devices."""
-        named = self._names() if "param_names" in self.param_groups[0] else {}
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            named.update(zip(group.get("param_names", ()), group["params"], strict=False))
         held = {param for group in self.param_groups for param in group["params"]}
         resolved: dict[Tensor, Tensor] = {}
         for key, mask in masks.items():
@@ -241,29 +224,15 @@ class SparseSGDM(Optimizer):
             raise ValueError("a gradient is sparse; SparseSGDM takes dense gradients only")
         if not slots:
             return
-        # PyTorch has foreach kernels for CUDA; elsewhere one tensor after the other is faster.
+        # PyTorch has foreach kernels for CUDA only; elsewhere the plain step is faster.
         if group["foreach"] is not False and all(slot.param.is_cuda for slot in slots):
             foreach_step(slots, group, self._scratch)
         else:
             plain_step(slots, group, self._scratch)
 
 
-def mask_fingerprint(masks: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the packed mask bits by name, whatever the order of the names.
-
-    An all-true mask counts as a missing one, since both train everything.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(masks):
-        bits = masks[name].detach().cpu().numpy()
-        if not bits.all():
-            digest.update(f"{name}\x1f{bits.shape}\x1f".encode())
-            digest.update(np.packbits(bits).tobytes())
-    return digest.hexdigest()
-
-
 def _numbers_trained(masks: list[Tensor]) -> list[int]:
-    """Return how many entries of each mask are True, waiting for a GPU once, not for each."""
+    """Return the number of True entries of each mask, with one wait for the GPU for all."""
     counts = [mask.count_nonzero().to(masks[0].device) for mask in masks]
     return list(map(int, torch.stack(counts).tolist())) if counts else []
 
@@ -276,7 +245,7 @@ def _check_lr(lr: float | Tensor) -> None:
 
 
 def _check_options(options: Group) -> None:
-    """Raise ValueError for the first option that SGD, or this class, would not take."""
+    """Raise ValueError if an option is out of range or not supported."""
     _check_lr(options["lr"])
     for name in ("momentum", "weight_decay"):
         if not options[name] >= 0:
@@ -285,7 +254,7 @@ def _check_options(options: Group) -> None:
         raise ValueError("nesterov is True; it needs momentum > 0 and dampening 0")
     for name in ("fused", "differentiable", "masks"):
         if options.get(name):
-            raise ValueError(f"a parameter group sets {name}, which is not a group's option here")
+            raise ValueError(f"a parameter group sets {name}; this option is not supported")
 
 
 def _check_mask(label: str, param: Tensor, mask: Tensor) -> None:

@@ -1,22 +1,20 @@
-"""How many samples of each class each client gets, when every client holds exactly Nc classes.
+"""Number of samples of each class and client, when every client holds exactly Nc classes.
 
-The samples of a class that a client holds are its share of the class. The shares are a table of
-integers, clients x classes (K, C), with given column sums (class sizes), row sums that differ by at
-most one (client sizes) and exactly Nc positive shares in every row. It is found in three steps:
+The result is an integer table of shape (K, C), clients by classes. Its column sums are the class
+sizes, its row sums (client sizes) differ by at most one, and each row has exactly Nc positive
+entries. It is found in three steps:
 
-1. Every class gets a number of holders proportional to its size (Webster's rule, within the bounds
-   that any solution has to keep), K * Nc in all.
-2. The holders are chosen at random, Nc classes per client: the theorem of Gale and Ryser says this
-   is possible, the rule of Havel and Hakimi does it, and random trades between pairs of clients
-   (Strona et al. 2014, "curveball") then mix the table.
-3. Every class is split equally among its holders, and the clients are levelled by moving samples
-   along augmenting paths, client - class - client (Ford and Fulkerson 1956); no share falls below
-   one.
+1. The number of holders of each class is proportional to its size (Webster's method), within the
+   bounds that every solution satisfies; the total is K * Nc.
+2. The holders are assigned by the algorithm of Havel and Hakimi (possible by the theorem of Gale
+   and Ryser), then randomised by trades between pairs of clients ("curveball", Strona et al. 2014).
+3. Each class is split equally among its holders. Then samples are moved along augmenting paths,
+   client - class - client (Ford and Fulkerson 1956), until the client sizes fit; every share stays
+   at least one.
 
-Step 3 fails only if the holders of step 2 admit no solution. If the classes are equally large and
-K * Nc is a multiple of their number, all do: shares of N / (K * Nc) samples meet all sums, and
-whole numbers then do too, because flows are integral. In other cases other holders are tried, up
-to `ATTEMPTS` times.
+Step 3 fails only if the holders of step 2 admit no solution; then other holders are tried, up to
+`ATTEMPTS` times. It never fails if the classes are equally large and K * Nc is a multiple of their
+number: shares of N / (K * Nc) satisfy all sums, and so do integers, because flows are integral.
 """
 
 import heapq
@@ -28,13 +26,13 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 ATTEMPTS = 50
-TRADES = 10  # rounds of trades, each pairing all clients
+TRADES = 10  # how often all clients are paired for trades
 
 
 def allocate_shares(
     counts: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
 ) -> IntArray | None:
-    """Return the samples of each class for each client, or None if no way was found.
+    """Return the number of samples of each client and class, or None if none was found.
 
     Parameters
     ----------
@@ -74,7 +72,7 @@ def _count_holders(
     largest: int,
     rng: np.random.Generator,
 ) -> IntArray | None:
-    """Return how many clients hold each class, K * Nc in all, or None if the bounds forbid it."""
+    """Return the number of holders of each class, or None if the bounds leave no solution."""
     fewest = smallest if classes_each == 1 else 1
     most = largest - classes_each + 1  # the client's other classes have at least one sample each
     num_holders = -(-counts // most)
@@ -100,7 +98,10 @@ def _count_holders(
 def _choose_holders(
     num_holders: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
 ) -> BoolArray:
-    """Return who holds which class, shape (K, C): a class goes where most classes are lacking."""
+    """Return a table (K, C), True if the client holds the class.
+
+    Each class goes to the clients that still lack the most classes (Havel and Hakimi).
+    """
     holds = np.zeros((num_clients, len(num_holders)), dtype=bool)
     lacking = np.full(num_clients, classes_each)
     for c, number in enumerate(num_holders):
@@ -111,7 +112,7 @@ def _choose_holders(
 
 
 def _trade(holds: BoolArray, rng: np.random.Generator) -> None:
-    """Mix the table in place, keeping row and column sums: pairs of rows re-deal what differs."""
+    """Randomise the table in place: pairs of clients trade classes that only one of them holds."""
     half = len(holds) // 2
     for _ in range(TRADES):
         order = rng.permutation(len(holds))
@@ -125,7 +126,7 @@ def _trade(holds: BoolArray, rng: np.random.Generator) -> None:
 
 
 def _split_classes(holds: BoolArray, counts: IntArray, rng: np.random.Generator) -> IntArray:
-    """Split every class among its holders, sizes within one, the remainder at random."""
+    """Return the table of shares when each class is split equally, the remainder at random."""
     shares = np.zeros(holds.shape, dtype=np.int64)
     for c, count in enumerate(counts):
         rows = rng.permutation(np.flatnonzero(holds[:, c]))
@@ -135,7 +136,7 @@ def _split_classes(holds: BoolArray, counts: IntArray, rng: np.random.Generator)
 
 
 def _level_clients(shares: IntArray, smallest: int, largest: int) -> bool:
-    """Move samples in place until all row sums are within bounds; False if that is impossible."""
+    """Move samples in place until the client sizes are within bounds; return whether they are."""
     rows = shares.sum(axis=1)
     for sign, bound in ((1, largest), (-1, smallest)):  # first too large rows, then too small ones
         for row in np.flatnonzero(sign * (rows - bound) > 0):
@@ -154,10 +155,10 @@ def _level_clients(shares: IntArray, smallest: int, largest: int) -> bool:
 def _find_path(
     shares: IntArray, start: int, goals: BoolArray, sign: int
 ) -> list[tuple[int, int, int]] | None:
-    """Return the shortest way to give samples (sign 1) from `start` to a goal, or to get (-1).
+    """Return the shortest path along which `start` gives samples to a goal, or None.
 
-    Breadth first over clients; a step (from row, to row, class) needs a share above one where
-    samples leave and a positive one where they arrive.
+    With sign -1, `start` gets samples. A step is (from row, to row, class); it needs a share above
+    one where samples leave, and a positive one where they arrive. The search is breadth first.
     """
     leave, arrive = (1, 0) if sign > 0 else (0, 1)
     steps: dict[int, tuple[int, int, int]] = {}

@@ -1,4 +1,4 @@
-"""A picture of who holds what: clients x classes."""
+"""A heat map of the samples of each client and class."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-MAX_ROWS = 200  # clients that can still be told apart on a page
+MAX_ROWS = 200  # more clients cannot be told apart on a page
 
 
 def save_partition_figure(path: Path, counts: npt.NDArray[np.int64]) -> None:
-    """Save a heat map of the samples of every client and class as PNG.
+    """Save a heat map of the samples of each client and class as PNG.
 
     Parameters
     ----------
     counts : int array, shape (K, C)
-        Samples of each class that each client holds (`fedta_app.partition.class_counts`). Of more
-        than 200 clients, 200 evenly spaced ones are shown, and the title says so.
+        What `fedta_app.partition.class_counts` returns. If there are more than 200 clients, 200
+        evenly spaced ones are shown, and the title says so.
     """
     num_clients, num_classes = counts.shape
     shown = np.linspace(0, num_clients - 1, min(num_clients, MAX_ROWS)).round().astype(np.int64)
@@ -46,7 +46,7 @@ def save_partition_figure(path: Path, counts: npt.NDArray[np.int64]) -> None:
 def draw_counts(
     axis: "Axes", counts: npt.NDArray[np.int64], *, most_ticks: int, top: int | None = None
 ) -> "AxesImage":
-    """Draw clients x classes as colours, white where a client holds nothing of a class.
+    """Draw samples by client and class, white where a client has none of a class.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def draw_counts(
     """
     image = axis.imshow(
         np.ma.masked_equal(counts, 0), aspect="auto", cmap="viridis_r", vmin=0, vmax=top,
-        interpolation="nearest",  # others smooth the cells away where there are many
+        interpolation="nearest",  # other methods blur small cells
     )  # fmt: skip
     axis.set_xlabel("class")
     use_integers(axis.xaxis, most_ticks)

@@ -4,8 +4,8 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 (arXiv 1602.05629), section 3, for clients that hold few classes; Hsu, Qi and Brown, "Measuring the
 Effects of Non-Identical Data Distribution", 2019 (arXiv 1909.06335), section 3, for Dirichlet.
 
-Unlike the usual scripts, every scheme gives each training sample to exactly one client and client
-sizes that differ by at most one, and "classes" gives each client exactly Nc distinct classes.
+In every scheme each training sample belongs to exactly one client, and client sizes differ by at
+most one; with "classes" each client has exactly Nc distinct classes.
 """
 
 import hashlib
@@ -16,14 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.errors import PartitionError
-from fedta_app.partition.allocation import allocate_shares
+from fedta_app.partition.allocation import IntArray, allocate_shares
 from fedta_app.seeding import numpy_generator
 
-IntArray = npt.NDArray[np.int64]
-
 SCHEMES = ("iid", "classes", "dirichlet")
-MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these nothing changes but rounding errors
-NO_MASS = 1e-9
+MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these only rounding errors change
+NO_MASS = 1e-9  # a sum of proportions below this is rounding error
 
 
 def partition(
@@ -35,7 +33,7 @@ def partition(
     alpha: float | None = None,
     seed: int = 0,
 ) -> list[IntArray]:
-    """Split the samples over the clients.
+    """Return the indices of the samples of each client.
 
     Parameters
     ----------
@@ -45,17 +43,17 @@ def partition(
         K, between 1 and N.
     scheme : {"iid", "classes", "dirichlet"}
         "iid": a random split. "classes": each client holds exactly `num_classes_per_client`
-        classes, each class reaches a number of clients proportional to its size, and which classes
-        meet on a client is random. "dirichlet": the class proportions of a client are drawn from
-        Dir(alpha * proportions of the training set); clients then take their samples in a random
-        order, without replacement, leaving out the classes that have run out.
+        classes, chosen at random; the number of clients that hold a class is proportional to its
+        size. "dirichlet": the class proportions of a client are drawn from Dir(alpha * proportions
+        of the training set); the clients, in random order, then draw samples without replacement,
+        from the classes that have samples left.
     num_classes_per_client : int, optional
-        Nc; read by "classes" only.
+        Nc, for "classes" only.
     alpha : float, optional
-        Concentration, above 0: small means few classes per client, large means iid; read by
-        "dirichlet" only.
+        Concentration, for "dirichlet" only: small values give few classes per client, large ones
+        a split like "iid".
     seed : int
-        The same seed gives the same split.
+        Seed of the random choices.
 
     Returns
     -------
@@ -65,9 +63,9 @@ def partition(
     Raises
     ------
     PartitionError
-        If an argument is out of range or no such split exists. Nc classes per client always exist
-        when the classes are equally large, K * Nc is a multiple of their number, and a client has
-        at least Nc samples.
+        If an argument is out of range or no such split is found. One with Nc classes per client
+        always exists if the classes are equally large, K * Nc is a multiple of their number, and a
+        client has at least Nc samples.
 
     Examples
     --------
@@ -81,7 +79,7 @@ def partition(
     _check_int("num_clients", num_clients, 1, len(classes), "training samples")
     rng = numpy_generator("partition", scheme, seed)
     if scheme == "iid":
-        owner = _iid(len(classes), num_clients, rng)
+        owner = rng.permutation(np.arange(len(classes)) % num_clients)
     elif scheme == "classes":
         owner = _by_class(classes, num_clients, num_classes_per_client, rng)
     elif scheme == "dirichlet":
@@ -94,7 +92,7 @@ def partition(
 
 
 def partition_digest(parts: Sequence[IntArray]) -> str:
-    """Return the sha256 of who holds which samples (hexadecimal)."""
+    """Return the sha256 (hexadecimal) of a partition."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -103,13 +101,13 @@ def partition_digest(parts: Sequence[IntArray]) -> str:
 
 
 def class_counts(labels: npt.ArrayLike, parts: Sequence[IntArray], num_classes: int) -> IntArray:
-    """Return how many samples of each class each client holds, shape (K, num_classes)."""
+    """Return the number of samples of each client and class, shape (K, num_classes)."""
     values = np.asarray(labels, dtype=np.int64)
     return np.stack([np.bincount(values[part], minlength=num_classes) for part in parts])
 
 
 def _class_indices(labels: npt.ArrayLike) -> IntArray:
-    """Return the class of each sample, the classes that occur numbered 0, 1, 2 and so on."""
+    """Return the class of each sample; the classes that occur are renumbered from 0."""
     values = np.asarray(labels)
     if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         raise PartitionError(
@@ -120,18 +118,13 @@ def _class_indices(labels: npt.ArrayLike) -> IntArray:
 
 
 def _check_int(name: str, value: Any, low: int, high: int, what: str) -> int:
-    """Return `value` if it is an integer from `low` to `high`, the number of `what`."""
+    """Return `value`, or raise unless it is an integer from `low` to `high`."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not integer or not low <= value <= high:
         raise PartitionError(
             f"{name} must be an integer between {low} and the {high} {what}, got {value!r}"
         )
     return int(value)
-
-
-def _iid(num_samples: int, num_clients: int, rng: np.random.Generator) -> IntArray:
-    """Return the client of each sample of a random split."""
-    return rng.permutation(np.arange(num_samples) % num_clients)
 
 
 def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Generator) -> IntArray:
@@ -157,7 +150,7 @@ def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Gen
 
 
 def _deal(shares: IntArray, classes: IntArray, rng: np.random.Generator) -> IntArray:
-    """Return the client of each sample, drawn at random with `shares` (K, C) samples each."""
+    """Return the client of each sample, at random, for given `shares` (K, C) of the classes."""
     owner = np.empty(len(classes), dtype=np.int64)
     clients = np.arange(len(shares))
     for number, column in enumerate(shares.T):
@@ -168,7 +161,7 @@ def _deal(shares: IntArray, classes: IntArray, rng: np.random.Generator) -> IntA
 def _dirichlet(
     classes: IntArray, num_clients: int, alpha: Any, rng: np.random.Generator
 ) -> IntArray:
-    """Return the client of each sample for class proportions drawn from a Dirichlet."""
+    """Return the client of each sample when class proportions are drawn from a Dirichlet."""
     number = isinstance(alpha, int | float | np.number) and not isinstance(alpha, bool)
     if not number or not MIN_ALPHA <= alpha <= MAX_ALPHA:
         raise PartitionError(
@@ -187,15 +180,15 @@ def _dirichlet(
 def _draw(
     concentration: npt.NDArray[np.float64], size: int, left: IntArray, rng: np.random.Generator
 ) -> IntArray:
-    """Draw proportions, then the classes of `size` samples, at most `left` of each, shape (C,)."""
+    """Return how many of `size` samples are of each class, shape (C,), at most `left` (C,)."""
     proportions = rng.dirichlet(concentration)
     taken = np.zeros_like(left)
     while (missing := size - int(taken.sum())) > 0:
         available = taken < left
         weights = np.where(available, proportions, 0.0)
         if weights.sum() < NO_MASS:
-            # Lost to rounding: proportions within some classes are Dirichlet again, and independent
-            # of what those classes share, so a new draw for the available ones is as good.
+            # The proportions of the available classes were lost to rounding. Relative to their
+            # sum they follow a Dirichlet that is independent of the sum, so draw that one.
             weights[available] = rng.dirichlet(concentration[available])
             proportions = weights
         drawn = rng.multinomial(missing, weights / weights.sum())

@@ -1,18 +1,17 @@
 """Sensitivity of each weight: the diagonal of the Fisher information.
 
-TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620), section 4: weight j is as sensitive
-as `F_jj = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_j)^2]`, with labels drawn from the model, not
-taken from the data set. The square is of every example's own gradient: squaring the gradient of a
-batch gives something else, which vanishes near an optimum.
+TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620), section 4: the sensitivity of weight
+j is `F_jj = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_j)^2]`, with labels drawn from the model, not
+taken from the data set. The gradient of each example is squared; the squared gradient of a batch
+is another quantity, which vanishes near an optimum.
 
-`output="logit"` is the score that the paper's published code computes: the gradient of the raw
-logit of the drawn label. Its expectation exceeds the Fisher diagonal by the squared gradient of
-the mean logit, and it changes if a constant is added to all logits.
+`output="logit"` is the score of the paper's published code, with the gradient of the raw logit of
+the drawn label. Its expectation exceeds the Fisher diagonal by the squared gradient of the mean
+logit, and it changes if a constant is added to all logits.
 
-Scores are sums over examples, so that the scores of clients add up to those of the union of their
-data: one label per example is drawn by a random number that depends on the seed and on the
-example's id alone, never on its batch or client. (Batch size still moves logits by rounding, which
-flips a label only where the random number falls within rounding of a class boundary.)
+Scores are sums over examples, so the scores of clients add up to those of their pooled data: the
+random number that draws the label of an example depends on the seed and the example's id only. (The
+batch size changes logits by rounding, which can change a label very rarely.)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +31,7 @@ from fedta_app.sensitivity.tape import SquaredGradientTape
 LABELS = ("sampled", "true")
 OUTPUTS = ("log_prob", "logit")
 
-# Bytes of per-example gradients that the slow path holds at once.
+# Most bytes of per-example gradients that the slow path holds at once.
 _SLOW_PATH_BYTES = 256 << 20
 
 
@@ -53,29 +52,27 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """Return the sum over examples of squared per-example gradients.
 
-    The model is put in evaluation mode, and left as it was found; no `.grad` is written. It must
-    map images [B, ...] to logits [B, classes] and treat examples independently. Models made of
-    linear layers, convolutions, layer and group norms and parameters that are added, multiplied
-    or expanded (every timm `VisionTransformer`) take about the time and memory of a backward
-    pass; any other model takes `torch.func`'s per-example gradients. Autocast is switched off:
-    squares of half-precision gradients underflow.
+    The model must map images (B, ...) to logits (B, C) and treat examples independently. It is run
+    in evaluation mode and restored afterwards; no `.grad` is written. Models made of linear layers,
+    convolutions, layer and group norms, and parameters that are added, multiplied or expanded (such
+    as timm's `VisionTransformer`) take about the time and memory of a backward pass; other models
+    use the slower per-example gradients of `torch.func`. Autocast is off, because squares of
+    half-precision gradients underflow.
 
     Parameters
     ----------
     batches
-        Tuples (images, labels) or (images, labels, sample_ids); ids are int64, [B]. Without ids,
-        examples are numbered in the order in which they come, so give ids where the data are
-        divided among clients.
+        Tuples (images, labels) or (images, labels, sample_ids); ids are int64 (B,). Without ids,
+        examples are numbered in their order, so pass ids if the data are divided among clients.
     labels
         "sampled" draws one label per example from the model's softmax (the Fisher information);
         "true" takes those of the batch (the empirical Fisher).
     output
         "log_prob" differentiates the label's log-probability, "logit" its raw logit.
     generator
-        If given, the seed is drawn from it (so that a second call draws other labels) and `seed`
-        is not used.
+        If given, it draws the seed, so that a second call draws other labels; `seed` is ignored.
     seed
-        Keys the drawn labels, together with the ids.
+        Determines the drawn labels, together with the ids.
 
     Returns
     -------
@@ -127,13 +124,13 @@ def fisher_into(
     generator: torch.Generator | None = None,
     seed: int = 0,
 ) -> None:
-    """Write the sensitivities of chosen parameters into given tensors; see `fisher_diagonal`.
+    """Overwrite tensors with the sensitivities of chosen parameters; see `fisher_diagonal`.
 
     Parameters
     ----------
     totals : Mapping[str, Tensor]
         For each chosen parameter, which must have `requires_grad`, a tensor of its shape on its
-        device: a view of one flat vector, for example. What it holds is overwritten.
+        device, for example a view of one flat vector.
     """
     _check_options(model, labels, output)
     if generator is not None:
@@ -157,7 +154,7 @@ class _Objective:
         """Return the label of each example, on the device of the logits."""
         if not self._sampled:
             return batch.labels.to(logits.device)
-        # Inverse of the distribution function, on the CPU so that every device draws alike.
+        # Inverse transform sampling, on the CPU so that all devices draw the same labels.
         cumulative = logits.detach().to("cpu", torch.float64).softmax(1).cumsum(1)
         threshold = keyed_uniform(batch.ids, self._seed)[:, None] * cumulative[:, -1:]
         drawn = (cumulative <= threshold).sum(1).clamp(max=logits.shape[1] - 1)
@@ -174,11 +171,11 @@ def _accumulate(
     batches: Iterator[_Batch],
     objective: _Objective,
 ) -> None:
-    """Add every batch by the fast path, or by the slow one if the first batch shows the need."""
+    """Add all batches by the fast path, or by the slow one if the fast one fails on the first."""
     add = _add_fast
     for index, batch in enumerate(batches):
-        # The first batch in unequal parts: a model that keeps something else than examples in
-        # the first dimension may agree with one size, not with both.
+        # The first batch is split into unequal parts: an activation whose first dimension is not
+        # the batch may have the size of one part by chance, but not of both.
         parts = _unequal_parts(batch) if index == 0 else [batch]
         try:
             for part in parts:
@@ -186,7 +183,7 @@ def _accumulate(
         except UnsupportedModelError as error:
             if index > 0:
                 raise UnsupportedModelError(
-                    f"{error}, which the first batch did not show: give it at least 3 examples"
+                    f"{error}, which the first batch did not show; give it at least 3 examples"
                 ) from error
             for total in totals.values():
                 total.zero_()
@@ -232,7 +229,7 @@ def _add_slow(
 
 
 def _numbered(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[_Batch]:
-    """Check the batches, number examples without ids, and move images to the model's device."""
+    """Yield the batches, checked, with ids, and with images on the model's device."""
     start = 0
     for batch in batches:
         if len(batch) not in (2, 3):
@@ -261,7 +258,7 @@ def _unequal_parts(batch: _Batch) -> list[_Batch]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout and autocast, and restore each module's own mode afterwards."""
+    """Put the model in evaluation mode without autocast, and restore the modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device.type
     model.eval()
@@ -289,6 +286,6 @@ def _check_options(model: nn.Module, labels: str, output: str) -> None:
 def _check_logits(logits: Tensor, batch: _Batch) -> None:
     if logits.ndim != 2 or len(logits) != len(batch.images):
         raise ValueError(
-            f"model must return logits [examples, classes], got shape {tuple(logits.shape)} "
+            f"model must return logits of shape (examples, classes), got shape {tuple(logits.shape)} "
             f"for {len(batch.images)} images"
         )

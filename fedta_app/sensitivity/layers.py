@@ -1,8 +1,8 @@
-"""Per-example gradients of single layers, squared and summed as they are made.
+"""Sums of squared per-example gradients of single layers.
 
-A rule turns the gradient of a layer's output, and the layer's input, into the per-example
-gradients of one of its tensors, and hands them to that tensor's sink: all at once where they are
-small, a few examples at a time where they are not (linear layers and convolutions).
+A rule computes the per-example gradients of one tensor of a layer, from the gradient of the layer's
+output and the layer's input, and passes them to the sink of that tensor. Linear layers and
+convolutions, whose gradients are large, do this for a few examples at a time.
 """
 
 import math
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Bytes of one layer's temporaries: a CPU core's cache, enough to keep a GPU busy.
+# Most bytes of a temporary: what fits the cache of a CPU core, and what keeps a GPU busy.
 _CPU_BYTES, _GPU_BYTES = 1 << 20, 64 << 20
 
 
 class UnsupportedModelError(RuntimeError):
-    """The model uses a trainable parameter in a way that is not followed."""
+    """The tape does not support how the model uses a trainable parameter."""
 
 
 class Score:
-    """The sink of one parameter: adds squares of its per-example gradients to its total."""
+    """The sink of a parameter: it adds the squares of per-example gradients to a total."""
 
     def __init__(self, parameter: nn.Parameter, total: Tensor) -> None:
         self.value, self.roots, self._total = parameter, [id(parameter)], total
 
     def add(self, gradients: Tensor) -> None:
-        """Take gradients [examples, *shape]; square them in the precision of the total."""
+        """Add the squares of gradients (B, *shape), in the precision of the total."""
         gradients = gradients.to(self._total.dtype)
         if len(gradients) == 1:  # one pass over memory instead of three
             self._total.addcmul_(gradients[0], gradients[0])
@@ -36,19 +36,19 @@ class Score:
             self._total.add_(gradients.square().sum(0))
 
     def add_outer(self, left: Tensor, right: Tensor) -> None:
-        """Add the squares of outer products: the square of a product is the product of squares."""
+        """Add the squares of the outer products of left (B, m) and right (B, n)."""
         left, right = left.to(self._total.dtype), right.to(self._total.dtype)
         self._total.addmm_(left.square().t(), right.square())
 
 
 class Derived:
-    """The sink of a function of parameters: pulls gradients back to these, one by one."""
+    """The sink of a tensor computed from parameters: it passes gradients on to their sinks."""
 
     def __init__(self, value: Tensor, scores: Mapping[int, Score]) -> None:
         self.value, self.roots, self._scores = value, list(scores), list(scores.values())
 
     def add(self, gradients: Tensor) -> None:
-        """Pull every example's gradient back, and add it to the parameters' scores."""
+        """Backpropagate the gradient of every example to the parameters, and add it to their scores."""
         parameters = [score.value for score in self._scores]
         for gradient in gradients:
             parts = torch.autograd.grad(
@@ -59,25 +59,25 @@ class Derived:
                     score.add(part[None])
 
     def add_outer(self, left: Tensor, right: Tensor) -> None:
-        """Form the outer products, which do not survive the way back as such."""
+        """Add the outer products of left (B, m) and right (B, n)."""
         self.add(left[:, :, None] * right[:, None, :])
 
 
 Sink = Score | Derived
 
-# Called with a sink, the gradient of an operation's output, and the operation's sources.
+# Takes a sink, the gradient of an operation's output, and the operation's input activations.
 Rule = Callable[..., None]
 
 
 def _slices(values: Tensor, bytes_per_example: int) -> Iterator[slice]:
-    """Cut the examples so that a temporary with that many bytes per example stays small."""
+    """Yield slices of the examples, so that a temporary of so many bytes per example is small."""
     budget = _CPU_BYTES if values.device.type == "cpu" else _GPU_BYTES
     step = max(1, budget // bytes_per_example)
     return (slice(start, start + step) for start in range(0, len(values), step))
 
 
 def _sum_to(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sum each example over the dimensions along which a tensor of the shape was broadcast."""
+    """Return values (B, ...) summed over the dimensions along which `shape` was broadcast."""
     padded = (1,) * (values.ndim - len(shape)) + tuple(shape)
     if padded[0] != 1:
         raise UnsupportedModelError("a trainable parameter has a value per example")
@@ -85,18 +85,18 @@ def _sum_to(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def add_sum(sink: Sink, gradient: Tensor, *_: Tensor) -> None:
-    """Feed a tensor that was added to an activation by broadcasting."""
+    """Add the gradients of a tensor that was added to an activation by broadcasting."""
     shape = sink.value.shape
     sink.add(_sum_to(gradient, shape).reshape(len(gradient), *shape))
 
 
 def add_product(sink: Sink, gradient: Tensor, source: Tensor) -> None:
-    """Feed a tensor that multiplied the source by broadcasting."""
+    """Add the gradients of a tensor that multiplied the source by broadcasting."""
     add_sum(sink, gradient * source)
 
 
 def add_linear(sink: Sink, gradient: Tensor, source: Tensor) -> None:
-    """Feed the weight of a linear layer; the source is [examples, ..., features]."""
+    """Add the gradients of the weight of a linear layer with source (B, ..., features)."""
     if math.prod(gradient.shape[1:-1]) == 1:  # a single token
         sink.add_outer(gradient.flatten(1), source.flatten(1))
         return
@@ -106,14 +106,14 @@ def add_linear(sink: Sink, gradient: Tensor, source: Tensor) -> None:
 
 
 def add_channel_sum(sink: Sink, gradient: Tensor, *_: Tensor) -> None:
-    """Feed a tensor that was added to the channels of [examples, channels, ...]."""
+    """Add the gradients of a tensor that was added to the channels of (B, channels, ...)."""
     sink.add(gradient.flatten(2).sum(2))
 
 
 def add_convolution(
     geometry: Mapping[str, Any], groups: int, sink: Sink, gradient: Tensor, source: Tensor
 ) -> None:
-    """Feed the weight of a convolution: a linear layer whose tokens are the image's patches."""
+    """Add the gradients of the weight of a convolution, a linear layer on image patches."""
     weight = sink.value
     gradient = gradient.reshape(len(gradient), groups, len(weight) // groups, -1)
     columns = weight[0].numel() * groups * gradient.shape[-1]
@@ -124,12 +124,12 @@ def add_convolution(
 
 
 def add_layer_norm(eps: float, sink: Sink, gradient: Tensor, source: Tensor) -> None:
-    """Feed the gain of a layer norm."""
+    """Add the gradients of the weight of a layer norm."""
     add_product(sink, gradient, F.layer_norm(source, sink.value.shape, eps=eps))
 
 
 def add_group_norm(
     num_groups: int, eps: float, sink: Sink, gradient: Tensor, source: Tensor
 ) -> None:
-    """Feed the gain of a group norm."""
+    """Add the gradients of the weight of a group norm."""
     add_channel_sum(sink, gradient * F.group_norm(source, num_groups, eps=eps))

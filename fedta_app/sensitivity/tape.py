@@ -1,19 +1,18 @@
-"""Squared per-example gradients, layer by layer, for the price of one backward pass.
+"""Squared per-example gradients, layer by layer, at the cost of about one backward pass.
 
-If the loss is summed over the batch, the gradient that reaches a layer's output holds one slice
-per example. Together with the layer's input it gives every example's weight gradient (Goodfellow,
-"Efficient Per-Example Gradient Computations", arXiv 1510.01799; for a linear layer over tokens,
-`G[b].T @ A[b]`), which is squared and summed before the next layer's is made. So memory follows
-the largest layer, not the number of examples.
+If the loss is summed over the batch, the gradient G of a layer's output has one slice per example.
+With the layer's input A it gives the weight gradient of each example (Goodfellow, "Efficient
+Per-Example Gradient Computations", arXiv 1510.01799; `G[b].T @ A[b]` for a linear layer over
+tokens), which is squared and summed before that of the next layer is computed. So memory depends on
+the largest layer, not on the number of examples.
 
-Layers are found by what is done to a parameter, not by the class of a module: a
-`TorchFunctionMode` sees every operation that takes a trainable parameter, runs it on a constant
-copy (so that autograd computes gradients of activations only), and hooks its output. That covers
-bare parameters (class token, position embedding, layer scale), subclassed layers and functional
-code. A parameter that first passes through operations of its own (a resampled position embedding)
-is followed, and gradients are pulled back through these example by example. A use that is not
-understood raises `UnsupportedModelError`; one that escapes the mode is noticed because autograd
-then reaches the parameter. Nothing is dropped silently.
+A `TorchFunctionMode` intercepts every operation that takes a trainable parameter, runs it on a
+detached copy, so that autograd computes gradients of activations only, and hooks its output. This
+covers bare parameters (class token, position embedding, layer scale), subclassed layers and
+functional code. Tensors computed from parameters alone (a resampled position embedding) are tracked
+too, and gradients are backpropagated through them example by example. An unsupported use raises
+`UnsupportedModelError`; a use outside the mode does too, because autograd then reaches the
+parameter. So no gradient is missed silently.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +44,7 @@ _MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
 
 
 class SquaredGradientTape(TorchFunctionMode):
-    """Watches one forward pass, so that its backward pass adds squared per-example gradients.
+    """Record one forward pass, so that its backward pass adds squared per-example gradients.
 
     Parameters
     ----------
@@ -62,7 +61,7 @@ class SquaredGradientTape(TorchFunctionMode):
         self._used: set[int] = set()
         self._parameters = list(totals)
         self._batch_size = batch_size
-        # Makes autograd start at the first trainable parameter, and not below it.
+        # Added to outputs that would need no gradient, so that autograd reaches their hooks.
         self._anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
 
     def __torch_function__(
@@ -94,7 +93,7 @@ class SquaredGradientTape(TorchFunctionMode):
         Raises
         ------
         UnsupportedModelError
-            If a parameter was used where the tape could not see it, or an input was overwritten.
+            If a parameter was used outside torch's functions, or an activation was overwritten.
         """
         if not loss.requires_grad:  # no trainable parameter was used
             return
@@ -104,27 +103,27 @@ class SquaredGradientTape(TorchFunctionMode):
             raise UnsupportedModelError("a trainable parameter is used outside torch's functions")
 
     def tracks(self, tensor: Tensor | None) -> bool:
-        """Return whether the tensor is a trainable parameter, or made of these alone."""
+        """Return whether the tensor is a trainable parameter, or computed from such only."""
         return id(tensor) in self._sinks
 
     def constant(self, tensor: _MaybeTensor) -> _MaybeTensor:
-        """Return the tensor cut from its history if it is tracked, else as it is."""
+        """Return the tensor, detached if it is tracked."""
         return cast(Any, tensor).detach() if self.tracks(tensor) else tensor
 
     def watch(
         self, output: Tensor, sources: tuple[Tensor, ...], *uses: tuple[Tensor | None, Rule]
     ) -> Tensor:
-        """Return the output, hooked: its gradient feeds the sinks of the tracked tensors used.
+        """Return the output with a hook that passes its gradient to the sinks of the tensors used.
 
-        Each use is a tensor and the rule that turns the output's gradient and the sources (the
-        activations that the operation took) into that tensor's per-example gradients.
+        Each use is a tensor and the rule that computes its per-example gradients from the gradient
+        of the output and the sources, which are the input activations of the operation.
         """
         feeds = [(self._sinks[id(used)], rule) for used, rule in uses if self.tracks(used)]
         for tensor in (output, *sources):
             if tensor.ndim < 2 or len(tensor) != self._batch_size:
                 raise UnsupportedModelError("an activation's first dimension is not the batch")
         for root in (root for sink, _ in feeds for root in sink.roots):
-            if root in self._used:  # its gradients would have to be added before the square
+            if root in self._used:  # its gradients would have to be added before squaring
                 raise UnsupportedModelError("a trainable parameter is used twice")
             self._used.add(root)
         if not output.requires_grad:
@@ -133,7 +132,7 @@ class SquaredGradientTape(TorchFunctionMode):
         return output
 
     def _follow(self, value: Any, sources: Sequence[Tensor]) -> Any:
-        """Track what a function of tracked tensors alone returned."""
+        """Track the value of a function that took tracked tensors only."""
         roots = [root for source in sources for root in self._sinks[id(source)].roots]
         for tensor in _tensors([value]):
             if tensor.requires_grad and id(tensor) not in self._scores:
@@ -141,13 +140,13 @@ class SquaredGradientTape(TorchFunctionMode):
         return value
 
     def _copies_per_example(self, tensor: Tensor, *sizes: Any) -> bool:
-        """Return whether `tensor.expand(*sizes)` gives every example a copy of the whole."""
+        """Return whether `tensor.expand(*sizes)` gives every example a copy of the tensor."""
         copies = (self._batch_size, *tensor.shape[1:])
         return tensor.shape[:1] == (1,) and tensor.detach().expand(*sizes).shape == copies
 
 
 class _Feed:
-    """A backward hook that applies rules once, and lets go of the activations."""
+    """A backward hook that applies rules once, and then releases the activations."""
 
     def __init__(self, feeds: Sequence[tuple[Sink, Rule]], sources: tuple[Tensor, ...]) -> None:
         self._feeds = feeds
@@ -163,7 +162,7 @@ class _Feed:
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Return the tensors among the values, and in the lists and tuples among them."""
+    """Return the tensors among the values and in their lists and tuples."""
     flat: list[Any] = []
     for value in values:
         flat.extend(value if isinstance(value, list | tuple) else (value,))
@@ -244,7 +243,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(f"a sum or product takes {', '.join(options)}")
 
 
-# The operations that may take trainable parameters and activations, by their own signatures.
+# The operations that may take trainable parameters together with activations.
 _OPERATIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.linear: _linear,
     cpu_kernels.linear: partial(_linear, product=cpu_kernels.linear),

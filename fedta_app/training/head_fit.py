@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.loading import ImageSet
-from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, scale_head, select_ridge
+from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
 from fedta_app.models.building import features, num_features
 from fedta_app.training.workspace import Workspace
 
@@ -62,11 +62,10 @@ def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()
     if config.ridge:
-        (ridge,) = statistics.scaled([config.ridge])
+        ridge = config.ridge * statistics.scale()
     else:
         ridge = select_ridge(statistics, found, labels)
     weight, bias = statistics.solve(ridge)
     temperature = config.head_temperature or fit_temperature(found @ weight.T + bias, labels)
-    weight, bias = scale_head(weight, bias, temperature)
-    vector = torch.cat([weight.flatten(), bias]).float()
+    vector = (torch.cat([weight.flatten(), bias]) / temperature).float()
     return FittedHead(vector, ridge, temperature)

@@ -1,7 +1,6 @@
 """The data sets, one file each.
 
-A new data set is a file in this folder that defines a `fedta_app.data.sets.base.Dataset`; nothing
-else needs to know of it.
+To add a data set, add a file to this folder that defines a `fedta_app.data.sets.base.Dataset`.
 """
 
 from fedta_app.data.sets.base import Dataset

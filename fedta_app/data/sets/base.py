@@ -1,4 +1,4 @@
-"""What a data set consists of. The data sets themselves are the other files of this folder."""
+"""Images with labels, and the description of a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images (N, channels, height, width), uint8, with labels (N,), int64, on one device."""
+    """uint8 images (N, channels, height, width) with int64 labels (N,) on one device.
+
+    Examples
+    --------
+    >>> images = ImageSet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([4, 5, 6]))
+    >>> len(images), images.subset([0, 2]).labels.tolist()
+    (3, [4, 6])
+    """
 
     images: Tensor
     labels: Tensor
@@ -20,18 +27,18 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """Return the same images on `device`."""
+        """Return the images and labels on `device`."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def subset(self, indices: npt.ArrayLike | Tensor) -> "ImageSet":
-        """Return a copy of the images of `indices` (int, shape (n,)), on the same device."""
+        """Return a copy of the images at integer `indices` (n,), on the same device."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
         return ImageSet(self.images[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: what is known of it without reading it, and how it is read.
+    """A data set: what is known before it is read, and the function that reads it.
 
     Attributes
     ----------

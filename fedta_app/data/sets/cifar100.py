@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky, 2009): from torchvision's files, or downloaded where they are missing."""
+"""CIFAR-100 (Krizhevsky, 2009), read from torchvision's files, which are downloaded if missing."""
 
 import os
 import tempfile
@@ -15,11 +15,12 @@ from fedta_app.errors import DataError
 
 
 def _load(data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    """Return CIFAR-100's training and test images from `data_dir`, downloaded if absent."""
+    """Return the training and the test images."""
     try:
         return _read(data_dir)
-    except RuntimeError:  # torchvision's word for missing or damaged
-        _refuse_damaged(data_dir / CIFAR100.base_folder)
+    except RuntimeError:  # torchvision raises it for missing and for damaged files
+        for name, md5 in _md5_sums().items():
+            _refuse_damaged(data_dir / CIFAR100.base_folder / name, md5)
     except OSError as error:
         raise DataError(f"CIFAR-100 in {data_dir} cannot be read ({error})") from error
     _fetch(data_dir)
@@ -27,9 +28,9 @@ def _load(data_dir: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def _read(data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    """Read the files of `data_dir`; torchvision checks their md5 sums before it unpickles."""
+    """Return the images of both parts; torchvision checks the md5 sums before it unpickles."""
     with warnings.catch_warnings():
-        # the pickles of 2009 predate a check of NumPy 2.4
+        # NumPy 2.4 warns of the old pickles
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         raw = [CIFAR100(data_dir, train=train, download=False) for train in (True, False)]
     pool, test = (
@@ -48,21 +49,16 @@ def _md5_sums() -> dict[str, str]:
     return dict((*CIFAR100.train_list, *CIFAR100.test_list, meta))
 
 
-def _refuse_damaged(folder: Path) -> None:
-    """Raise DataError if one of the files is there and is not the original."""
-    for name, md5 in _md5_sums().items():
-        file = folder / name
-        if file.exists() and not check_integrity(file, md5):
-            raise DataError(f"{file} is damaged (its md5 sum is not {md5}): delete or replace it")
+def _refuse_damaged(file: Path, md5: str) -> None:
+    """Raise DataError if the file exists with another md5 sum."""
+    if file.exists() and not check_integrity(file, md5):
+        raise DataError(f"{file} is damaged (its md5 sum is not {md5}): delete or replace it")
 
 
 def _fetch(data_dir: Path) -> None:
-    """Unpack the archive in `data_dir`, or download it; files appear whole or not at all."""
+    """Unpack the archive in `data_dir`, or download it; no file is ever there in part."""
     folder, archive = data_dir / CIFAR100.base_folder, data_dir / CIFAR100.filename
-    if archive.exists() and not check_integrity(archive, CIFAR100.tgz_md5):
-        raise DataError(
-            f"{archive} is damaged (its md5 sum is not {CIFAR100.tgz_md5}): delete or replace it"
-        )
+    _refuse_damaged(archive, CIFAR100.tgz_md5)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".cifar100-", dir=data_dir) as temporary:

@@ -1,6 +1,6 @@
-"""Scikit-learn's 8 x 8 digits, which need no files.
+"""Scikit-learn's 8 x 8 digits, which need no download.
 
-1,400 images, 140 of each class, are for training and validation, the other 397 for test.
+1,400 images, 140 of each class, are for training and validation; the other 397 are for test.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from sklearn.datasets import load_digits
 from fedta_app.data.sets.base import Dataset, ImageSet
 from fedta_app.seeding import numpy_generator
 
-POOL_PER_CLASS = 140  # of 174 to 183 images; what is left is the test set
+POOL_PER_CLASS = 140  # of 174 to 183 images of a class; the others are the test set
 
 
 def _load(_: Path) -> tuple[ImageSet, ImageSet]:
-    """Return the digits for train and validation, equally many of each class, and for test."""
+    """Return the images for training and validation, and those for test."""
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     everything = ImageSet(torch.from_numpy(images), torch.from_numpy(bunch.target).long())
@@ -29,5 +29,5 @@ def _load(_: Path) -> tuple[ImageSet, ImageSet]:
     return everything.subset(pool), everything.subset(test)
 
 
-# 8 pixels leave no room for crops, and a mirrored digit is no digit.
+# No augmentation: 8 pixels are too few for random crops, and mirrored digits are wrong.
 DIGITS = Dataset("digits", classes=10, images=10 * POOL_PER_CLASS, load=_load)

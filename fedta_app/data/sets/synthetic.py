@@ -1,4 +1,4 @@
-"""Noise in CIFAR-100's sizes, the same for every run: for benchmarks where its files are not."""
+"""Random images with the sizes of CIFAR-100, for benchmarks without its files."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fedta_app.seeding import torch_generator
 
 
 def _load(_: Path) -> tuple[ImageSet, ImageSet]:
-    """Return noise, with CIFAR-100's numbers of images and classes."""
+    """Return the images for training and validation, and those for test; no seed changes them."""
     generator = torch_generator("synthetic images")
     pool, test = (
         ImageSet(

@@ -1,4 +1,4 @@
-"""What a network of fedta consists of. The networks themselves are the other files here."""
+"""The interface of the networks in this folder."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module, ABC):
-    """A network whose ``forward_features`` already gives the input of its head, [B, d]."""
+    """A network whose ``forward_features`` returns the input of its head, (B, d)."""
 
     head: nn.Linear
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the input of the head, [B, d], for images [B, channels, height, width]."""
+        """Return the input of the head, (B, d), for images (B, channels, height, width)."""
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits [B, num_classes], or the features themselves (``pre_logits``)."""
+        """Return the logits (B, num_classes), or with ``pre_logits`` the features themselves."""
         if pre_logits:
             return features
         logits: Tensor = self.head(features)
@@ -28,20 +28,21 @@ class Network(nn.Module, ABC):
         return self.head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, [B, num_classes]."""
+        """Return the logits (B, num_classes)."""
         return self.forward_head(self.forward_features(images))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one of our networks is built.
+    """A network by its name.
 
     Attributes
     ----------
     name : str
-        The value of the key `model`.
-    constructor : callable
-        Takes `num_classes`, and channels and size of the images by the keywords named below.
+        A value of the key `model`.
+    build : callable
+        ``build(image_size=..., in_channels=..., num_classes=...)`` returns the network, with
+        weights drawn from torch's global generator.
     image_size : int
         Default size of the images.
     multiple : int
@@ -49,13 +50,6 @@ class Architecture:
     """
 
     name: str
-    constructor: Callable[..., nn.Module]
+    build: Callable[..., nn.Module]
     image_size: int
     multiple: int = 1
-    channels_keyword: str = "in_channels"
-    size_keyword: str = "image_size"
-
-    def build(self, *, image_size: int, in_channels: int, num_classes: int) -> nn.Module:
-        """Return the network, initialised from torch's global generator."""
-        sizes = {self.size_keyword: image_size, self.channels_keyword: in_channels}
-        return self.constructor(num_classes=num_classes, **sizes)

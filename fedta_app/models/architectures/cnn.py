@@ -1,4 +1,4 @@
-"""The convolutional network of the first paper on federated averaging.
+"""The MNIST network of the paper that introduced federated averaging.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, section 3.
@@ -13,8 +13,7 @@ from fedta_app.models.architectures.base import Architecture, Network
 class CNN(Network):
     """Two 5x5 convolutions (32 and 64 channels), each with 2x2 max pooling, then 512 units.
 
-    The MNIST network of McMahan et al. (2017): 1,663,370 parameters for 28x28 grey images. (Their
-    CIFAR-10 network is that of an old TensorFlow tutorial, with local response normalisation.)
+    It has 1,663,370 parameters for 28x28 grey images of ten classes, as in the paper.
     """
 
     def __init__(self, *, image_size: int, in_channels: int, num_classes: int) -> None:
@@ -25,7 +24,7 @@ class CNN(Network):
         self.head = nn.Linear(512, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the 512 hidden units after their ReLU."""
+        """Return the hidden units (B, 512) after their ReLU."""
         hidden = torch.max_pool2d(torch.relu(self.conv1(images)), 2)
         hidden = torch.max_pool2d(torch.relu(self.conv2(hidden)), 2)
         return torch.relu(self.fc(hidden.flatten(1)))

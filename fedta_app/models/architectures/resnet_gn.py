@@ -1,8 +1,8 @@
 """A ResNet-18 with group normalisation.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Hsieh et al., "The Non-IID
-Data Quagmire of Decentralized Machine Learning", ICML 2020, recommend group normalisation on
-non-iid clients, where batch statistics do not average.
+Data Quagmire of Decentralized Machine Learning", ICML 2020, recommend group normalisation for
+non-iid clients, whose batch statistics differ too much to be averaged.
 """
 
 import torch
@@ -12,12 +12,12 @@ from fedta_app.models.architectures.base import Architecture, Network
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Normalise groups of 16 channels (Wu and He, "Group Normalization", ECCV 2018, table 3)."""
+    """Return a layer with groups of 16 channels (Wu and He, ECCV 2018, table 3)."""
     return nn.GroupNorm(channels // 16, channels)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is projected where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ResNetGN(Network):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the average of the last feature map, 256 numbers per image."""
+        """Return the averages (B, 256) of the last feature map."""
         hidden = self.blocks(torch.relu(self.norm(self.stem(images))))
         features: Tensor = hidden.mean(dim=(2, 3))
         return features

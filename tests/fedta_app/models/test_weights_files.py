@@ -216,24 +216,25 @@ def test_the_hub_cache_is_used_without_a_network(tmp_path, monkeypatch):
     refs.mkdir()
     (refs / "main").write_text("abc")
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail())
-    found = fetch_from_hub("some/model", cache_dir=str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found = fetch_from_hub("some/model")
     assert found == snapshot / "model.safetensors"
 
 
-def test_without_a_network_the_hub_is_asked_once(tmp_path, monkeypatch):
+def test_without_a_network_the_hub_is_asked_once(monkeypatch):
     closed = "http://127.0.0.1:9/model.safetensors"  # nothing listens: an error of the real client
     monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda **_: closed)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: pytest.fail())
     with pytest.raises(ModelError, match="could not be downloaded") as caught:
-        fetch_from_hub("some/model", cache_dir=str(tmp_path))
+        fetch_from_hub("some/model")
     assert "https://huggingface.co/some/model" in str(caught.value)
     assert "pass its path as weights" in str(caught.value)
 
 
-def test_offline_mode_is_one_sentence_too(tmp_path, monkeypatch):
+def test_offline_mode_is_one_sentence_too(monkeypatch):
     monkeypatch.setattr(weights_files.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="could not be downloaded"):
-        fetch_from_hub("some/model@v1", cache_dir=str(tmp_path))
+        fetch_from_hub("some/model@v1")
 
 
 def test_a_model_without_convolutions_loads():
