@@ -7,6 +7,7 @@ when it is due, a checkpoint of all parts and of the phase in progress:
     {"phase": 2, "round": 7, "parts": {"server": ..., "algorithm": ..., "phase/train": ...}}
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -27,7 +28,9 @@ class Part(Protocol):
 
 
 class Phase:
-    """Some rounds of one kind; between two of them the run may stop and go on elsewhere.
+    """Rounds of one kind; the run can stop after any of them and be resumed there.
+
+    A subclass has a `name` and either `work` or, where a row holds more than a loss, `run_round`.
 
     Attributes
     ----------
@@ -41,9 +44,16 @@ class Phase:
         self.num_rounds = num_rounds
         self.round = 0
 
-    def run_round(self, number: int) -> Row:
-        """Do round 1, 2, ... of the phase and return its row."""
+    def work(self, number: int) -> float | None:
+        """Do round 1, 2, ... of the phase; return its mean training loss, None if it has none."""
         raise NotImplementedError
+
+    def run_round(self, number: int) -> Row:
+        """Do a round and return its row, with the seconds that `work` took."""
+        began = time.perf_counter()
+        loss = self.work(number)
+        seconds = round(time.perf_counter() - began, 4)
+        return Row(number, self.name, train_loss=loss, seconds=seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Return partial results that a checkpoint keeps while the phase is in progress."""

@@ -116,8 +116,8 @@ def _over(
     moved = _to(received, device)
     if up is None or not moved:
         return moved
-    chosen = up.mask if down is None else up.mask[down.mask]
-    return {name: vector[chosen] for name, vector in moved.items()}
+    chosen = up if down is None else up.within(down)
+    return {name: chosen.gather(vector) for name, vector in moved.items()}
 
 
 def train_head(
