@@ -103,7 +103,7 @@ class Baseline:
         return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         check_keys(state, ("weights", "head", "mask", "momentum", "notes"), "baseline")
         weights = self.workspace.weights
         weights.load(state["weights"])

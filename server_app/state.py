@@ -164,7 +164,7 @@ class ServerState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         check_keys(state, ("weights", "head", "mask", "own-masks", "known", "notes"), "server")
         self.weights.copy_(state["weights"])
         self.head, self.mask = state["head"], state["mask"]

@@ -1,4 +1,4 @@
-"""The figures of a row: validation and test, measured on the server's images."""
+"""Measuring the global model on validation and test images, and when that is due."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from fedta_app.training.workspace import Workspace
 
 
 def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Figures:
-    """Load the weights and measure them on the server's validation images, and on test images.
+    """Load the weights and return their figures on validation and test images.
 
-    Test images are read for reporting only; nothing is chosen by them. With `measure-test` "end"
-    they are read once in a run, with "never" not at all.
+    Test images are for reporting only; nothing is chosen by them. With `measure-test = "end"` they
+    are read once in a run, with "never" not at all.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Fig
 
 
 def check_above_chance(workspace: Workspace, accuracy: float) -> None:
-    """Refuse pre-trained weights whose head, made from their features, does no better than chance.
+    """Refuse pre-trained weights whose features give a head that is no better than chance.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def check_above_chance(workspace: Workspace, accuracy: float) -> None:
     chance = 1 / workspace.data.num_classes
     images = len(workspace.evaluation_sets[0])
     if not workspace.built.source.pretrained or images < workspace.data.num_classes:
-        return  # too few images to tell
+        return  # too few images to decide
     if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
         raise RunError(
             f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
