@@ -11,6 +11,7 @@ from fedta_app.device.cuda import repeatable, to_device
 from fedta_app.seeding import torch_generator
 from fedta_app.training.steps import make_optimizer
 from fedta_app.training.workspace import Workspace
+from fedta_app.vectors.arithmetic import stepped
 from fedta_app.vectors.mask import FlatMask
 
 _REPEATS = 10
@@ -68,7 +69,7 @@ def round_parts(workspace: Workspace, round_seconds: float) -> list[dict[str, An
         if mask is None:
             apply_update({"vector": start}, {"vector": start}, scale=0.0)
         else:
-            mask.add_(start, packed, 0.0)
+            mask.scatter_(start, stepped(mask.gather(start), packed, 0.0))
 
     workspace.model.train()
     with repeatable(device, config.deterministic):

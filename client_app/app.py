@@ -1,6 +1,7 @@
-"""The Flower ClientApp: one short handler per message type; the work is fedta_app's."""
+"""The Flower ClientApp: one short handler per message type, around functions of `fedta_app`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,7 +15,6 @@ from engine.client_memory import (
     client_memory,
     vector_bytes,
 )
-from engine.records import number, whole
 from engine.shared_memory import SharingError
 from engine.transport import outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
@@ -29,21 +29,21 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell which place among the nodes this one has, and whether it reads what was shared."""
+    """Return the node's partition id, and whether it can map the server's shared memory."""
     try:
         shares = all(len(unpack(arrays)) > 0 for arrays in message.content.array_records.values())
     except SharingError:
         shares = False
-    place = whole(context.node_config, "partition-id")
-    node = ConfigRecord({"partition-id": place, "shares-memory": shares})
+    partition_id = context.node_config["partition-id"]
+    node = ConfigRecord({"partition-id": partition_id, "shares-memory": shares})
     return Message(RecordDict({"config": node}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the global weights on the client's images, by the algorithm, and return the update."""
+    """Train the global weights on the client's images and return the algorithm's reply."""
     memory, settings = _prepare(message, context)
-    setup, client = Setup.from_config(settings), whole(settings, "partition-id")
+    setup, client = Setup.from_config(settings), int(settings["partition-id"])
     received = unpack_many(message.content.array_records["arrays"])
     config = memory.workspace.config
     try:
@@ -55,8 +55,8 @@ def train(message: Message, context: Context) -> Message:
         memory.workspace,
         received.pop("vector"),
         partition_id=client,
-        server_round=whole(settings, "server-round"),
-        lr=number(settings, "lr"),
+        server_round=int(settings["server-round"]),
+        lr=float(settings["lr"]),
         algorithm=make_algorithm(config.strategy, vars(config)),
         received=received,
         memory=own,
@@ -78,46 +78,46 @@ def probe(message: Message, context: Context) -> Message:
     result = train_head(
         memory.workspace,
         unpack(message.content.array_records["arrays"]),
-        partition_id=whole(settings, "partition-id"),
-        server_round=whole(settings, "server-round"),
-        lr=number(settings, "lr"),
+        partition_id=int(settings["partition-id"]),
+        server_round=int(settings["server-round"]),
+        lr=float(settings["lr"]),
     )
     return _trained(message, result)
 
 
 @app.train("head")
 def head(message: Message, context: Context) -> Message:
-    """Return the sums from which the ridge head follows."""
+    """Return the client's sums for the ridge head."""
     memory, settings = _prepare(message, context)
-    images = memory.workspace.head_data(whole(settings, "partition-id"))
+    images = memory.workspace.head_data(int(settings["partition-id"]))
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
 
 
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
-    """Return the client's sensitivities under the mask of the rounds so far."""
+    """Return the client's scores of the weights under the mask of the previous round."""
     memory, settings = _prepare(message, context)
-    batches = client_batches(memory.workspace, whole(settings, "partition-id"))
+    batches = client_batches(memory.workspace, int(settings["partition-id"]))
     mask = memory.mask(str(settings["down"]))
-    found = scores(memory.workspace, batches, mask, whole(settings, "server-round"))
+    found = scores(memory.workspace, batches, mask, int(settings["server-round"]))
     return _reply(message, {"vector": found})
 
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
-    """Calibrate the client's own mask, keep it, and return it as bits."""
+    """Calibrate the client's own mask, store it, and return it as bits."""
     memory, settings = _prepare(message, context)
-    bits = own_mask(memory.workspace, whole(settings, "partition-id")).to_bits()
+    bits = own_mask(memory.workspace, int(settings["partition-id"])).to_bits()
     memory.store.put(bits)
     return _reply(message, {"vector": bytes_vector(bits)})
 
 
-def _prepare(message: Message, context: Context) -> tuple[ClientMemory, ConfigRecord]:
-    """Return this process's memory, with what came along learnt and the head in the model."""
-    settings = message.content.config_records["config"]
+def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[str, Any]]:
+    """Return this process's client memory and the settings; store blobs and load the head first."""
+    settings: Mapping[str, Any] = message.content.config_records["config"]
     config = RunConfig.from_mapping(context.run_config)
-    # The server says how many clients share the data: num-clients may be 0, "as many as there are".
-    workspace = shared_workspace(config.with_values(num_clients=whole(settings, "num-clients")))
+    # The server resolved num-clients, which may be 0 in the configuration (as many as there are).
+    workspace = shared_workspace(config.with_values(num_clients=int(settings["num-clients"])))
     if workspace.layout != settings["layout"]:
         raise ValueError("this client's model has other parameters or weights than the server's")
     memory = client_memory(workspace)

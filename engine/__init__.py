@@ -1,1 +1,1 @@
-"""How messages and arrays move: transports, and an engine that needs no Ray and no SuperLink."""
+"""Transports for arrays, and an engine that runs the app in one process."""

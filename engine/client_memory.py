@@ -1,19 +1,21 @@
-"""What a process knows of its clients: what each was told once, and what each keeps.
+"""The blobs of a run: what clients are sent once, and what each client stores for itself.
 
-A client is told the head, the mask by which it receives and the mask by which it trains; it keeps
-its algorithm's memory. All of it lies in the run directory as blobs (`fedta_app.runs.blobs`):
+The server sends a client the head, the mask of the weights that travel to it, and the mask of the
+weights that it trains. A client stores the state that its algorithm needs from round to round (its
+memory). Both lie in the run directory as blobs (`fedta_app.runs.blobs`):
 
-    blobs/<digest>               told: the head and masks
-    clients/<partition>/<digest> kept: an algorithm's memory of a client, as safetensors
+    blobs/<digest>               sent by the server: the head and masks
+    clients/<partition>/<digest> stored by a client: its memory, as safetensors
 
-In a simulation server and clients share the directory; in a deployment each machine has its own,
+In a simulation, server and clients share the directory. In a deployment each machine has its own,
 and a client's memory never leaves it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,29 +28,29 @@ from fedta_app.runs.directory import run_path
 from fedta_app.training.workspace import Workspace, shared_workspace
 from fedta_app.vectors.mask import FlatMask
 
-_MASKS_KEPT = 4  # unpacked masks per process; a client's own mask is read from disk otherwise
+_MASKS_KEPT = 4  # unpacked masks per process; others are read from disk when they are needed
 
 
 class MemoryLostError(RunError):
-    """The memory that the server names is not on this client's disk any more."""
+    """The memory that the server refers to is no longer on this client's disk."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Digests of what a message needs besides its vectors; empty where there is nothing.
+    """Digests of the blobs that a message refers to; empty where it needs none.
 
     Attributes
     ----------
     head : str
         The head's parameters, float32.
     down : str
-        The mask of the weights that travel to the client; all of them if empty.
+        The mask of the weights that travel to the client; if empty, all weights travel.
     up : str
-        The mask of the weights that it trains, and that travel back; that of `down` if empty.
+        The mask of the weights that the client trains and returns; `down` if empty.
     memory : str
-        What the client itself keeps for its algorithm.
+        The client's memory.
     kept : tuple of str
-        Memories that the server's checkpoints still name; the client may forget all others.
+        Memories that the server's checkpoints still refer to; the client may delete all others.
     """
 
     head: str = ""
@@ -58,72 +60,59 @@ class Setup:
     kept: tuple[str, ...] = ()
 
     def digests(self) -> set[str]:
-        """Return those that the server tells, without the empty ones."""
+        """Return the digests of what the server sends: head and masks, where there are any."""
         return {self.head, self.down, self.up} - {""}
 
     def to_config(self) -> dict[str, str]:
         """Return the setup as entries of a message's configuration."""
-        kept = " ".join(self.kept)
-        return {
-            "head": self.head, "down": self.down, "up": self.up, "memory": self.memory,
-            "kept-memories": kept,
-        }  # fmt: skip
+        return {**asdict(self), "kept": " ".join(self.kept)}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> "Setup":
+    def from_config(cls, config: Mapping[str, Any]) -> "Setup":
         """Return the setup that `to_config` wrote."""
-        head, down, up, memory = (str(config[key]) for key in ("head", "down", "up", "memory"))
-        return cls(head, down, up, memory, tuple(str(config["kept-memories"]).split()))
+        own = {entry.name: config[entry.name] for entry in fields(cls)}
+        return cls(**{**own, "kept": tuple(own["kept"].split())})
 
 
 class ClientMemory:
-    """The blobs of a process, and what of them is loaded into its model."""
+    """The blobs that a process works with, and the head and masks that it has loaded."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._head = ""
-        self._masks: dict[str, FlatMask] = {}
 
     @cached_property
     def store(self) -> BlobStore:
-        """What clients are told; on one machine, server and clients share it."""
+        """The blobs that the server sends; on one machine, server and clients share the folder."""
         return BlobStore(run_path(self.workspace.config) / "blobs")
 
     def learn(self, blobs: Iterable[bytes]) -> None:
-        """Keep what came with a message."""
+        """Store the blobs that came with a message."""
         for data in blobs:
             self.store.put(data)
 
     def load_head(self, digest: str) -> None:
-        """Put the head into the model, unless it is there."""
+        """Load the head into the model, unless it is there or the digest is empty."""
         head = self.workspace.head
         if digest and head is not None and digest != self._head:
             head.load(bytes_vector(self.store.get(digest)).view(torch.float32))
             self._head = digest
 
     def keep(self, vector: Tensor) -> str:
-        """Keep a vector as a blob and return its digest."""
+        """Store a vector as a blob and return its digest."""
         return self.store.put(vector_bytes(vector))
 
     def mask(self, digest: str) -> FlatMask | None:
         """Return the mask of a digest, or None for the empty one."""
-        if not digest:
-            return None
-        if digest not in self._masks:
-            weights = self.workspace.weights.vector
-            mask = FlatMask.from_bits(self.store.get(digest), weights.numel(), weights.device)
-            if len(self._masks) == _MASKS_KEPT:
-                self._masks.pop(next(iter(self._masks)))
-            self._masks[digest] = mask
-        return self._masks[digest]
+        return _load_mask(self, digest) if digest else None
 
     def recall(self, partition_id: int, digest: str) -> dict[str, Tensor]:
-        """Return what a client kept, empty for the empty digest.
+        """Return a client's memory; for the empty digest an empty one.
 
         Raises
         ------
         MemoryLostError
-            When it is not there, or damaged.
+            When it is missing or damaged.
         """
         if not digest:
             return {}
@@ -135,12 +124,12 @@ class ClientMemory:
     def memorise(
         self, partition_id: int, vectors: Mapping[str, Tensor], kept: Iterable[str]
     ) -> str:
-        """Keep vectors for a client, forget those that nobody names, and return their digest.
+        """Store a client's memory, delete its outdated ones, and return the digest.
 
         Parameters
         ----------
         kept : iterable of str
-            Digests that stay; a lost round may be played again from them.
+            Digests of the memories to keep: a lost round may be repeated from them.
         """
         if not vectors:
             return ""
@@ -154,13 +143,19 @@ class ClientMemory:
         return BlobStore(memories_path(self.workspace) / str(partition_id))
 
 
+@lru_cache(_MASKS_KEPT)
+def _load_mask(memory: ClientMemory, digest: str) -> FlatMask:
+    weights = memory.workspace.weights.vector
+    return FlatMask.from_bits(memory.store.get(digest), weights.numel(), weights.device)
+
+
 def memories_path(workspace: Workspace) -> Path:
-    """Return the folder of what clients keep, a folder for each client in it."""
+    """Return the folder of the clients' memories, which holds one folder per client."""
     return run_path(workspace.config) / "clients"
 
 
 def forget_unnamed(folder: Path, named: Mapping[int, set[str]]) -> None:
-    """Remove the memories below a folder that are not named for their client."""
+    """Delete the memories below a folder, except those that `named` lists for their client."""
     if folder.is_dir():
         for own in folder.iterdir():
             BlobStore(own).keep_only(named.get(int(own.name), set()))
@@ -168,7 +163,7 @@ def forget_unnamed(folder: Path, named: Mapping[int, set[str]]) -> None:
 
 @lru_cache(maxsize=1)
 def client_memory(workspace: Workspace) -> ClientMemory:
-    """Return the memory of this process's clients of a run."""
+    """Return this process's `ClientMemory` for a run."""
     return ClientMemory(workspace)
 
 
@@ -178,11 +173,12 @@ def vector_bytes(vector: Tensor) -> bytes:
 
 
 def bytes_vector(data: bytes) -> Tensor:
-    """Return the bytes as a uint8 vector, as blobs travel."""
+    """Return the bytes as a uint8 vector, the form in which blobs travel."""
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
 def forget_run() -> None:
-    """Drop this process's workspace and memory: the next run starts from untrained weights."""
+    """Drop this process's workspace and memory, so that the next run starts afresh."""
+    _load_mask.cache_clear()
     client_memory.cache_clear()
     shared_workspace.cache_clear()

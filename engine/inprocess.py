@@ -1,7 +1,7 @@
-"""The app in one process: Flower's ServerApp and ClientApp over a grid that calls the ClientApp.
+"""The in-process engine: ServerApp and ClientApp in one process, without Ray or a SuperLink.
 
-No Ray, no SuperLink, no serialisation: for one GPU, where clients take turns anyway, and for
-notebooks, debuggers and tests. The apps are the ones that `flwr run` runs, unchanged.
+It runs the same apps as `flwr run`, without serialising messages: for one GPU, where clients take
+turns anyway, and for notebooks, debuggers and tests.
 """
 
 import secrets
@@ -12,7 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-# Not documented as public; this module is the only place that touches them.
+# Flower does not document these as public; only this module uses them.
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -21,10 +21,10 @@ _FIRST_CLIENT_NODE = 2
 
 
 class InProcessGrid(Grid):
-    """A grid whose nodes are contexts: a message sent is a call of the ClientApp.
+    """A grid that answers each message by calling the ClientApp.
 
-    `send_and_receive` answers lazily and in the order of the messages: a reply is aggregated
-    before the next client starts, so one client's buffers are enough for all.
+    `send_and_receive` is lazy and keeps the order of the messages: a reply is aggregated before
+    the next client starts, so that all clients can use the same buffers.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class InProcessGrid(Grid):
         TaskIdentity.node_id = _SERVER_NODE
 
     def set_run(self, run: Run) -> None:
-        """Keep the run that the grid is asked about."""
+        """Set the run."""
         self._run = run
 
     @property
@@ -74,7 +74,7 @@ class InProcessGrid(Grid):
     ) -> Iterator[Message]:
         """Yield the reply to each message in turn; the ClientApp runs when its reply is asked for.
 
-        `timeout` is ignored: nobody else could answer.
+        `timeout` is ignored, since the clients run in this process.
         """
         return (self._answer(message) for message in messages)
 
@@ -86,7 +86,7 @@ class InProcessGrid(Grid):
         try:
             reply = self._client_app(message=message, context=context)
         except Exception as error:
-            # What Flower makes of a client that fails: an error in place of a reply.
+            # Flower's other engines also answer with an error where a client fails.
             reply = Message(
                 Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message
             )
@@ -96,9 +96,9 @@ class InProcessGrid(Grid):
         return reply
 
     def _context(self, node_id: int) -> Context:
-        """Return a node's context: the one that holds its state, or else a new one.
+        """Return the node's stored context if it has state, or else a new one.
 
-        Keeping ten thousand that hold nothing would cost more than the run.
+        Storing ten thousand empty contexts would cost more than the run.
         """
         return self._contexts.get(node_id) or Context(
             run_id=1,
@@ -118,7 +118,7 @@ def run_in_process(
     run_config: Mapping[str, Any],
     num_supernodes: int,
 ) -> None:
-    """Run an app to its end in this process; what the ServerApp raises is raised here."""
+    """Run an app to its end in this process; errors of the ServerApp are raised."""
     grid = InProcessGrid(client_app, num_supernodes, run_config)
     context = Context(
         run_id=1,

@@ -1,4 +1,4 @@
-"""Replies as they come, from any engine."""
+"""Sending messages and receiving the replies one by one, on any engine."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -8,38 +8,38 @@ from flwr.serverapp import Grid
 
 from engine.inprocess import InProcessGrid
 
-_SHORTEST, _LONGEST = 0.005, 1.0  # seconds between two looks
+_SHORTEST, _LONGEST = 0.005, 1.0  # seconds between two polls
 
 
 def replies_as_they_come(
     grid: Grid, messages: Iterable[Message], timeout: float
 ) -> Iterator[Message]:
-    """Send messages and yield each reply when it is there, so that work overlaps with waiting.
+    """Send messages and yield each reply on arrival, so that aggregation overlaps with waiting.
 
-    Flower's own `send_and_receive` returns when the last reply is there. Between two looks this
-    sleeps for a fiftieth of the time since the last reply: a reply waits for at most 2% of what
-    it took, whether that was a millisecond or an hour.
+    Flower's own `send_and_receive` returns only after the last reply. Between two polls, this
+    function sleeps for 2% of the time since the last reply: that bounds both the delay and the
+    number of polls, whether a reply takes a millisecond or an hour.
 
     Parameters
     ----------
     timeout : float
-        Seconds after which clients that have not answered are given up.
+        Seconds after which missing replies are no longer waited for.
     """
     if isinstance(grid, InProcessGrid):
         yield from grid.send_and_receive(messages)
         return
     waiting = set(grid.push_messages(messages))
-    del messages  # Flower has them now
+    del messages  # Flower holds them now
     end = time.monotonic() + timeout
     last = began = time.monotonic()
     while waiting and began < end:
         found = list(grid.pull_messages(waiting))
         waiting.difference_update(reply.metadata.reply_to_message_id for reply in found)
-        looked = time.monotonic() - began  # a look at many messages takes its time too
+        polled = time.monotonic() - began  # polling for many messages takes time too
         yield from found
         if found:
             last = time.monotonic()
         if waiting:
-            pause = max(_SHORTEST, looked, (time.monotonic() - last) / 50)
+            pause = max(_SHORTEST, polled, (time.monotonic() - last) / 50)
             time.sleep(min(_LONGEST, pause))
         began = time.monotonic()

@@ -1,15 +1,13 @@
-"""Vectors in memory that the processes of one machine share.
+"""Vectors in memory that all processes of one machine share (Linux only).
 
-A vector is written once into a buffer and read in place by whoever gets its handle. The buffers
-are anonymous files (`memfd_create`), which other processes of the same user open under
-``/proc/<pid>/fd``: they have no name to clean up, are no part of ``/dev/shm`` and its limits, and
-the kernel frees them when their processes end, by ``kill -9`` too.
+A vector is written once into a buffer and read in place by every process that has its handle. The
+buffers are anonymous files (`memfd_create`), which other processes of the same user open under
+``/proc/<pid>/fd``. They need no clean-up, do not count against the limits of ``/dev/shm``, and are
+freed by the kernel when the processes that use them end, even by ``kill -9``.
 
-Touching fresh memory costs more than writing to it, so buffers are kept and used again: a process
-holds few, whatever the number of clients. A flag in the buffer says whether it is taken; the
-process that made it sets the flag, and whoever has read the vector last clears it.
-
-Linux only; `can_share` tells, and a handle from another machine or user raises `SharingError`.
+Touching fresh memory costs more than writing to it, so buffers are reused: a process holds a few,
+however many clients there are. A flag in the buffer says whether it is in use. The process that
+made the buffer sets the flag, and the last reader of the vector clears it.
 """
 
 import json
@@ -17,7 +15,7 @@ import mmap
 import os
 import secrets
 import sys
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -31,11 +29,11 @@ _MAPPINGS_KEPT = 64  # of other processes' buffers; dropping one costs a new map
 
 
 class SharingError(OSError):
-    """A handle whose memory this process cannot reach."""
+    """A handle refers to memory that this process cannot map."""
 
 
 class _Buffer:
-    """A mapped anonymous file: a token that proves which one it is, a flag, and the data."""
+    """A mapped anonymous file: a token that identifies it, a flag, and the data."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
@@ -71,7 +69,6 @@ class _Buffer:
 
 
 _own: list[_Buffer] = []
-_mapped: OrderedDict[bytes, _Buffer] = OrderedDict()
 
 
 def can_share() -> bool:
@@ -82,7 +79,7 @@ def can_share() -> bool:
 
 
 def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor in a free buffer of this process, which is taken then."""
+    """Return an uninitialised tensor in a free buffer of this process, and mark that as in use."""
     size = torch.Size(shape).numel() * dtype.itemsize
     free = [buffer for buffer in _own if not buffer.taken]
     buffer = min(
@@ -91,7 +88,7 @@ def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         default=None,
     )
     if buffer is None:
-        for small in free:  # in place of one that is too small, not beside it
+        for small in free:  # the new buffer replaces those that are too small
             _own.remove(small)
             os.close(small.descriptor)
         buffer = _Buffer.create(size)
@@ -110,18 +107,18 @@ def handle(tensor: Tensor) -> bytes | None:
 
 
 def read(handle: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return the vector of a handle, in place; it holds until `release`.
+    """Return the vector of a handle without a copy; it is valid until `release`.
 
     Raises
     ------
     SharingError
-        If the memory is another machine's or user's, or its process has ended.
+        If the memory belongs to another machine or user, or its process has ended.
     """
     return _buffer(handle).view(shape, dtype)
 
 
 def release(handle: bytes) -> None:
-    """Let the process that made the buffer use it again."""
+    """Mark the buffer as free, so that the process that made it can reuse it."""
     _buffer(handle).taken = False
 
 
@@ -131,24 +128,20 @@ def _buffer(handle: bytes) -> _Buffer:
     for buffer in _own:
         if buffer.token == token:
             return buffer
-    if token not in _mapped:
-        _mapped[token] = _map(where["pid"], where["fd"], token)
-        if len(_mapped) > _MAPPINGS_KEPT:
-            _mapped.popitem(last=False)
-    _mapped.move_to_end(token)
-    return _mapped[token]
+    return _mapped(where["pid"], where["fd"], token)
 
 
-def _map(pid: int, descriptor: int, token: bytes) -> _Buffer:
+@lru_cache(_MAPPINGS_KEPT)
+def _mapped(pid: int, descriptor: int, token: bytes) -> _Buffer:
     path = f"/proc/{pid}/fd/{descriptor}"
     try:
         opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             buffer = _Buffer(opened, os.fstat(opened).st_size)
         finally:
-            os.close(opened)  # the mapping holds
+            os.close(opened)  # the mapping stays valid
     except (OSError, ValueError) as error:
         raise SharingError(f"{path} cannot be mapped: {error}") from error
     if buffer.token != token:
-        raise SharingError(f"{path} is not the memory that was meant: another machine's, perhaps")
+        raise SharingError(f"{path} holds other memory: the handle may be from another machine")
     return buffer

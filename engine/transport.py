@@ -1,13 +1,13 @@
 """Vectors inside Flower messages.
 
-A transport is a name, written into the `Array` that travels (its `stype`), and into the task of a
-client, which answers by it.
+The name of the transport stands in each `Array` that travels (its `stype`), and in the message's
+configuration: a client replies by the same transport.
 
-- wire: the bytes of the vector, raw; works wherever Flower works.
+- wire: the raw bytes of the vector; works wherever Flower works.
 - shared: a handle of memory that all processes of a machine map (`engine.shared_memory`).
-- memory: the vector itself, for a server and clients in one process; nothing is copied.
+- memory: the vector itself, without a copy, for a server and clients in one process.
 
-What was unpacked is read, not written to, and holds until `release`.
+An unpacked vector must not be written to, and is valid until `release`.
 """
 
 import math
@@ -30,16 +30,16 @@ _KEY = "vector"
 
 
 def pack(vector: Tensor, transport: str) -> ArrayRecord:
-    """Put a vector into the record that a message carries.
+    """Return the record by which a message carries a vector.
 
-    By memory, and by shared memory where the vector came from `outbox`, the record holds the
-    vector, not a copy: it is what the vector is when it is read.
+    With the memory transport, and with shared memory if the vector came from `outbox`, the record
+    refers to the vector itself, so that later changes of the vector are seen by the reader.
     """
     return pack_many({_KEY: vector}, transport)
 
 
 def pack_many(vectors: Mapping[str, Tensor], transport: str) -> ArrayRecord:
-    """Put several named vectors into one record."""
+    """Return one record that carries several named vectors."""
     record = ArrayRecord()  # its constructor would copy the arrays
     for name, vector in vectors.items():
         record[name] = _array(vector, transport)
@@ -47,9 +47,9 @@ def pack_many(vectors: Mapping[str, Tensor], transport: str) -> ArrayRecord:
 
 
 def outbox(vector: Tensor, transport: str) -> Tensor:
-    """Return where a result of this shape is best written to, if it is to be packed next.
+    """Return a tensor of this shape to write a result to, such that `pack` need not copy it.
 
-    That is the vector itself, or memory to share: then packing copies nothing.
+    That is a shared buffer where the transport needs one, or else the vector itself.
     """
     if transport == SHARED and vector.device.type == "cpu":
         return shared_memory.take(tuple(vector.shape), vector.dtype)
@@ -65,7 +65,7 @@ def _array(vector: Tensor, transport: str) -> Array:
         data = _share(vector.detach())
     array = Array(dtype=dtype, shape=tuple(vector.shape), stype=transport, data=data)
     if transport == MEMORY:
-        array.data = cast(bytes, vector)  # Flower's constructor insists on bytes; nobody else looks
+        array.data = cast(bytes, vector)  # only Flower's constructor requires bytes
     return array
 
 
@@ -79,12 +79,12 @@ def _share(vector: Tensor) -> bytes:
 
 
 def unpack(record: ArrayRecord, name: str = _KEY) -> Tensor:
-    """Return a vector of a record; read it, do not write to it.
+    """Return a vector of a record; it must not be written to.
 
     Raises
     ------
     engine.shared_memory.SharingError
-        If it lies in memory that this process does not share.
+        If it lies in memory that this process cannot map.
     """
     array = record[name]
     if array.stype == MEMORY:
@@ -103,12 +103,12 @@ def unpack_many(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def release(record: ArrayRecord) -> None:
-    """Give back the memory of a record whose vectors were read for the last time."""
+    """Free the memory of a record whose vectors are no longer needed."""
     for array in record.values():
         if array.stype == SHARED:
             shared_memory.release(array.data)
 
 
 def payload_bytes(record: ArrayRecord) -> int:
-    """Return the bytes of the vectors in a record, by whatever transport they travel."""
+    """Return the size in bytes of the vectors in a record, independent of the transport."""
     return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())

@@ -1,22 +1,20 @@
 """The centralised baseline: the phases of a run without a federation.
 
-The same model, data and step as a client's, on all training images. A round is `local-steps` steps,
-or one epoch where that is 0; the optimizer keeps its momentum from round to round, as a client's
-does not. Head and mask are made from the training images.
+Model, data and optimizer step are those of a client, on all training images. A round is
+`local-steps` steps, or one epoch where that is 0. Unlike a client's, the optimizer keeps its
+momentum from round to round. Head and mask are made from the training images.
 """
 
-import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
-from fedta_app.runs.directory import check_loss
 from fedta_app.runs.loop import Phase, RoundLoop, check_keys
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
-from fedta_app.training.evaluation import check_above_chance, measure
+from fedta_app.training.evaluation import Start, measure, measured_when_due
 from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
@@ -27,7 +25,7 @@ from fedta_app.vectors.mask import FlatMask
 
 
 def run_centralized(config: RunConfig) -> None:
-    """Train from the start, or from the last checkpoint, to the last round."""
+    """Run a centralised training to its end, from its last checkpoint if there is one."""
     workspace = shared_workspace(config)
     try:
         baseline = Baseline(workspace)
@@ -45,21 +43,21 @@ def run_centralized(config: RunConfig) -> None:
 
 
 def make_phases(baseline: "Baseline") -> list[Phase]:
-    """Return the phases of the configuration, in their order."""
+    """Return the phases that the configuration asks for, in their order."""
     config = baseline.workspace.config
     phases: list[Phase] = [Head(baseline)] if config.head != "random" else []
     if config.mask_rule != "none":
         phases.append(Calibrate(baseline))
-    return [*phases, Start(baseline), Train(baseline)]
+    return [*phases, Start(baseline.workspace, baseline.measure), Train(baseline)]
 
 
 class Baseline:
-    """What the baseline keeps between rounds: weights, head, mask and momentum.
+    """The state of the baseline between rounds: weights, head, mask and momentum.
 
     Attributes
     ----------
     notes : dict
-        What summary.json says of head and mask.
+        What summary.json says of the head and the mask.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -80,12 +78,12 @@ class Baseline:
         return measure(self.workspace, self.workspace.weights.vector, last=last)
 
     def sha256(self) -> str:
-        """Return the sha256 of all weights, the head's behind the others where it is frozen."""
+        """Return the sha256 of all weights; those of a frozen head come last."""
         head = [self.workspace.head.vector.cpu()] if self.workspace.head else []
         return weights_sha256(torch.cat([self.workspace.weights.vector.cpu(), *head]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, head, mask (as bytes of bits) and the momentum of each parameter."""
+        """Return weights, head, mask (as bits), momentum by parameter, and notes."""
         head, mask = self.workspace.head, self.mask
         return {
             "weights": self.workspace.weights.vector,
@@ -105,7 +103,7 @@ class Baseline:
         return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         check_keys(state, ("weights", "head", "mask", "momentum", "notes"), "baseline")
         weights = self.workspace.weights
         weights.load(state["weights"])
@@ -121,7 +119,7 @@ class Baseline:
 
 
 class _BaselinePhase(Phase):
-    """A phase of the baseline, of one round unless it says otherwise."""
+    """A phase that changes the baseline, in one round unless it says otherwise."""
 
     def __init__(self, baseline: Baseline, num_rounds: int = 1) -> None:
         super().__init__(num_rounds)
@@ -134,9 +132,8 @@ class Head(_BaselinePhase):
 
     name = "head"
 
-    def run_round(self, number: int) -> Row:
+    def work(self, number: int) -> None:
         """Solve for the head and freeze it."""
-        began = time.perf_counter()
         workspace = self.workspace
         fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
         assert workspace.head is not None
@@ -144,7 +141,6 @@ class Head(_BaselinePhase):
         self.baseline.notes["head"] = {
             "kind": "ridge", "ridge": fitted.ridge, "temperature": fitted.temperature
         }  # fmt: skip
-        return Row(number, self.name, seconds=round(time.perf_counter() - began, 4))
 
 
 class Calibrate(_BaselinePhase):
@@ -152,44 +148,27 @@ class Calibrate(_BaselinePhase):
 
     name = "calibrate"
 
-    def run_round(self, number: int) -> Row:
+    def work(self, number: int) -> None:
         """Find the mask."""
-        began = time.perf_counter()
         self.baseline.use_mask(own_mask(self.workspace, None))
-        return Row(number, self.name, seconds=round(time.perf_counter() - began, 4))
-
-
-class Start(_BaselinePhase):
-    """Round 0: the model before training is measured; one at chance is not worth the rest."""
-
-    name = "start"
-
-    def run_round(self, number: int) -> Row:
-        """Measure the model, head and all."""
-        figures = self.baseline.measure()
-        if self.workspace.head:
-            check_above_chance(self.workspace, figures["val_accuracy"])
-        return Row(0, self.name, **figures)
 
 
 class Train(_BaselinePhase):
-    """SGD with momentum on all images."""
+    """SGD with momentum on all training images."""
 
     name = "train"
 
     def __init__(self, baseline: Baseline) -> None:
         super().__init__(baseline, baseline.workspace.config.num_server_rounds)
 
-    def run_round(self, number: int) -> Row:
-        """Train one round and measure it when that is due."""
-        began = time.perf_counter()
+    def work(self, number: int) -> float:
+        """Train for one round and return the mean loss."""
         workspace, optimizer = self.workspace, self.baseline.optimizer
         lr = learning_rate(workspace.config, number)
         with optimizer.skip_frozen_tensors():
-            loss = train_steps(workspace, optimizer, workspace.data.train, lr=lr, key=(number,))
-        check_loss(loss, number)
-        seconds = round(time.perf_counter() - began, 4)
-        last = number == self.num_rounds
-        due = last or number % workspace.config.eval_every == 0
-        figures = self.baseline.measure(last=last) if due else Figures()
-        return Row(number, self.name, train_loss=loss, seconds=seconds, **figures)
+            return train_steps(workspace, optimizer, workspace.data.train, lr=lr, key=(number,))
+
+    def run_round(self, number: int) -> Row:
+        """Train for one round, and measure the model when that is due."""
+        row = super().run_round(number)
+        return measured_when_due(row, self.workspace.config, self.baseline.measure)

@@ -1,1 +1,1 @@
-"""The Flower ServerApp: the round loop, resume, the phases of a run."""
+"""The Flower ServerApp: the phases of a federated run, and the state that they change."""

@@ -11,7 +11,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Read the configuration and run the rounds; a refusal is printed as its one sentence."""
+    """Run the rounds of the configuration; print the message of an error before it is raised."""
     try:
         run_rounds(grid, RunConfig.from_mapping(context.run_config))
     except Exception as error:

@@ -1,18 +1,13 @@
 """The phases that make the head before anything else is trained."""
 
-import time
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord
 from torch import Tensor
 
-from engine.records import number as number_of
-from engine.transport import MEMORY, pack, unpack
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.runs.loop import check_keys
-from fedta_app.runs.metrics import Row
 from fedta_app.training.head_fit import empty_statistics, fit_head
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
@@ -22,38 +17,32 @@ from strategies import FedAvg
 class RidgeHead(FederatedPhase):
     """Every client sends the sums of its features once; the head follows in closed form.
 
-    A round asks as many clients as a training round does. The head does not depend on how the
-    data are divided, nor on how many rounds it takes (fedta_app.heads.ridge).
+    A round asks as many clients as a training round does. The head depends neither on how the
+    data are divided nor on how many rounds it takes (`fedta_app.heads.ridge`).
     """
 
     name = "head"
 
     def __init__(self, state: ServerState) -> None:
         clients = len(state.exchange.nodes)
-        self._per_round = max(1, round(state.config.fraction_train * clients))
-        super().__init__(state, -(-clients // self._per_round))
+        super().__init__(state, -(-clients // state.clients_per_round))
         self._statistics = empty_statistics(state.workspace)
 
-    def run_round(self, number: int) -> Row:
-        """Add the next clients' sums; after the last ones, solve."""
-        began = time.perf_counter()
-        state = self.state
-        first = (number - 1) * self._per_round
-        chosen = list(range(first, min(first + self._per_round, len(state.exchange.nodes))))
-        state.exchange.begin_round()
-        messages = state.exchange.messages(chosen, "train.head")
-        for _, reply in state.exchange.in_order(chosen, state.send(messages)):
-            self._add(unpack(reply.content.array_records["arrays"]))
+    def work(self, number: int) -> None:
+        """Add the sums of the next clients; after the last ones, solve."""
+        state, step = self.state, self.state.clients_per_round
+        clients = list(range(len(state.exchange.nodes)))[(number - 1) * step : number * step]
+        for _, vector in self.ask(clients, "train.head"):
+            self._statistics = self._statistics + self._unpacked(vector)
         if state.exchange.costs.errors:
-            # A head without some clients would depend on who they were.
+            # Without some clients, the head would depend on which ones failed.
             raise RunError(f"the head needs every client: {state.exchange.costs.errors[0]}")
         if number == self.num_rounds:
             self._solve()
-        return self.row(number, began)
 
-    def _add(self, vector: Tensor) -> None:
+    def _unpacked(self, vector: Tensor) -> RidgeStatistics:
         features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
-        self._statistics = self._statistics + RidgeStatistics.from_vector(vector, features, classes)
+        return RidgeStatistics.from_vector(vector, features, classes)
 
     def _solve(self) -> None:
         fitted = fit_head(self.state.workspace, self._statistics)
@@ -72,12 +61,11 @@ class RidgeHead(FederatedPhase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums so far."""
         check_keys(state, ("statistics",), "head")
-        features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
-        self._statistics = RidgeStatistics.from_vector(state["statistics"], features, classes)
+        self._statistics = self._unpacked(state["statistics"])
 
 
 class ProbeHead(FederatedPhase):
-    """A linear probe by FedAvg on the head alone, over a frozen backbone."""
+    """A linear probe: FedAvg on the head alone, over a frozen backbone."""
 
     name = "head"
 
@@ -93,18 +81,14 @@ class ProbeHead(FederatedPhase):
             message_type="train.probe",
         )
 
-    def run_round(self, number: int) -> Row:
+    def work(self, number: int) -> float:
         """Train the head for one round; after the last one, freeze it."""
-        began = time.perf_counter()
-        state = self.state
-        arrays = pack(self._head, MEMORY)
-        messages = self._strategy.configure_train(number, arrays, ConfigRecord(), state.grid)
-        arrays, metrics = self._strategy.aggregate_train(number, state.send(messages))
-        self._head.copy_(unpack(arrays))
+        head, loss = self.train_round(self._strategy, number, self._head)
+        self._head.copy_(head)
         if number == self.num_rounds:
-            state.set_head(self._head.to(torch.float32))
-            state.notes["head"] = {"kind": "probe", "rounds": self.num_rounds}
-        return self.row(number, began, loss=number_of(metrics, "train-loss"))
+            self.state.set_head(self._head.to(torch.float32))
+            self.state.notes["head"] = {"kind": "probe", "rounds": self.num_rounds}
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the head so far."""

@@ -1,7 +1,7 @@
 """A federated run: its phases (head, mask, start, training) in fedta's round loop.
 
-Flower's `Strategy.start` always counts from round 1; `fedta_app.runs.loop` calls the same hooks of
-a strategy, and evaluates, records and checkpoints between them.
+Flower's `Strategy.start` cannot resume, since it always counts from round 1. The phases call the
+same hooks of a strategy, and `fedta_app.runs.loop` records and checkpoints between them.
 """
 
 from typing import Any
@@ -16,23 +16,24 @@ from fedta_app.runs.checkpoint import kept_values
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Part, Phase, RoundLoop
 from fedta_app.runs.session import RunSession
+from fedta_app.training.evaluation import Start
 from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
-from server_app.phases import Start, Train, make_strategy
+from server_app.phases import Train, make_strategy
 from server_app.state import ServerState
 from strategies import FederatedStrategy, discover_nodes
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
-    """Run a federated training from its start, or its last checkpoint, to its end."""
+    """Run a federated training to its end, from its last checkpoint if there is one."""
     nodes = discover_nodes(grid, config.num_clients, config.clients_per_node)
     workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
     try:
         state = ServerState.of(grid, nodes, workspace)
         strategy = make_strategy(state)
         phases = make_phases(state, strategy)
-        # The configuration of the user: num-clients = 0 stays 0 in config.toml and in comparisons.
+        # `config`, not `state.config`: config.toml keeps num-clients = 0 as the user wrote it.
         session = RunSession(
             config,
             total_steps=sum(phase.num_rounds for phase in phases) - 1,
@@ -50,32 +51,32 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
 
 
 def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
-    """Return the phases of the configuration, in their order."""
+    """Return the phases that the configuration asks for, in their order."""
     config = state.config
     phases: list[Phase] = []
     if config.head != "random":
         phases.append(RidgeHead(state) if config.head == "ridge" else ProbeHead(state))
     if config.mask_rule != "none":
         phases.append(mask_phase(state))
-    return [*phases, Start(state), Train(state, strategy)]
+    return [*phases, Start(state.workspace, state.measure), Train(state, strategy)]
 
 
 def federated_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return what summary.json says of the run, the partition included."""
+    """Return what summary.json says of weights, data, device and partition."""
     facts = run_facts(workspace)
     facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
     return {**facts, "num-clients": len(workspace.partitions)}
 
 
 def save_partition(workspace: Workspace, session: RunSession) -> None:
-    """Save the figure of clients and classes."""
+    """Save the figure that shows how many images of each class the clients hold."""
     labels = workspace.data.train.labels.cpu().numpy()
     counts = class_counts(labels, workspace.partitions, workspace.data.num_classes)
     save_partition_figure(session.directory.path / "partition.png", counts)
 
 
 def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:
-    """Remove what clients kept for their algorithm and no kept checkpoint names any more."""
+    """Delete the clients' memories that no kept checkpoint refers to."""
     named: dict[int, set[str]] = {}
     for state in kept_values(run_path(workspace.config) / "checkpoint"):
         for partition_id, digest in state["parts"]["algorithm"]["memories"].items():

@@ -1,26 +1,23 @@
-"""The phases that find the mask: by scores summed over clients, by clients' own masks, or here."""
+"""The phases that find the mask, one for each place where masks are calibrated."""
 
-import time
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from engine.client_memory import Setup, vector_bytes
-from engine.transport import unpack
+from engine.client_memory import Setup
 from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.errors import RunError
 from fedta_app.masks import intersection, needs_scores, rule_named, union, vote
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.metrics import Row
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import calibration, own_mask, require_trained
 from fedta_app.vectors import FlatMask
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
 
-_REPLY_BYTES = 2**28  # of scores that wait to be added, on engines that collect replies first
+_REPLY_BYTES = 2**28  # memory for scores that an engine collects before they are added
 
 
 def mask_phase(state: ServerState) -> FederatedPhase:
@@ -33,12 +30,9 @@ def mask_phase(state: ServerState) -> FederatedPhase:
     return OwnMasks(state)
 
 
-def _per_round(state: ServerState) -> int:
-    """Return how many clients a training round asks: their replies fit into memory."""
-    return max(1, round(state.config.fraction_train * len(state.exchange.nodes)))
-
-
-def _note_mask(state: ServerState, mask: FlatMask) -> None:
+def _use_mask(state: ServerState, mask: FlatMask) -> None:
+    """Let only the weights of the mask travel from now on, and record its density."""
+    state.set_mask(mask)
     named = state.workspace.weights.views(mask.mask)
     state.notes["mask"] = {
         "sha256": state.mask,
@@ -51,27 +45,22 @@ def _note_mask(state: ServerState, mask: FlatMask) -> None:
 
 
 class ServerMask(FederatedPhase):
-    """The server finds the mask alone: by the weights, at random, or on its validation images."""
+    """The server finds the mask alone: from the weights, at random, or on validation images."""
 
     name = "calibrate"
 
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, 1)
 
-    def run_round(self, number: int) -> Row:
+    def work(self, number: int) -> None:
         """Find the mask in all its rounds."""
-        began = time.perf_counter()
-        self.state.exchange.begin_round()
-        mask = own_mask(self.state.workspace, None)
-        self.state.set_mask(mask)
-        _note_mask(self.state, mask)
-        return self.row(number, began)
+        _use_mask(self.state, own_mask(self.state.workspace, None))
 
 
 class SummedScores(FederatedPhase):
-    """Sampled clients score the weights in every round; the sums give the mask of the round.
+    """In each round, the scores of sampled clients are summed; the sums give the next mask.
 
-    The scores are added as they come: the server holds the sums and one client's vector.
+    Scores are added on arrival: the server holds the sums and the vector of one client.
     """
 
     name = "calibrate"
@@ -79,64 +68,52 @@ class SummedScores(FederatedPhase):
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, state.config.calibration_rounds)
 
-    def run_round(self, number: int) -> Row:
-        """Sum the scores of a sample and narrow the mask down."""
-        began = time.perf_counter()
+    def work(self, number: int) -> None:
+        """Sum the scores of a sample of clients and narrow the mask down."""
         state, config = self.state, self.state.config
         nodes = state.exchange.nodes
         sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number)
-        state.exchange.begin_round()
         rule, size = rule_named(config.mask_rule), state.weights.numel()
         sums = rule.sums(size)
-        for message in self._replies(sampled, number):
-            if len(message) != rule.message_size(size):
-                raise RunError(f"a client scored {len(message)} numbers for {size} weights")
-            sums.add(message)
+        for scores in self._replies(sampled, number):
+            if len(scores) != rule.message_size(size):
+                raise RunError(f"a client sent {len(scores)} scores for {size} weights")
+            sums.add(scores)
         self._check_replies(number)
         so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
-        mask = require_trained(config, so_far.advance(sums.scores().float()))
-        state.set_mask(mask)
-        _note_mask(state, mask)
-        return self.row(number, began)
+        _use_mask(state, require_trained(config, so_far.advance(sums.scores().float())))
 
     def _check_replies(self, number: int) -> None:
-        """Refuse a mask without anybody's scores; or without somebody's, where all are asked."""
+        """Raise RunError if no client sent scores, or if one is missing where all are needed."""
         costs, fraction = self.state.exchange.costs, self.state.config.calibration_fraction
         if not costs.clients_ok:
-            raise RunError(f"no client scored in round {number}: {costs.errors[0]}")
+            raise RunError(f"no client sent scores in round {number}: {costs.errors[0]}")
         if costs.errors and fraction == 1:
             raise RunError(
-                "calibration-fraction = 1.0 promises the mask of all data, and "
-                f"{len(costs.errors)} clients did not score in round {number} (a smaller share "
-                f"does without them): {costs.errors[0]}"
+                "calibration-fraction = 1.0 needs the scores of every client, and "
+                f"{len(costs.errors)} clients failed in round {number} (a fraction below 1 "
+                f"tolerates that): {costs.errors[0]}"
             )
 
     def _replies(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
         for first in range(0, len(sampled), step):
-            chosen = sampled[first : first + step]
-            messages = state.exchange.messages(
-                chosen,
-                "train.calibrate",
-                config={"server-round": number},
-                setup=lambda partition_id: setup,
-            )
-            for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
-                state.exchange.remember(partition_id, setup)
-                yield unpack(reply.content.array_records["arrays"])
+            clients, config = sampled[first : first + step], {"server-round": number}
+            for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
+                yield scores
 
     def _at_a_time(self) -> int:
-        """Return how many clients to ask at a time: as many replies as fit into memory."""
+        """Return how many clients to ask at a time, so that their replies fit into memory."""
         fitting = _REPLY_BYTES // (4 * self.state.weights.numel())
-        return max(_per_round(self.state), fitting)
+        return max(self.state.clients_per_round, fitting)
 
 
 class OwnMasks(FederatedPhase):
-    """Clients calibrate masks of their own, and keep them or put them together.
+    """Each client calibrates a mask of its own; the masks are kept, or combined into one.
 
     With mask-scope "client" every client trains by its own mask, and what any of them trains
-    travels. With vote, union or intersection the masks of the sampled clients make one.
+    travels. With vote, union or intersection the masks of the sampled clients are combined.
     """
 
     name = "calibrate"
@@ -146,27 +123,20 @@ class OwnMasks(FederatedPhase):
         self._keep = config.mask_scope == "client"
         fraction = 1.0 if self._keep else config.calibration_fraction
         self._sampled = nodes.sample(fraction, config.seed, "calibrate", 1)
-        self._step = _per_round(state)
-        super().__init__(state, -(-len(self._sampled) // self._step))
+        super().__init__(state, -(-len(self._sampled) // state.clients_per_round))
 
-    def run_round(self, number: int) -> Row:
-        """Collect the next clients' masks; after the last ones, put them together."""
-        began = time.perf_counter()
-        state = self.state
-        setup = Setup(head=state.head)
-        chosen = self._sampled[(number - 1) * self._step : number * self._step]
-        state.exchange.begin_round()
-        messages = state.exchange.messages(chosen, "train.mask", setup=lambda partition_id: setup)
-        for partition_id, reply in state.exchange.in_order(chosen, state.send(messages)):
-            bits = vector_bytes(unpack(reply.content.array_records["arrays"]))
-            digest = state.memory.store.put(bits)
+    def work(self, number: int) -> None:
+        """Collect the masks of the next clients; after the last ones, combine them."""
+        state, step = self.state, self.state.clients_per_round
+        clients = self._sampled[(number - 1) * step : number * step]
+        for partition_id, bits in self.ask(clients, "train.mask", setup=Setup(head=state.head)):
+            digest = state.memory.keep(bits)
             state.own_masks[partition_id] = digest
-            state.exchange.remember(partition_id, Setup(head=state.head, up=digest))
+            state.exchange.remember(partition_id, Setup(up=digest))
         if state.exchange.costs.errors and self._keep:
             raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
         if number == self.num_rounds:
             self._combine()
-        return self.row(number, began)
 
     def _combine(self) -> None:
         state, scope = self.state, self.state.config.mask_scope
@@ -175,7 +145,7 @@ class OwnMasks(FederatedPhase):
         found = (state.memory.mask(digest) for _, digest in sorted(state.own_masks.items()))
         masks = (mask for mask in found if mask is not None)
         if scope == "vote":
-            # Ties are many. Broken by position they would favour the first layers.
+            # Ties are frequent, and breaking them by position would favour the first layers.
             generator = torch_generator(state.config.seed, "ties of votes")
             lots = torch.rand(state.weights.numel(), generator=generator)
             mask = vote(masks, sparsity=state.config.sparsity, order=lots)
@@ -185,7 +155,6 @@ class OwnMasks(FederatedPhase):
             mask = union(masks)
         if not mask.num_trained:
             raise RunError("the clients' masks have no weight in common: choose another mask-scope")
-        state.set_mask(mask)
-        _note_mask(state, mask)
+        _use_mask(state, mask)
         if not self._keep:
             state.own_masks = {}

@@ -1,66 +1,72 @@
-"""The phases that every federated run has: the start and the training."""
+"""What all phases of a federated run share, and the phase that trains."""
 
-import time
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 from flwr.app import ConfigRecord
+from torch import Tensor
 
-from engine.records import number as number_of
+from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, unpack
 from fedta_app.algorithms import make_algorithm
-from fedta_app.runs.directory import check_loss, run_path
+from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
-from fedta_app.runs.metrics import Figures, Row
-from fedta_app.training.evaluation import check_above_chance
+from fedta_app.runs.metrics import Row
+from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy
 
+_NO_SETUP = Setup()
+
 
 class FederatedPhase(Phase):
-    """A phase that talks to clients."""
-
-    name: ClassVar[str]
+    """A phase that asks clients; its rows hold what that cost."""
 
     def __init__(self, state: ServerState, num_rounds: int) -> None:
         super().__init__(num_rounds)
         self.state = state
 
-    def row(
-        self, number: int, began: float, loss: float | None = None, figures: Figures | None = None
-    ) -> Row:
-        """Return the row of a round that began at this `time.perf_counter()`."""
+    def run_round(self, number: int) -> Row:
+        """Do a round and return its row, with bytes and the number of clients that answered."""
+        self.state.exchange.begin_round()
+        row = super().run_round(number)
         costs = self.state.exchange.costs
         if costs.errors:
             print(f"{len(costs.errors)} clients failed; the first: {costs.errors[0]}", flush=True)
-        return Row(
-            number,
-            self.name,
-            train_loss=loss,
+        return replace(
+            row,
             bytes_down=costs.bytes_down,
             bytes_up=costs.bytes_up,
-            seconds=round(time.perf_counter() - began, 4),
             clients_ok=costs.clients_ok,
             clients_failed=len(costs.errors),
-            **(figures or Figures()),
         )
 
+    def ask(
+        self,
+        clients: list[int],
+        message_type: str,
+        *,
+        setup: Setup = _NO_SETUP,
+        config: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Send a message to each client; yield partition id and vector of each good reply."""
+        exchange = self.state.exchange
+        messages = exchange.messages(clients, message_type, config=config, setup=lambda _: setup)
+        for partition_id, reply in exchange.in_order(clients, self.state.send(messages)):
+            exchange.remember(partition_id, setup)
+            yield partition_id, unpack(reply.content.array_records["arrays"])
 
-class Start(FederatedPhase):
-    """Round 0: the model before training is measured; one at chance is not worth the rest."""
-
-    name = "start"
-
-    def __init__(self, state: ServerState) -> None:
-        super().__init__(state, 1)
-
-    def run_round(self, number: int) -> Row:
-        """Measure the model, head and all."""
-        figures = self.state.measure()
-        if self.state.head:
-            check_above_chance(self.state.workspace, figures["val_accuracy"])
-        return Row(0, self.name, **figures)
+    def train_round(
+        self, strategy: FederatedStrategy, number: int, weights: Tensor
+    ) -> tuple[Tensor, float]:
+        """Return the weights (P,) and the mean training loss after a round of a strategy."""
+        grid, arrays = self.state.grid, pack(weights, MEMORY)
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        arrays, metrics = strategy.aggregate_train(number, self.state.send(messages))
+        return unpack(arrays), float(cast(float, metrics["train-loss"]))
 
 
 class Train(FederatedPhase):
@@ -74,25 +80,21 @@ class Train(FederatedPhase):
         # Made before a checkpoint is read, when the weights are still those before training.
         self._start = state.weights.clone() if state.config.task_figures else state.weights
 
-    def run_round(self, number: int) -> Row:
-        """Train one round and measure it when that is due."""
-        state, config = self.state, self.state.config
-        began = time.perf_counter()
-        arrays = pack(state.travelling_weights(), MEMORY)
-        messages = self.strategy.configure_train(number, arrays, ConfigRecord(), state.grid)
-        replies = state.send(messages)
-        last = number == self.num_rounds
-        report = TaskReport() if last and config.task_figures else None
-        self.strategy.watch = report.watch if report else None
-        arrays, metrics = self.strategy.aggregate_train(number, replies)
-        state.set_travelling_weights(unpack(arrays))
+    def work(self, number: int) -> float:
+        """Train for one round and return the mean loss of the clients."""
+        state = self.state
+        weights, loss = self.train_round(self.strategy, number, state.travelling_weights())
+        state.set_travelling_weights(weights)
         if self.strategy.memories_lost:
             state.notes["client-memories-lost"] = self.strategy.memories_lost
-        loss = number_of(metrics, "train-loss")
-        check_loss(loss, number)
-        row = self.row(number, began, loss=loss)
-        if last or number % config.eval_every == 0:
-            row = row.measured(**state.measure(last=last))
+        return loss
+
+    def run_round(self, number: int) -> Row:
+        """Train for one round, and measure the model and its task vectors when that is due."""
+        state, config = self.state, self.state.config
+        report = TaskReport() if config.task_figures and number == self.num_rounds else None
+        self.strategy.watch = report.watch if report else None
+        row = measured_when_due(super().run_round(number), config, state.measure)
         if report:
             report.save(run_path(config))
             found = report.save_arithmetic(run_path(config), state, self._start)

@@ -1,4 +1,4 @@
-"""What the server knows between rounds."""
+"""The state of the server between rounds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ ROUND_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
 
 @dataclass
 class ServerState:
-    """The global weights, the head and the masks, and the way to the clients.
+    """The global weights, the head and the masks, and the connection to the clients.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class ServerState:
     head : str
         Digest of the frozen head; empty while there is none.
     mask : str
-        Digest of the mask of the weights that travel; empty: all of them.
+        Digest of the mask of the weights that travel; if empty, all of them do.
     own_masks : dict from partition id to str
-        Digests of the masks that clients train by, where each has its own.
+        Digests of the masks of the weights that clients train, where each has its own.
     notes : dict
-        What summary.json says of the head, the mask and the transport.
+        What summary.json says of the head, the mask, the transport and the clients.
     """
 
     grid: Grid
@@ -64,24 +64,29 @@ class ServerState:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration, with the number of clients resolved."""
+        """The configuration, with num-clients = 0 replaced by the number of clients."""
         return self.workspace.config
 
     @property
     def memory(self) -> ClientMemory:
-        """What this process was told once: blobs, and what of them is in the model."""
+        """The blobs of this process, and the head and masks that it has loaded."""
         return client_memory(self.workspace)
 
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients a training round asks, whose replies therefore fit into memory."""
+        return self.exchange.nodes.count(self.config.fraction_train)
+
     def send(self, messages: Iterable[Message]) -> Iterable[Message]:
-        """Send messages and return the replies as they come."""
+        """Send messages and return the replies in the order of their arrival."""
         return replies_as_they_come(self.grid, messages, ROUND_TIMEOUT)
 
     def setup(self, partition_id: int) -> Setup:
-        """Return what a client needs to train besides the weights."""
+        """Return the digests of what a client needs to train, besides the weights."""
         return Setup(self.head, self.mask, self.own_masks.get(partition_id, ""))
 
     def travelling(self) -> FlatMask | None:
-        """Return the mask of the weights that travel, None for all of them."""
+        """Return the mask of the weights that travel, or None if all of them do."""
         return self.memory.mask(self.mask)
 
     def set_head(self, head: Tensor) -> None:
@@ -94,26 +99,24 @@ class ServerState:
         self.mask = self.memory.store.put(mask.to_bits())
 
     def measure(self, *, last: bool = False) -> Figures:
-        """Measure the global model on validation and, where due, test images."""
+        """Measure the global model on validation and, if due, test images."""
         self.memory.load_head(self.head)
         return measure(self.workspace, self.weights, last=last)
 
     def sha256(self) -> str:
-        """Return the sha256 of all weights, the head's behind the others where it is frozen."""
-        return weights_sha256(torch.cat([self.weights.cpu(), *self._head_vector()]))
-
-    def _head_vector(self) -> list[Tensor]:
-        if not self.head:
-            return []
-        return [bytes_vector(self.memory.store.get(self.head)).view(torch.float32)]
+        """Return the sha256 of all weights; those of a frozen head come last."""
+        head = []
+        if self.head:
+            head.append(bytes_vector(self.memory.store.get(self.head)).view(torch.float32))
+        return weights_sha256(torch.cat([self.weights.cpu(), *head]))
 
     def travelling_weights(self) -> Tensor:
-        """Return the weights that travel, (P,): all of them, or those of the mask, packed."""
+        """Return the weights that travel, packed, (P,)."""
         mask = self.travelling()
         return self.weights if mask is None else mask.gather(self.weights)
 
     def set_travelling_weights(self, weights: Tensor) -> None:
-        """Take over the weights that travel; all others keep their bits."""
+        """Set the weights that travel; all others keep their bits."""
         mask = self.travelling()
         if mask is None:
             self.weights.copy_(weights)
@@ -121,20 +124,21 @@ class ServerState:
             mask.scatter_(self.weights, weights.to(self.weights.device))
 
     def expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return a client's vector over the weights that travel, and which of them it trained.
+        """Return a client's vector over the weights that travel, (P,), and a mask over it.
 
-        Where clients have no masks of their own, that is the vector itself, and None for all.
+        The mask says which entries the client trained; None means all of them, which is so where
+        clients have no masks of their own.
         """
         own, travelling = self._own_mask(partition_id), self.travelling()
         if own is None or travelling is None:
             return vector, None
-        trained = own.mask[travelling.mask]
-        whole = torch.zeros(len(trained), dtype=vector.dtype, device=trained.device)
-        whole[trained] = vector.to(trained.device)
-        return whole, trained
+        trained = own.within(travelling)
+        whole = torch.zeros_like(trained.mask, dtype=vector.dtype)
+        trained.scatter_(whole, vector.to(whole.device))
+        return whole, trained.mask
 
     def holders(self) -> Tensor | None:
-        """Return how many clients train each weight that travels; None where all of them do."""
+        """Return how many clients train each weight that travels, (P,); None if all do."""
         travelling = self.travelling()
         if not self.own_masks or travelling is None:
             return None
@@ -149,7 +153,7 @@ class ServerState:
         return self.memory.mask(self.own_masks.get(partition_id, ""))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, head, and the digests of masks and of what each client was told."""
+        """Return the weights, the digests of head, masks and sent blobs, and the notes."""
         return {
             "weights": self.weights,
             "head": self.head,
@@ -160,7 +164,7 @@ class ServerState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         check_keys(state, ("weights", "head", "mask", "own-masks", "known", "notes"), "server")
         self.weights.copy_(state["weights"])
         self.head, self.mask = state["head"], state["mask"]
@@ -171,12 +175,12 @@ class ServerState:
 
 
 def choose_transport(config: RunConfig, nodes: Nodes) -> str:
-    """Return how vectors travel: as `transport` says, or as fast as this federation can.
+    """Return the transport of the configuration; for "auto", the fastest that works here.
 
     Raises
     ------
     ConfigError
-        When the clients cannot do what `transport` asks for.
+        When the clients cannot use the transport that the configuration asks for.
     """
     in_process = config.engine == "in-process"
     if config.transport == "auto":

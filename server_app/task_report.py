@@ -1,4 +1,4 @@
-"""What `task-figures` asks for: task vectors of the last round's clients, and of the whole run."""
+"""The outputs of `task-figures`: task vectors of the last round's clients, and of the run."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ from server_app.state import ServerState
 
 
 class TaskReport:
-    """Keeps the updates of a round, over the weights that travel, until it is saved."""
+    """Collects the updates of a round and saves figures and tables of them."""
 
     def __init__(self) -> None:
         self._vectors: dict[int, Tensor] = {}
         self._masks: dict[int, Tensor] = {}
 
     def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
-        """Keep a client's update; local minus global weights is its task vector."""
+        """Keep a client's update (P,), its task vector, and the mask of what it trained."""
         self._vectors[partition_id] = update.cpu().clone()
         if trained is not None:
             self._masks[partition_id] = trained.cpu()
 
     def save(self, folder: Path) -> None:
-        """Save cosines and sign conflicts, and the overlap of masks that are clients' own."""
+        """Save figures of cosines, sign conflicts, and the overlap of the clients' own masks."""
         labels = [str(partition_id) for partition_id in self._vectors]
         vectors = list(self._vectors.values())
         save_cosine_matrix(folder / "cosine.png", cosine_matrix(vectors), labels=labels)
@@ -40,7 +40,7 @@ class TaskReport:
             save_mask_overlap_matrix(folder / "mask_overlap.png", overlap, labels=labels)
 
     def save_arithmetic(self, folder: Path, state: ServerState, start: Tensor) -> dict[str, float]:
-        """Scale the run's task vector, negate the clients', save both and return what they say.
+        """Scale the run's task vector, negate those of clients, save both; return key figures.
 
         Parameters
         ----------
@@ -59,7 +59,7 @@ class TaskReport:
         return {"best-scale": best_scale(scaled)} | ({} if lost is None else {"forgotten": lost})
 
     def _whole(self, state: ServerState, client: int) -> Tensor:
-        """Return a client's task vector over all weights, zero where it trained none."""
+        """Return a client's task vector over all weights, (N,), zero where they did not travel."""
         vector = self._vectors[client].to(state.weights.device)
         travelling = state.travelling()
         if travelling is None:

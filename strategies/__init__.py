@@ -1,4 +1,4 @@
-"""Flower strategies: which clients, what they are sent, how replies are combined."""
+"""Flower strategies, and the exchange of messages with clients by partition id."""
 
 from strategies.exchange import Exchange
 from strategies.federated import (

@@ -1,6 +1,6 @@
-"""Messages to clients by partition id, and their replies in that order, with what they cost.
+"""Messages to clients by partition id, and their replies in that order, with bytes counted.
 
-Blobs (see `fedta_app.runs.blobs`) ride along with the first message that a client needs them for.
+A blob (`fedta_app.runs.blobs`) travels with the first message for which a client needs it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,17 +15,17 @@ from fedta_app.runs.blobs import BlobStore
 from strategies.nodes import Nodes
 
 Entries = Mapping[str, int | float | str]
-REFUSAL = "refusal"  # the record of a reply that holds a reason in place of a result
+REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
 
 
 @dataclass
 class RoundCosts:
-    """What a round moved, and who answered.
+    """The bytes that a round moved, and how many clients answered.
 
     Attributes
     ----------
     memory_lost : list of int
-        Clients whose own memory is gone.
+        Clients whose memory is gone.
     """
 
     bytes_down: int = 0
@@ -36,7 +36,7 @@ class RoundCosts:
 
 
 class Exchange:
-    """What the server says to clients and hears from them.
+    """Sends messages to clients, and collects their replies.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ class Exchange:
     settings : mapping
         Configuration entries of every message.
     store : BlobStore
-        Where the blobs are that a setup names.
+        Holds the blobs that a setup refers to.
     transport : str
-        How vectors travel (`engine.transport`).
+        A transport of `engine.transport`.
 
     Attributes
     ----------
     known : dict from partition id to set of str
-        The digests that each client was told; a checkpoint keeps them.
+        The digests of the blobs that each client has received; part of a checkpoint.
     costs : RoundCosts
         Of the messages since `begin_round`.
     """
@@ -67,7 +67,7 @@ class Exchange:
         self._asked: dict[int, Metadata] = {}  # of the last message to each client
 
     def begin_round(self) -> None:
-        """Start to count anew."""
+        """Set the costs to zero."""
         self.costs = RoundCosts()
 
     def messages(
@@ -79,7 +79,7 @@ class Exchange:
         config: Entries | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
     ) -> list[Message]:
-        """Return a message for each client, with the blobs that it has not been told yet."""
+        """Return a message for each client, with the blobs that it has not received yet."""
         return [
             self._message(partition_id, message_type, arrays, config or {}, setup(partition_id))
             for partition_id in partition_ids
@@ -113,19 +113,18 @@ class Exchange:
     def in_order(
         self, partition_ids: Iterable[int], replies: Iterable[Message]
     ) -> Iterator[tuple[int, Message]]:
-        """Yield good replies in the order of the clients, each as soon as those before it came.
+        """Yield the good replies in the order of the clients, each as early as that order allows.
 
-        Replies are told apart by the message they answer: a node may stand for several clients, and
-        Flower itself answers for a node that is gone.
-        A reply's vectors hold until the next one is asked for; their memory is given back then.
-        Floating-point sums depend on their order; this one does not depend on who was fastest.
-        Clients that failed or stayed silent are counted and left out.
+        The order is fixed because floating-point sums depend on it. Replies are matched to clients
+        by the message they answer: a node may stand for several clients, and Flower itself answers
+        for a node that is gone. The vectors of a reply are valid until the next one is requested.
+        Clients that failed, or did not answer in time, are counted and left out.
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
         for reply in replies:
             early[reply.metadata.reply_to_message_id] = reply
-            # The engine gives a message its id when it sends it.
+            # A message has an id only once the engine has sent it.
             while waiting and waiting[0][0].message_id in early:
                 asked, partition_id = waiting.pop(0)
                 yield from self._good(partition_id, early.pop(asked.message_id))
@@ -137,7 +136,7 @@ class Exchange:
 
     def _good(self, partition_id: int, reply: Message) -> Iterator[tuple[int, Message]]:
         if reply.has_error():
-            # It may have been restarted on an empty disk: what it was told is told again.
+            # The client may have restarted on an empty disk: its blobs are sent again.
             self.known.pop(partition_id, None)
             self.costs.errors.append(reply.error.reason or "a client failed without a reason")
             return
@@ -152,5 +151,5 @@ class Exchange:
         release(reply.content.array_records["arrays"])
 
     def remember(self, partition_id: int, setup: Setup) -> None:
-        """Note that a client has the blobs of a setup."""
+        """Record that a client has received the blobs of a setup."""
         self.known.setdefault(partition_id, set()).update(setup.digests())

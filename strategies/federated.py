@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from engine.client_memory import Setup
-from engine.records import number, whole
 from engine.transport import MEMORY, pack, pack_many, release, unpack, unpack_many
 from fedta_app import algorithms
 from fedta_app.algorithms import Algorithm, Reply, Vectors
@@ -141,14 +140,14 @@ class FederatedStrategy(Strategy):
         combined = self.algorithm.accumulator()
         loss, examples = 0.0, 0
         for partition_id, message in self.exchange.in_order(self._sampled, replies):
-            metrics = message.content.metric_records["metrics"]
+            metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
             reply = self._reply(partition_id, message, server_round)
             combined.add(reply)
             if self.watch is not None:
                 self.watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
             self._remember_memory(partition_id, message)
-            loss += reply.num_examples * number(metrics, "train-loss")
+            loss += reply.num_examples * float(metrics["train-loss"])
             examples += reply.num_examples
         release(self._sent)
         for partition_id in self.exchange.costs.memory_lost:
@@ -163,14 +162,14 @@ class FederatedStrategy(Strategy):
         return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
 
     def _reply(self, partition_id: int, message: Message, server_round: int) -> Reply:
-        metrics = message.content.metric_records["metrics"]
+        metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
         vectors = unpack_many(message.content.array_records["arrays"])
         update, trained = self.expand(partition_id, vectors.pop(_WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(
             update,
-            num_examples=whole(metrics, "num-examples"),
-            steps=whole(metrics, "num-steps"),
+            num_examples=int(metrics["num-examples"]),
+            steps=int(metrics["num-steps"]),
             lr=self.learning_rate(server_round),
             trained=trained,
             sent=sent,

@@ -1,17 +1,18 @@
 """Which Flower node works for which clients.
 
-Node ids are random numbers of a run; results must not depend on them. Each node is asked once for
-its partition id, and clients are sampled by that. One node may stand for several clients: Flower's
-simulation looks at each node ten times a second, which ten thousand of them do not leave time for.
+Flower's node ids are random, and results must not depend on them: each node is asked once for its
+partition id, and clients are sampled by that. One node may stand for several clients, because
+Flower's simulation polls each node ten times a second, which is too slow for ten thousand nodes.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from engine.records import whole
 from engine.replies import replies_as_they_come
 from engine.shared_memory import can_share
 from engine.transport import SHARED, pack, release
@@ -28,7 +29,7 @@ class Nodes:
     ----------
     by_partition : dict from the partition id of a client, 0..K-1, to node id
     share_memory : bool
-        Whether all of them can map this process's memory: they run on this machine.
+        Whether all nodes can map this process's memory, as they can on the same machine.
     """
 
     def __init__(self, by_partition: dict[int, int], share_memory: bool = False) -> None:
@@ -39,19 +40,23 @@ class Nodes:
         return len(self.by_partition)
 
     def sample(self, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
-        """Return max(1, round(fraction * K)) partition ids, sorted; the same for the same round."""
-        count = max(1, round(fraction * len(self)))
+        """Return `count(fraction)` sorted partition ids, the same for the same seed and round."""
         generator = numpy_generator(seed, "clients", purpose, server_round)
-        return sorted(generator.choice(len(self), size=count, replace=False).tolist())
+        size = self.count(fraction)
+        return sorted(generator.choice(len(self), size=size, replace=False).tolist())
+
+    def count(self, fraction: float) -> int:
+        """Return how many clients a share of them is, at least one."""
+        return max(1, round(fraction * len(self)))
 
 
 def num_nodes(num_clients: int, clients_per_node: int) -> int:
-    """Return how many nodes stand for so many clients, where 0 per node stands for 1."""
+    """Return how many nodes so many clients need; 0 clients per node means 1."""
     return math.ceil(num_clients / max(1, clients_per_node))
 
 
 def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> Nodes:
-    """Ask every node for its partition, and whether it can read this process's memory.
+    """Ask every node for its partition id, and whether it can map this process's memory.
 
     Parameters
     ----------
@@ -63,7 +68,7 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
     Raises
     ------
     ConfigError
-        When the federation has another number of nodes; the sentence holds the option to type.
+        When the federation has another number of nodes; the message holds the option to type.
     RunError
         When partitions are missing or held twice.
     """
@@ -88,8 +93,8 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
     for reply in replies_as_they_come(grid, questions, _TIMEOUT):
         if reply.has_error():
             raise RunError(f"a client did not start: {reply.error.reason}")
-        answer = reply.content.config_records["config"]
-        found[whole(answer, "partition-id")] = reply.metadata.src_node_id
+        answer: Mapping[str, Any] = reply.content.config_records["config"]
+        found[int(answer["partition-id"])] = reply.metadata.src_node_id
         share_memory = share_memory and answer["shares-memory"] is True
     for arrays in content.array_records.values():
         release(arrays)

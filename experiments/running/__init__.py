@@ -1,1 +1,1 @@
-"""Running the cells of tables."""
+"""Running the cells of tables: a cell is one run, of one preset with one seed."""

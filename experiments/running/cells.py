@@ -1,4 +1,4 @@
-"""Cells of a table: a preset and a seed, and how far its run is."""
+"""The cells of a table (a preset with a seed), and how far the run of each is."""
 
 import csv
 import hashlib
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What the runner calls it."""
+        """The name of the cell in messages."""
         return f"{self.config.name} seed {self.config.seed}"
 
     @property
@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def results(self) -> Path:
-        """Where the run directories of all tables are."""
+        """The folder that holds the run directories of all tables."""
         return Path(self.config.results_dir).expanduser().absolute()
 
 
@@ -74,12 +74,12 @@ class Progress:
 
 
 def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: int) -> list[Cell]:
-    """Return each preset with `seeds` seeds, from the configured one up.
+    """Return a cell for each preset and each of `seeds` seeds, from the configured seed up.
 
     Raises
     ------
     ConfigError
-        When two of them would share a run directory, or would compute the same.
+        When two cells would share a run directory, or would compute the same.
     """
     cells = []
     for preset in presets:
@@ -106,14 +106,14 @@ def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: i
 def deciding_keys(config: RunConfig) -> dict[str, Value]:
     """Return the keys that decide what a cell computes, with their values.
 
-    Not where files lie, what the run is called, and on which device it works. Another device,
-    number of threads or kernel changes the last bits of sums, which is noise of the kind that
-    seeds measure: a table that was begun on a T4 and is planned on a laptop is the same table.
-    (Continuing a run that is half done asks for more: see `fedta_app.runs.directory`.)
+    Paths, the name of the run and the device are not among them. Another device, number of threads
+    or kernel changes the last bits of sums, which is noise of the kind that seeds measure: a table
+    begun on one machine can be continued on another. (Resuming an unfinished run requires more
+    keys to be equal: see `fedta_app.runs.directory`.)
     """
     keys = config.values_that_decide("result")
-    keys["weights"] = Path(config.weights).name  # wherever the file lies
-    # Another engine is another place; no federation at all is another experiment.
+    keys["weights"] = Path(config.weights).name  # the folder does not matter
+    # in-process and flower compute the same; centralized is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
 
 
@@ -123,7 +123,7 @@ def identity(config: RunConfig) -> str:
 
 
 def progress(config: RunConfig) -> Progress:
-    """Read from its directory how far a run is; nothing in it is changed."""
+    """Return how far a run is, according to its directory, which is not changed."""
     path = run_path(config)
     if not (path / "config.toml").exists():
         return Progress(State.RUNNING if _locked(path) else State.WAITING)
@@ -141,32 +141,32 @@ def progress(config: RunConfig) -> Progress:
 
 
 class FinishedRuns:
-    """The finished runs of a results directory by identity: two tables may share a cell."""
+    """The finished runs of a results directory by identity, since tables may share cells."""
 
     def __init__(self, results: Path) -> None:
         self._paths = by_identity(reversed(finished_folders(results)))
 
     def path(self, config: RunConfig) -> Path | None:
-        """Return the directory of a finished run of this configuration, its own before others."""
+        """Return the directory of a finished run that computed the same, preferably its own."""
         if progress(config).state is State.FINISHED:
             return run_path(config)
         return self._paths.get(identity(config))
 
 
 def by_identity(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the folders of runs, or of their records, by identity; the last of equal ones."""
+    """Return the folders of runs, or of their records, by identity; of equal ones, the last."""
     return {found: folder for folder in folders if (found := _identity_of(folder))}
 
 
 def _identity_of(folder: Path) -> str | None:
-    """Return the identity of a run; None where another version wrote it, or it is damaged."""
+    """Return the identity of a run, or None if this release cannot read its configuration."""
     with suppress(ConfigError):
         return identity(RunConfig.from_mapping(read_toml(folder / "config.toml")))
     return None
 
 
 def finished_folders(results: Path) -> list[Path]:
-    """Return the directories of all finished runs, without those that were moved aside."""
+    """Return the directories of all finished runs, except those that were moved aside."""
     found = (summary.parent for summary in sorted(results.glob("*/*/seed*/summary.json")))
     return [
         folder
@@ -176,20 +176,20 @@ def finished_folders(results: Path) -> list[Path]:
 
 
 def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
-    """Return the rows of metrics.csv, none where it is missing or damaged."""
+    """Return the rows of metrics.csv, or none if it is missing or damaged."""
     try:
         with (folder / "metrics.csv").open() as stream:
             rows = tuple(csv.DictReader(stream))
         for row in rows:
             for name in COLUMNS:
                 _ = row[name] if name == "phase" else float(row[name] or 0)
-    except (OSError, ValueError, KeyError, TypeError):  # the last: a row that was cut off
+    except (OSError, ValueError, KeyError, TypeError):  # TypeError: a row that was cut off
         return ()
     return rows
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return summary.json, empty where it is missing or damaged."""
+    """Return summary.json, or an empty dictionary if it is missing or damaged."""
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):
@@ -198,7 +198,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _locked(folder: Path) -> bool:
-    """Tell whether a process works in the directory now."""
+    """Return whether a process holds the lock of the directory."""
     lock = folder / LOCK_FILE
     try:
         if lock.exists():

@@ -1,9 +1,9 @@
-"""How many clients Flower's engine runs at a time: measured on a GPU, counted on a CPU.
+"""How many clients Flower's engine runs at a time: counted on a CPU, measured on a GPU.
 
-Flower runs min(CPUs / client-cpus, GPUs / client-gpus) clients at a time. Sharing a GPU pays while
-one client leaves it idle, and costs the memory of a process each time; only a measurement knows. So
-processes that train like clients are started one after the other, as long as they fit, and the
-steps per second of all that run are compared.
+Flower runs min(CPUs / client-cpus, GPUs / client-gpus) clients at a time. Sharing a GPU is faster
+as long as one client leaves it partly idle, but each further client takes the memory of a process.
+The best number is measured: processes that train like clients are started one after the other,
+while memory lasts, and their total steps per second are compared.
 """
 
 import math
@@ -28,21 +28,21 @@ from fedta_app.training.workspace import build_workspace, resolve_device
 _MOST = 8  # clients at a time on one GPU
 _WORTH = 1.05  # one more client at a time should give 5% more steps per second
 _SECONDS = 3.0  # per number of clients
-_PATIENCE = 600.0  # seconds for a process to start; compilation takes minutes on two cores
-_MEMORY = 0.9  # share of the free memory to give away
-_measured: dict[tuple[object, ...], tuple[float, str]] = {}  # by what decides the speed
+_PATIENCE = 600.0  # seconds for a process to start, since compilation can take minutes
+_MEMORY = 0.9  # share of the free memory that clients may take
+_measured: dict[tuple[object, ...], tuple[float, str]] = {}  # by the keys that decide the speed
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What Flower divides among clients."""
+    """The CPUs and GPUs that Flower divides among clients."""
 
     cpus: int
     gpus: int
 
     @classmethod
     def here(cls, config: RunConfig) -> "Machine":
-        """Return this machine, without GPUs that the run does not use."""
+        """Return this machine; GPUs count only if the run uses them."""
         on_cuda = resolve_device(config.device).type == "cuda"
         return cls(os.cpu_count() or 1, torch.cuda.device_count() if on_cuda else 0)
 
@@ -53,18 +53,18 @@ class Machine:
 
 
 def client_share(config: RunConfig, *, client_cpus: int, client_gpus: float | None) -> float:
-    """Return the share of a GPU that a client takes; print how many run at a time, and why.
+    """Return the share of a GPU for each client, and print how many clients run at a time.
 
     Parameters
     ----------
     client_gpus : float or None
-        A share that is given is taken; None measures one where there is a GPU.
+        The share to use; None measures the best one if there is a GPU.
     """
     machine = Machine.here(config)
     reason = ""
     if client_gpus is None:
         client_gpus, reason = _measured_share(config, machine, client_cpus)
-    # Not among the lines of the run, of which the first and the last name its directory.
+    # On stderr, because the first and the last line of a run's stdout name its directory.
     print(sentence(config, machine, client_cpus, client_gpus, reason), file=sys.stderr, flush=True)
     return client_gpus
 
@@ -72,7 +72,7 @@ def client_share(config: RunConfig, *, client_cpus: int, client_gpus: float | No
 def sentence(
     config: RunConfig, machine: Machine, client_cpus: int, client_gpus: float, reason: str
 ) -> str:
-    """Return the line that says how many clients run at a time and what limits them."""
+    """Return the line that says how many clients run at a time and what limits their number."""
     number = machine.clients(client_cpus, client_gpus)
     threads = config.threads or client_cpus
     parts = [f"clients at a time: {number}, {threads} CPU thread{'s' * (threads > 1)} each"]
@@ -117,12 +117,12 @@ def choose(rates: Mapping[int, float]) -> int:
 def measure(config: RunConfig, most: int, seconds: float = _SECONDS) -> dict[int, float]:
     """Return steps per second of 1, 2, ... clients at a time, up to `most`.
 
-    It ends early where memory does, or when one more client makes nothing faster.
+    It stops early when memory is used up, or when one more client is not faster.
 
     Raises
     ------
     RunError
-        When a process that trains could not be started, or failed.
+        When a training process cannot be started, or fails.
     """
     rates: dict[int, float] = {}
     with _trainers(config) as start:
@@ -132,7 +132,7 @@ def measure(config: RunConfig, most: int, seconds: float = _SECONDS) -> dict[int
             trainers.append(start())
             rates[len(trainers)] = _rate(trainers, seconds)
             taken = (free - _free_memory(config)) / len(trainers)
-            # One more, and the server, which holds a model too.
+            # The memory of one more client, and of the server, which holds a model too.
             if taken * (len(trainers) + 2) > _MEMORY * free:
                 break
             if rates[len(trainers)] < _WORTH * rates.get(len(trainers) - 1, 0.0):
@@ -141,7 +141,7 @@ def measure(config: RunConfig, most: int, seconds: float = _SECONDS) -> dict[int
 
 
 def _free_memory(config: RunConfig) -> float:
-    """Return the free bytes of the GPU; without one, memory decides nothing."""
+    """Return the free bytes of the GPU, or 0 without one, where memory sets no limit."""
     device = resolve_device(config.device)
     if device.type != "cuda":
         return 0.0
@@ -158,9 +158,13 @@ def _rate(trainers: list[Connection], seconds: float) -> float:
 
 def _hear(trainer: Connection) -> float:
     try:
-        said = trainer.recv() if trainer.poll(_PATIENCE) else "it takes too long"
+        said = (
+            trainer.recv()
+            if trainer.poll(_PATIENCE)
+            else "a training process did not answer in time"
+        )
     except EOFError:
-        said = "its process ended"
+        said = "a training process ended"
     if isinstance(said, str):
         raise RunError(said)
     return float(said)
@@ -168,7 +172,7 @@ def _hear(trainer: Connection) -> float:
 
 @contextmanager
 def _trainers(config: RunConfig) -> Iterator[Callable[[], Connection]]:
-    """Yield a function that starts one more process that trains; all end with the block."""
+    """Yield a function that starts one more training process; all end with the block."""
     spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     processes: list[Any] = []
     ends: list[Connection] = []
@@ -194,16 +198,16 @@ def _trainers(config: RunConfig) -> Iterator[Callable[[], Connection]]:
 
 
 def train_on_demand(config: RunConfig, pipe: Connection) -> None:
-    """Train as a client does for the seconds that the pipe says, and tell the steps per second."""
+    """Train as a client does for the seconds received from the pipe, and send steps per second."""
     try:
         workspace = build_workspace(config)
         start = workspace.weights.vector.clone()
         steps = steps_of(config, len(workspace.client_data(0)))
 
-        def train() -> None:  # ends with the loss, for which it waits
+        def train() -> None:  # returns the loss, for which it waits for the GPU
             train_client(workspace, start, partition_id=0, server_round=1, lr=config.lr)
 
-        for _ in range(2):  # libraries, then a graph or a compilation
+        for _ in range(2):  # warm up libraries, then record or compile
             train()
         pipe.send(0.0)
         while True:
@@ -214,6 +218,6 @@ def train_on_demand(config: RunConfig, pipe: Connection) -> None:
                 done += steps
             pipe.send(done / (time.perf_counter() - began))
     except EOFError:
-        pass  # enough was measured
+        pass  # the other end closed the pipe: the measurement is over
     except Exception as error:
         pipe.send(first_line(error))

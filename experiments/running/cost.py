@@ -1,6 +1,6 @@
-"""What a cell will take, counted up from parts that `experiments.running.timing` measures.
+"""How long a cell will take, from the parts that `experiments.running.timing` measures.
 
-Where a cell of the same kind has finished on this kind of device, what it took is taken instead.
+If a cell of the same kind has finished on the same kind of device, its time is used instead.
 """
 
 import json
@@ -25,7 +25,7 @@ _THREADS = torch.get_num_threads()
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell from its start, by phase, and how they are known."""
+    """The seconds of a cell by phase, and the source of the estimate."""
 
     head: float
     calibrate: float
@@ -39,7 +39,7 @@ class Estimate:
         return self.head + self.calibrate + self.start + self.train
 
     def left(self, done: Progress, rounds: int) -> float:
-        """Return the seconds that are left after the rows of an earlier attempt."""
+        """Return the remaining seconds of a cell that has made this progress."""
         if done.state is State.FINISHED:
             return 0.0
         phases = {row["phase"] for row in done.rows}
@@ -59,7 +59,7 @@ class Forecast:
     results : Path
         Where finished cells are looked for.
     report : callable
-        Receives a line when something is about to be measured.
+        Called with a line of text before each measurement.
     """
 
     def __init__(self, results: Path, report: Callable[[str], None]) -> None:
@@ -73,7 +73,7 @@ class Forecast:
                 self._finished.setdefault(key, []).append(_taken(folder))
 
     def of(self, config: RunConfig) -> Estimate:
-        """Return what a cell takes."""
+        """Return the estimate for a cell."""
         key = (_kind(config, "time", "count"), _device_name(config))
         if known := self._finished.get(key):
             return sorted(known, key=lambda estimate: estimate.total)[len(known) // 2]
@@ -85,7 +85,7 @@ class Forecast:
 
 
 def _taken(folder: Path) -> Estimate:
-    """Return what the finished cell of a run directory took."""
+    """Return the seconds that a finished run took."""
     spent = dict.fromkeys(("head", "calibrate"), 0.0)
     for row in read_rows(folder):
         if row["phase"] in spent:
@@ -95,7 +95,7 @@ def _taken(folder: Path) -> Estimate:
 
 
 def _kind(config: RunConfig, *words: str) -> str:
-    """Return what cells have in common that decide the same of these (`fedta_app.entry`)."""
+    """Return the values, as JSON, of the keys that decide these aspects (`fedta_app.entry`)."""
     return json.dumps(config.values_that_decide(*words))
 
 
@@ -105,7 +105,7 @@ def _device_name(config: RunConfig) -> str:
 
 
 def count_up(config: RunConfig, parts: Parts) -> Estimate:
-    """Return what a cell takes in all, from its parts."""
+    """Return the estimate for a whole cell, from the seconds of its parts."""
     training, validation, test = parts.images
     cut = config.eval_size or validation + test
     val_images, test_images = min(cut, validation), min(cut, test)
@@ -126,7 +126,7 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
 
 
 def _calibration(config: RunConfig, parts: Parts) -> float:
-    """Return the seconds of all calibration rounds: images that are scored, masks that are made."""
+    """Return the seconds of all calibration rounds: scoring images and making masks."""
     if config.mask_rule == "none":
         return 0.0
     training, validation, _ = parts.images

@@ -1,8 +1,8 @@
-"""One run on Flower's simulation engine, by `flwr run`, with an outcome that can be relied on.
+"""One run on Flower's simulation engine, by `flwr run` with a SuperLink of its own.
 
-`flwr run` alone exits with 0 even when the run fails, leaves a SuperLink behind, and installs a
-second copy of every dependency. Here each run has a SuperLink of its own, which uses the packages
-that are already installed, ends with the run, and dies with this process.
+`flwr run` alone leaves a SuperLink running and installs a second copy of every dependency. Here the
+SuperLink uses the packages that are already installed, and ends with the run or with this process.
+`flwr run` exits with 0 even when the run fails: summary.json says how it ended.
 """
 
 import getpass
@@ -30,13 +30,12 @@ from strategies.nodes import num_nodes
 APP = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
 _START_TIMEOUT = 60.0  # seconds
-# Flower's simulation looks at every node, ten times a second: with more of them, some stand for
-# several clients.
+# Flower's simulation polls every node ten times a second. With more clients than this, each node
+# stands for several of them.
 MOST_NODES = 200
 _CONNECTION = "fedta"
 _HOME_PREFIX = "fedta-flwr-"
-# What Flower says of itself on every run, in Ray's actors too; errors, and everything of ours, are
-# shown.
+# Flower's own log lines, those of Ray's actors included, are hidden, except errors.
 _COLOUR = r"(\x1b\[\d+m)*"
 _NOISE = re.compile(
     rf"{_COLOUR}(\(ClientAppActor pid=\d+\){_COLOUR}\s+)?{_COLOUR}(DEBUG|INFO|WARNING)\b"
@@ -45,19 +44,17 @@ _NOISE = re.compile(
 
 
 def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) -> None:
-    """Run a configuration to its end on the simulation engine and show what the app prints.
+    """Run a configuration to its end on the simulation engine, and print the app's output.
 
     Parameters
     ----------
     client_cpus, client_gpus : float
-        What one client takes of the machine; fractions share a GPU. They decide how many clients
-        run at a time.
+        The CPUs and the share of a GPU for each client, which decide how many run at a time.
 
     Raises
     ------
     RunError
-        When the SuperLink or the run could not be started. How the run ended is in its
-        summary.json.
+        When the SuperLink or the run cannot be started.
     """
     if not config.clients_per_node:
         config = config.with_values(clients_per_node=math.ceil(config.num_clients / MOST_NODES))
@@ -78,7 +75,7 @@ def run_app(app: Path, run_config: str, federation: str) -> None:
         values.write_text(run_config)
         environment = {
             **os.environ,
-            # Flower starts its own scripts by name; they lie beside this Python, activated or not.
+            # Flower starts its scripts by name; they lie beside this Python.
             "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
             "FLWR_HOME": folder,
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -96,7 +93,7 @@ def run_app(app: Path, run_config: str, federation: str) -> None:
 
 
 def _remove_stale_homes() -> None:
-    """Remove what a killed run of this user left in the temporary folder."""
+    """Remove the folders that killed runs of this user left in the temporary folder."""
     if os.name != "posix":
         return  # elsewhere neither owners of files nor signal 0 mean what is asked here
     for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
@@ -134,7 +131,7 @@ def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the runner, which asks the run to stop
+            start_new_session=True,  # Ctrl-C goes to this process, which asks the run to stop
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         try:
@@ -175,12 +172,12 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 def is_chatter(line: str) -> bool:
-    """Tell whether a line is blank, or one of Flower's own that reports no error."""
+    """Return whether a line is blank, or Flower's own and less severe than an error."""
     return not line.strip() or _NOISE.match(line) is not None
 
 
 def _stream(command: list[str], environment: dict[str, str]) -> None:
-    """Run `flwr run --stream` and print its lines, without Flower's own chatter."""
+    """Run `flwr run --stream` and print its lines, except those of `is_chatter`."""
     process = subprocess.Popen(
         command,
         env=environment,

@@ -1,4 +1,4 @@
-"""One run on any engine: what is refused before it starts, and the exit status it ends with."""
+"""One run on any engine: the checks before it starts, and its exit status."""
 
 import sys
 import traceback
@@ -25,9 +25,9 @@ NOT_STARTED = "the run did not start"
 class ExitStatus(IntEnum):
     """How a command ended, as its exit status.
 
-    FINISHED: every run finished. FAILED: one failed. REFUSED: before any work. STOPPED: out of
-    time, and the same command continues. INTERRUPTED: by Ctrl-C, likewise. OUTPUT_CLOSED: nobody
-    reads the output (as shells report SIGPIPE).
+    FINISHED: every run finished. FAILED: at least one failed. REFUSED: an error was found before
+    any run. STOPPED: the time was used up. INTERRUPTED: by Ctrl-C. (After both, the same command
+    continues.) OUTPUT_CLOSED: the reader of the output went away, as shells report SIGPIPE.
     """
 
     FINISHED = 0
@@ -39,17 +39,17 @@ class ExitStatus(IntEnum):
 
 
 def preflight(config: RunConfig, *, client_gpus: float | None = None, build: bool = True) -> None:
-    """Refuse, before anything is started, what would fail later.
+    """Check a configuration before anything is started.
 
     Parameters
     ----------
     build : bool
-        Load data and model to see that they fit; not needed again for a cell that shares them.
+        Load data and model to check that they fit; not needed again for a cell that shares them.
 
     Raises
     ------
     ValueError
-        Of one sentence: results directory, checkpoint, data set, weights, partition.
+        When results directory, checkpoint, data set, weights or partition cannot be used.
     """
     if config.engine != "centralized" and not config.num_clients:
         raise ConfigError(
@@ -90,10 +90,10 @@ def launch(
     Parameters
     ----------
     client_cpus, client_gpus
-        What a client takes of the machine on Flower's engine; the share of a GPU is measured where
-        it is None.
+        The CPUs and the share of a GPU for each client on Flower's engine; a share of None is
+        measured.
     forget_stop : bool
-        Remove a request to stop that an earlier attempt left in the run directory.
+        Remove a request to stop that an earlier session left in the run directory.
     """
     directory = run_path(config)
     before = read_summary(directory)
@@ -104,7 +104,7 @@ def launch(
             from experiments.running.concurrency import client_share
             from experiments.running.flower import run_on_flower
 
-            shared_workspace.cache_clear()  # the run has processes of its own
+            shared_workspace.cache_clear()  # not needed: the run has its own processes
             share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
             run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
         elif config.engine == "in-process":
@@ -129,7 +129,7 @@ def run_here(config: RunConfig) -> None:
 
 
 def attempt(config: RunConfig, **options: Any) -> ExitStatus:
-    """Launch a run, and return FAILED for whatever it raises: the cells after it are run too."""
+    """Launch a run, and return FAILED for any error, so that the cells after it still run."""
     try:
         return launch(config, **options)
     except Exception as error:
@@ -140,7 +140,7 @@ def attempt(config: RunConfig, **options: Any) -> ExitStatus:
 
 
 def _status(directory: Path, before: dict[str, Any]) -> ExitStatus:
-    """Read from summary.json, and from what it was before, how a run ended."""
+    """Return how a run ended, from summary.json now and before the run."""
     summary = read_summary(directory)
     reason = summary.get("reason") or "its process ended without giving a reason"
     if summary.get("sessions") == before.get("sessions"):

@@ -1,4 +1,4 @@
-"""`python -m experiments plan TABLE`: what a table will take, before anything runs."""
+"""`python -m experiments plan TABLE`: how long a table will take, before anything runs."""
 
 import datetime
 import math
@@ -9,16 +9,16 @@ from experiments.running.cost import Forecast
 
 
 def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> None:
-    """Print how far each cell is and what it takes, and how many sessions are left.
+    """Print the progress and time of each cell, and how many sessions are left.
 
-    Seeds of a preset that are equally far share a line.
+    Seeds of a preset with the same progress share a line.
 
     Parameters
     ----------
     session_minutes : float
-        How long a session lasts, as Colab's do.
+        Length of a session, such as a Colab session.
     jobs : int
-        Cells at a time.
+        Number of cells that run at a time.
     """
     forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))
     seeds: dict[tuple[str, ...], list[int]] = {}
@@ -59,5 +59,5 @@ def _print_columns(lines: Sequence[tuple[str, ...]]) -> None:
 
 
 def _clock(seconds: float) -> str:
-    """Return h:mm:ss."""
+    """Return the seconds as h:mm:ss."""
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, metrics and provenance."""
+"""A run and its files: round loop, directory, checkpoints, metrics and provenance."""

@@ -1,10 +1,9 @@
-"""Bytes on disk under their own sha256: what a client is told once, and what it keeps itself.
+"""Blobs: immutable byte strings on disk, each named by its sha256.
 
-The head, and masks as bits, travel to a client the first time it needs them; after that a message
-names them by digest. What a client keeps from one round to another (an algorithm's memory) it
-writes itself and names to the server. A blob never changes: a checkpoint that names it finds what
-was there. On disk, blobs outlive the process, and cost neither memory nor messages however many
-clients there are.
+The head and the masks travel to a client the first time it needs them; after that, messages refer
+to them by digest. A client's memory (what an algorithm keeps on it between rounds) is a blob that
+the client writes, and whose digest it sends to the server. Since a blob never changes, a resumed
+run finds exactly the bytes that its checkpoint refers to.
 """
 
 import hashlib
@@ -16,13 +15,13 @@ from fedta_app.files import write_atomically
 
 
 class BlobStore:
-    """A folder of byte strings by digest; several processes may share it."""
+    """A folder of blobs, which several processes may share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def put(self, data: bytes) -> str:
-        """Keep the bytes, unless they are there already, and return their sha256."""
+        """Store the bytes, unless they are there already, and return their sha256."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.folder / digest
         if not path.exists():
@@ -36,7 +35,7 @@ class BlobStore:
         Raises
         ------
         RunError
-            When they are not there, or are not what they were.
+            When they are missing, or do not match their digest.
         """
         try:
             data = (self.folder / digest).read_bytes()
@@ -47,7 +46,7 @@ class BlobStore:
         return data
 
     def keep_only(self, digests: Collection[str]) -> None:
-        """Remove every blob but these."""
+        """Delete all other blobs."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name not in digests:

@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there: safetensors and JSON, hashed, renamed into place.
+"""Checkpoints of a run: safetensors and JSON, with hashes, written atomically.
 
     checkpoint/step-000012/weights.safetensors  the tensors of the state
     checkpoint/step-000012/state.json           the rest of it, and the sha256 of both files
 
-A state is a tree of dictionaries whose leaves are tensors and JSON values; where a tensor was,
-state.json names it. A step counts the rows of metrics.csv. The two newest checkpoints are kept. No
-pickle is ever loaded.
+A state is a tree of dictionaries whose leaves are tensors and JSON values; in state.json, a tensor
+is replaced by its name. The step is the number of rows in metrics.csv. The two newest checkpoints
+are kept. No pickle is ever loaded.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ _TENSOR = "tensor in weights.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to continue: dictionaries with text keys, of tensors and JSON values."""
+    """What a run needs to continue: nested dictionaries of tensors and JSON values."""
 
     step: int
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that a crash at any moment leaves the previous one untouched."""
+    """Write a checkpoint; a crash at any moment leaves the previous one intact."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
     temporary = folder / f".step-{checkpoint.step:06d}.tmp"
@@ -67,8 +67,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     Raises
     ------
     CheckpointError
-        When the newest does not match its hashes (the sentence says what to delete to go on from
-        the one before), or was written by an older release.
+        When the newest does not match its hashes (the message says what to delete to continue from
+        the one before), or was written by another release.
     """
     steps = _steps(folder)
     return _load(steps[-1]) if steps else None
@@ -92,7 +92,7 @@ def check_format(folder: Path) -> None:
 
 
 def kept_values(folder: Path) -> list[dict[str, Any]]:
-    """Return the states of all kept checkpoints without their tensors, the damaged left out."""
+    """Return the states of all undamaged checkpoints, without their tensors."""
     found = []
     for path in _steps(folder):
         try:
@@ -125,7 +125,7 @@ def _load(path: Path) -> Checkpoint:
         tensors = load(weights.read_bytes())
         state = _with_tensors(stored["state"], tensors)
         if tensors:
-            raise ValueError(f"{min(tensors)} is in no place of the state")
+            raise ValueError(f"the state does not refer to the tensor {min(tensors)}")
         return Checkpoint(stored["step"], state)
     except CheckpointError:
         raise
@@ -145,7 +145,7 @@ def _another_format(path: Path, number: int) -> CheckpointError:
 
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Return the value with its tensors taken out into `tensors`, under their places."""
+    """Return the value with names in place of its tensors, which are put into `tensors`."""
     if isinstance(value, Tensor):
         tensors[place] = value.detach().cpu().contiguous()
         return {_TENSOR: place}
@@ -158,7 +158,7 @@ def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return the value with the tensors back in their places; those are taken out of `tensors`."""
+    """Return the value with tensors in place of their names; these are removed from `tensors`."""
     if not isinstance(value, dict):
         return value
     if value.keys() == {_TENSOR}:

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a run against its rounds, as one picture."""
+"""The figure of a run's accuracy and loss over its rounds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""One run, one directory: who may write in it, and whether what is there may be continued."""
+"""The directory of a run: its lock, and the check whether an earlier run can be continued."""
 
 import errno
 import math
@@ -12,9 +12,9 @@ from fedta_app.files import write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
-DIVERGED = "training diverged"  # how the reason of such a failure begins
-_LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be going down
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system such as a mounted Drive
+DIVERGED = "training diverged"  # first words of the error, by which tuning recognises it
+_LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be ending
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
 
 
 def check_loss(loss: float, number: int) -> None:
@@ -30,7 +30,7 @@ def run_path(config: RunConfig) -> Path:
 
 
 def check_resumable(config: RunConfig) -> None:
-    """Refuse, with a diff, to continue a run whose configuration was another.
+    """Refuse to continue a run of another configuration, and list the differences.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def check_resumable(config: RunConfig) -> None:
     stored = path / "config.toml"
     if not config.resume or not stored.exists():
         return
-    # A key that is newer than the run has its default, which changes nothing.
+    # A key that did not exist when the run was started has its default, which changes nothing.
     before = {**RunConfig().to_mapping(), **read_toml(stored)}
     changed = difference(before, config.to_mapping())
     if changed:
@@ -52,7 +52,7 @@ def check_resumable(config: RunConfig) -> None:
 
 
 def check_writable(config: RunConfig) -> None:
-    """Create the run directory and refuse, in one sentence, one that cannot be written to."""
+    """Create the run directory, or raise ConfigError if it cannot be written to."""
     path = run_path(config)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ def check_writable(config: RunConfig) -> None:
 
 
 class RunDirectory:
-    """The directory of a run, held by one process at a time.
+    """The directory of a run, locked by one process at a time.
 
-    With `resume` false an earlier run in it is moved aside, never deleted.
+    With `resume = false`, an earlier run in it is moved aside, never deleted.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -88,24 +88,24 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     def stop_requested(self) -> bool:
-        """Tell whether somebody left a file named `stop` here, as the runner does at Ctrl-C."""
+        """Return whether the directory holds a file named `stop`, which Ctrl-C creates."""
         return (self.path / STOP_FILE).exists()
 
     def forget_stop(self) -> None:
-        """Remove the request to stop, which was followed."""
+        """Remove the file named `stop`."""
         (self.path / STOP_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let another process have the directory."""
+        """Unlock the directory."""
         self._lock.release()
 
     def _acquire(self) -> FileLock:
-        """Lock the directory; the system releases the lock when this process dies."""
+        """Lock the directory; the operating system releases the lock when this process ends."""
         lock = FileLock(
             self.path / LOCK_FILE,
             timeout=_LOCK_PATIENCE,
             thread_local=False,
-            # A marker in the lock's place would outlive a process that is killed.
+            # A soft lock, which is a marker file, would outlive a process that is killed.
             fallback_to_soft=False,
         )
         try:
@@ -125,7 +125,7 @@ class RunDirectory:
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         aside.mkdir()
-        # config.toml goes last: until then, what is left here is the old run and says so.
+        # config.toml goes last: if this is interrupted, the rest is still known as the old run.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.toml"):
             if entry.name not in (LOCK_FILE, STOP_FILE):
                 entry.rename(aside / entry.name)

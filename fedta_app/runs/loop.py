@@ -1,12 +1,13 @@
-"""The round loop of every run: phases, one after the other, that can go on from any round.
+"""The round loop of every run, which can be resumed after any round.
 
-A run is a list of phases (make the head, calibrate the mask, measure the start, train) over some
+A run is a list of phases (make the head, calibrate the mask, measure the start, train) and the
 parts that hold its state (the server, the algorithm). After each round the loop records a row and,
-when it is due, a checkpoint of all parts and of the phase in progress:
+if one is due, saves a checkpoint of all parts and of the current phase:
 
     {"phase": 2, "round": 7, "parts": {"server": ..., "algorithm": ..., "phase/train": ...}}
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -17,22 +18,24 @@ from fedta_app.runs.session import RunSession
 
 
 class Part(Protocol):
-    """Something that a checkpoint keeps: dictionaries of tensors and JSON values."""
+    """A part of the state that a checkpoint holds: dictionaries of tensors and JSON values."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on."""
+        """Return what is needed to resume."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned in an earlier session."""
+        """Restore what `state_dict` returned in an earlier session."""
 
 
 class Phase:
-    """Some rounds of one kind; between two of them the run may stop and go on elsewhere.
+    """Rounds of one kind; the run can stop after any of them and be resumed there.
+
+    A subclass has a `name` and either `work` or, where a row holds more than a loss, `run_round`.
 
     Attributes
     ----------
     round : int
-        How many of `num_rounds` are done.
+        How many of its `num_rounds` rounds are done.
     """
 
     name: ClassVar[str]
@@ -41,29 +44,36 @@ class Phase:
         self.num_rounds = num_rounds
         self.round = 0
 
-    def run_round(self, number: int) -> Row:
-        """Do round 1, 2, ... of the phase and return its row."""
+    def work(self, number: int) -> float | None:
+        """Do round 1, 2, ... of the phase; return its mean training loss, None if it has none."""
         raise NotImplementedError
 
+    def run_round(self, number: int) -> Row:
+        """Do a round and return its row, with the seconds that `work` took."""
+        began = time.perf_counter()
+        loss = self.work(number)
+        seconds = round(time.perf_counter() - began, 4)
+        return Row(number, self.name, train_loss=loss, seconds=seconds)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return partial results that a checkpoint keeps while the phase is in progress."""
+        """Return the partial results that a checkpoint holds during the phase."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over partial results that a checkpoint kept."""
+        """Restore partial results from a checkpoint."""
 
 
 class RoundLoop:
-    """Goes through the phases, with a record and a checkpoint after every round.
+    """Runs the phases in order, and records and checkpoints each round.
 
     Parameters
     ----------
     phases : sequence of Phase
     parts : mapping from name to Part
-        What holds the state of the run.
+        The state of the run.
     session : RunSession
     sha256 : callable
-        Returns the sha256 of all weights as they are.
+        Returns the sha256 of the current weights.
     """
 
     def __init__(
@@ -80,7 +90,7 @@ class RoundLoop:
         self._current = 0
 
     def run(self) -> None:
-        """Run the rounds that are left."""
+        """Run the remaining rounds, until the last one or a reason to stop."""
         session = self._session
         if session.checkpoint:
             self._load(session.checkpoint)
@@ -103,7 +113,7 @@ class RoundLoop:
         return self._phases[self._current]
 
     def _all_parts(self) -> dict[str, Part]:
-        """Return the parts by the names that they have in a checkpoint."""
+        """Return all parts, the current phase included, by their names in a checkpoint."""
         phase = self._phases[self._current]
         return {**self._parts, f"phase/{phase.name}": phase}
 
@@ -126,12 +136,12 @@ class RoundLoop:
 
 
 def check_keys(state: Mapping[str, Any], expected: Sequence[str], part: str) -> None:
-    """Refuse the stored state of a part that lacks something, or holds something left over.
+    """Check that the stored state of a part has exactly the expected keys.
 
     Raises
     ------
     CheckpointError
-        Naming the first key that is missing or left over.
+        When a key is missing or unknown; the message names the first such key.
     """
     if odd := sorted(state.keys() ^ set(expected)):
         where = "lacks" if odd[0] in expected else "has an unknown"

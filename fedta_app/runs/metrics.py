@@ -11,7 +11,7 @@ from fedta_app.files import write_atomically
 
 
 class Figures(TypedDict, total=False):
-    """The columns of an evaluation."""
+    """The columns of metrics.csv that an evaluation fills."""
 
     val_accuracy: float
     test_accuracy: float
@@ -20,10 +20,10 @@ class Figures(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Row:
-    """One round; a figure that was not measured in it is None, and empty in the file.
+    """The figures of one round; one that was not measured is None, and empty in the file.
 
-    `seconds` is the wall time of the round without its evaluation; bytes count the array payloads
-    that crossed between server and clients.
+    `seconds` is the wall time of the round without its evaluation; bytes are those of the arrays
+    sent between server and clients.
     """
 
     round: int
@@ -39,7 +39,7 @@ class Row:
     clients_failed: int = 0
 
     def measured(self, **figures: Unpack[Figures]) -> "Row":
-        """Return the row with the figures of an evaluation."""
+        """Return a copy of the row with the figures of an evaluation."""
         return replace(self, **figures)
 
 
@@ -47,7 +47,7 @@ COLUMNS = tuple(entry.name for entry in fields(Row))
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows, instances of one dataclass with these fields, to a CSV file, atomically."""
+    """Write rows, instances of a dataclass with these fields, to a CSV file, atomically."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
@@ -56,13 +56,13 @@ def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS)
 
 
 def best_row(rows: list[Row]) -> Row | None:
-    """Return the row with the highest validation accuracy, the earliest of equals."""
+    """Return the earliest row with the highest validation accuracy, or None without any."""
     measured = [row for row in rows if row.val_accuracy is not None]
     return max(measured, key=lambda row: row.val_accuracy or 0.0, default=None)
 
 
 class EventLog:
-    """TensorBoard events of a run; rounds after `first_step` of an earlier attempt are purged."""
+    """TensorBoard events of a run; events of an earlier session from `first_step` on are purged."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         # TensorBoard takes a second to import: only a run that writes events pays for it.

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, device."""
+"""What produced a result: code, versions of packages, device."""
 
 import hashlib
 import platform
@@ -13,9 +13,9 @@ _ROOMS = ("fedta_app", "engine", "client_app", "strategies", "server_app")
 
 
 def code_facts() -> dict[str, str | bool]:
-    """Return the git commit where the code lies in a checkout, and a hash of the code anywhere.
+    """Return the sha256 of the code, and its git commit if it lies in a checkout.
 
-    `flwr run` executes a copy of the code without its history; the hash is the same in both.
+    `flwr run` executes a copy of the code without its history, which has the same sha256.
     """
     root = Path(__file__).resolve().parents[2]
     facts: dict[str, str | bool] = {"sha256": _code_sha256(root), "commit": "unknown"}

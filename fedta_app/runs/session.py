@@ -1,4 +1,4 @@
-"""What every kind of run shares: its directory, its rows, its checkpoints, and when to stop."""
+"""A session: one stretch of a run, from its start or last checkpoint to its end or a stop."""
 
 import datetime
 import json
@@ -26,23 +26,23 @@ from fedta_app.runs.metrics import EventLog, Row, best_row, write_csv
 from fedta_app.runs.provenance import code_facts, versions
 
 INTERRUPTED = "interrupted"
-State = Callable[[], dict[str, Any]]  # tensors and JSON values, asked for when it is saved
-_QUIET_SECONDS = 10.0  # a run that is silent for longer looks stuck
+State = Callable[[], dict[str, Any]]  # returns tensors and JSON values to be saved
+_QUIET_SECONDS = 10.0  # a run that prints nothing for longer looks stuck
 
 
 class RunSession:
-    """One stretch of a run, from the start or from the last checkpoint to the end or a stop.
+    """Records, checkpoints and progress of one session, and the reasons to stop it.
 
     Parameters
     ----------
     config : RunConfig
     total_steps : int
-        Rows that the finished run will have, round 0 not counted; for the time left.
+        Rows of the finished run without round 0; the remaining time is estimated from it.
     facts : mapping
-        What summary.json says of the run besides its figures (weights, data, partition, device).
-        Those under "identity" must be the same after a resume.
+        What summary.json says of weights, data, partition and device. The entries under
+        "identity" must be the same after a resume.
     notes : mapping, optional
-        More for summary.json, read whenever that is written: what the run finds on its way.
+        Further entries of summary.json, which may be added during the run.
     saved : callable, optional
         Called after every checkpoint.
     """
@@ -59,7 +59,7 @@ class RunSession:
         self.config = config
         self._total_steps = total_steps
         self._saved = saved
-        # Kept, not copied: the notes fill up on the way.
+        # Not copied, because entries are added during the run.
         self._notes = {} if notes is None else notes
         if config.resume:
             check_format(run_path(config) / "checkpoint")  # before anything is written
@@ -72,13 +72,13 @@ class RunSession:
             raise
 
     def _open(self, facts: Mapping[str, Any]) -> None:
-        """Take over what the last checkpoint holds, and start the records."""
+        """Load the last checkpoint, and start the records."""
         config = self.config
         self.checkpoint = load_checkpoint(self.directory.checkpoints) if config.resume else None
         stored = self.checkpoint.state if self.checkpoint else {}
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
-        self._code = code_facts()  # now: a commit may follow while the run goes on with this code
+        self._code = code_facts()  # read now, because the checkout may change during the run
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
@@ -96,14 +96,14 @@ class RunSession:
             self._warn_of_another_processor()
 
     def _warn_of_another_processor(self) -> None:
-        """Say when the bits will not be those of a run that never stopped."""
+        """Print a warning if another processor will give other bits than an unbroken run."""
         before = self._history[-1] if self._history else {}
         for key in ("precision", "kernels"):
             old, new = before.get(key), self._facts.get(key)
             if old and new and old != new:
                 print(
-                    f"warning: {key} was {old} until now and is {new} on this processor, with "
-                    f"other bits; set {key} to have them alike",
+                    f"warning: {key} was {old} until now and is {new} on this processor, which "
+                    f"changes the last bits; set {key} to keep them",
                     flush=True,
                 )
 
@@ -118,7 +118,7 @@ class RunSession:
             )
 
     def add(self, row: Row, state: State) -> None:
-        """Record a round; `state` is asked for when a checkpoint is due."""
+        """Record a round; `state` is called if a checkpoint is due."""
         now = time.monotonic()
         self._intervals.append(now - self._last_step)
         self._last_step = now
@@ -155,7 +155,7 @@ class RunSession:
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
-        """Write into the summary what ends the block with an error; the checkpoints stay."""
+        """Record in summary.json the error that ends the block, and raise it again."""
         try:
             yield
         except BaseException as error:
@@ -182,7 +182,7 @@ class RunSession:
         self._saved()
 
     def _expected_seconds(self) -> float:
-        """Return the usual time from row to row; the first, with its warm-up, only if alone."""
+        """Return the median time between rows, without the first (warm-up) if there are others."""
         return statistics.median(self._intervals[1:] or self._intervals or [0.0])
 
     def _session(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class RunSession:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with null for NaN and infinity, which JSON does not have."""
+    """Return the value with None for NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A client's training, free of Flower."""
+"""The local training of a client."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,18 +15,18 @@ from fedta_app.vectors.mask import FlatMask
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client sends back after training, and what it keeps.
+    """What a client returns after training, and the memory that it keeps.
 
     Attributes
     ----------
     update : Tensor of shape (P,)
-        Local minus global weights, over the entries that were trained. It may lie in the
-        workspace's own memory, or the caller's: it holds only until the next client trains here.
+        Local minus global weights, over the entries that were trained. It is valid only until
+        the next client trains in this workspace, whose memory it may share.
     num_examples, steps : int
     loss : float
         Mean training loss over the steps.
     sent, memory : mapping of str to Tensor
-        What the algorithm's local rule sends besides, and what it keeps for the next time.
+        What the algorithm's local rule sends besides the update, and its new memory.
     """
 
     update: Tensor
@@ -55,19 +55,19 @@ def train_client(
 
     Parameters
     ----------
-    global_weights : Tensor
-        The whole vector, or with `down` its packed entries; the others are where they started.
+    global_weights : Tensor of shape (N,) or (P,)
+        All weights, or with `down` its packed entries; the other weights are never changed.
     algorithm : Algorithm, optional
-        FedAvg without it.
+        FedAvg by default.
     received, memory : mapping of str to Tensor
-        What the algorithm's server broadcast, over the entries that came, and what its client kept.
+        What the server broadcast, over the entries of `down`, and the client's memory.
     down : FlatMask, optional
-        Which weights came.
+        Which weights `global_weights` holds; all of them by default.
     up : FlatMask, optional
-        Which weights are trained and returned, a subset of `down`; without it, those that came.
+        Which weights are trained and returned, a subset of `down`; by default the same.
     outbox : callable, optional
-        Returns where to write the update, given a tensor of its shape: memory to share, say. By
-        default that tensor itself, which nobody needs any more.
+        Given a tensor of the update's shape, returns the tensor to write the update to, such as
+        shared memory. By default that is the given tensor itself.
     """
     weights = workspace.weights
     device = weights.vector.device
@@ -77,7 +77,7 @@ def train_client(
     else:
         down.scatter_(weights.vector, global_weights.to(device))
     if trained is None or up is None:
-        before = global_weights.to(device)  # all that came is trained
+        before = global_weights.to(device)  # all weights that travelled are trained
     else:
         before = up.gather(weights.vector)
     images = workspace.client_data(partition_id)
@@ -112,12 +112,12 @@ def _to(vectors: Vectors, device: torch.device) -> Vectors:
 def _over(
     received: Vectors, down: FlatMask | None, up: FlatMask | None, device: torch.device
 ) -> Vectors:
-    """Return the vectors over the entries that the client trains, of those that came."""
+    """Return the vectors, which are over `down`, over the entries of `up`."""
     moved = _to(received, device)
     if up is None or not moved:
         return moved
-    chosen = up.mask if down is None else up.mask[down.mask]
-    return {name: vector[chosen] for name, vector in moved.items()}
+    chosen = up if down is None else up.within(down)
+    return {name: chosen.gather(vector) for name, vector in moved.items()}
 
 
 def train_head(
@@ -133,7 +133,7 @@ def train_head(
     _require_grad(probe, True)
     try:
         optimizer = make_optimizer(workspace.config, workspace.model)
-        # Rounds of the probe have keys below zero: other batches than those of training.
+        # The negative key gives the probe other batches than those of training.
         key = (-server_round, partition_id)
         loss = train_steps(workspace, optimizer, images, lr=lr, key=key)
     finally:

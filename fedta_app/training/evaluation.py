@@ -1,20 +1,24 @@
-"""The figures of a row: validation and test, measured on the server's images."""
+"""Measuring the global model on validation and test images, and when that is due."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
+from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
-from fedta_app.runs.metrics import Figures
+from fedta_app.runs.directory import check_loss
+from fedta_app.runs.loop import Phase
+from fedta_app.runs.metrics import Figures, Row
 from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import Workspace
 
 
 def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Figures:
-    """Load the weights and measure them on the server's validation images, and on test images.
+    """Load the weights and return their figures on validation and test images.
 
-    Test images are read for reporting only; nothing is chosen by them. With `measure-test` "end"
-    they are read once in a run, with "never" not at all.
+    Test images are for reporting only; nothing is chosen by them. With `measure-test = "end"` they
+    are read once in a run, with "never" not at all.
 
     Parameters
     ----------
@@ -32,7 +36,7 @@ def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Fig
 
 
 def check_above_chance(workspace: Workspace, accuracy: float) -> None:
-    """Refuse pre-trained weights whose head, made from their features, does no better than chance.
+    """Refuse pre-trained weights whose features give a head that is no better than chance.
 
     Raises
     ------
@@ -42,9 +46,51 @@ def check_above_chance(workspace: Workspace, accuracy: float) -> None:
     chance = 1 / workspace.data.num_classes
     images = len(workspace.evaluation_sets[0])
     if not workspace.built.source.pretrained or images < workspace.data.num_classes:
-        return  # too few images to tell
+        return  # too few images to decide
     if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
         raise RunError(
             f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
             f"weights = {workspace.config.weights!r} are pre-trained: check that they fit the model"
         )
+
+
+class Start(Phase):
+    """Round 0: the model is measured before training, and refused if it is at chance.
+
+    Parameters
+    ----------
+    measure : callable
+        Measures the global model.
+    """
+
+    name = "start"
+
+    def __init__(self, workspace: Workspace, measure: Callable[[], Figures]) -> None:
+        super().__init__(1)
+        self._workspace = workspace
+        self._measure = measure
+
+    def run_round(self, number: int) -> Row:
+        """Return the row of round 0."""
+        figures = self._measure()
+        if self._workspace.head is not None:
+            check_above_chance(self._workspace, figures["val_accuracy"])
+        return Row(0, self.name, **figures)
+
+
+def measured_when_due(row: Row, config: RunConfig, measure: Callable[..., Figures]) -> Row:
+    """Return the row of a training round, with the figures of `measure` where these are due.
+
+    They are due every `eval-every` rounds and in the last round.
+
+    Raises
+    ------
+    RunError
+        When the training loss is not finite.
+    """
+    assert row.train_loss is not None
+    check_loss(row.train_loss, row.round)
+    last = row.round == config.num_server_rounds
+    if last or row.round % config.eval_every == 0:
+        return row.measured(**measure(last=last))
+    return row

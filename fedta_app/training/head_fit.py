@@ -1,4 +1,4 @@
-"""The ridge head of a run: statistics of images, and the head that follows from their sum."""
+"""The ridge head of a run: sums over the features of images, and the head from these sums."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fedta_app.training.workspace import Workspace
 
 
 def head_statistics(workspace: Workspace, images: ImageSet) -> RidgeStatistics:
-    """Return the sums from which the head follows: of the backbone as it is, unaugmented."""
+    """Return the sums for the ridge head over the features of images that are not augmented."""
     statistics = empty_statistics(workspace)
     for batch, labels in _feature_batches(workspace, images):
         statistics.add(batch, labels)
@@ -21,12 +21,12 @@ def head_statistics(workspace: Workspace, images: ImageSet) -> RidgeStatistics:
 
 
 def empty_statistics(workspace: Workspace) -> RidgeStatistics:
-    """Return statistics of no image, for the features and classes of the run."""
+    """Return zero statistics for the numbers of features and classes of the run."""
     return RidgeStatistics(num_features(workspace.model), workspace.data.num_classes)
 
 
 def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features (B, d) and labels (B,) of the images, in evaluation mode, in float32."""
+    """Yield float32 features (B, d) and labels (B,) of the images, in evaluation mode."""
     workspace.model.eval()
     size = workspace.config.eval_batch_size
     for start in range(0, len(images), size):
@@ -45,7 +45,7 @@ class FittedHead:
     vector : float32 Tensor of shape (C * d + C,)
         Weight, then bias, both divided by the temperature.
     ridge : float
-        The absolute strength that was used.
+        The absolute ridge strength.
     temperature : float
     """
 
@@ -55,9 +55,9 @@ class FittedHead:
 
 
 def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
-    """Solve for the head; strength and temperature by validation where the keys leave them open."""
+    """Return the ridge head; validation images choose strength and temperature that are not set."""
     config = workspace.config
-    # All of it, whatever eval-size is: what is measured must not change what is trained.
+    # All validation images, whatever eval-size is: measuring must not change what is trained.
     batches = list(_feature_batches(workspace, workspace.data.val))
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()

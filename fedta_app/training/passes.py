@@ -1,16 +1,17 @@
 """The forward and backward pass of a mini-batch: op by op, from a CUDA graph, or compiled.
 
-What differs between clients stays outside: loading weights, masks, clipping, the optimizer's step.
-So one graph, or one compilation, serves all clients of a process, dense or masked. It reads the
-parameters where they lie (`fedta_app.vectors.flat` writes weights in place, it never moves them),
-and its inputs and gradients have memory of their own, the same at every replay.
+One graph, or one compilation, serves all clients of a process: loading weights, masks, clipping and
+the optimizer's step are not part of it. A graph reads the parameters where they lie
+(`fedta_app.vectors.flat` writes weights in place), and uses its own memory for inputs and
+gradients.
 
 - "off": PyTorch op by op.
-- "cuda-graph": the same kernels, recorded once and launched together; the same bits as "off". Pays
-  where the CPU launches kernels more slowly than the GPU runs them: small models, fast GPUs.
-- "inductor": `torch.compile`, which fuses kernels; other bits, and about a minute per process.
+- "cuda-graph": the same kernels, recorded once and launched together, with the same bits as "off".
+  It is faster where the CPU launches kernels more slowly than the GPU runs them.
+- "inductor": `torch.compile`, which fuses kernels and rounds differently, and takes about a minute
+  per process.
 
-What cannot be recorded or compiled runs op by op, after one printed line.
+Where recording or compiling fails, a line is printed, and passes run op by op.
 """
 
 from collections.abc import Callable, Collection
@@ -30,7 +31,7 @@ _GRAPHS_KEPT = 4  # each holds the activations and gradients of a batch
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the precision of a forward pass; parameters and optimizer stay in float32."""
+    """Return the autocast context of a forward pass; parameters and optimizer stay float32."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -41,12 +42,12 @@ class Passes:
     Parameters
     ----------
     model : nn.Module
-        In training mode when it is used; its parameters must not move.
+        It is in training mode when it is used, and its parameters must not move in memory.
     precision : {"fp32", "tf32", "bf16", "fp16"}
     mode : {"off", "cuda-graph", "inductor"}
     batch_sizes : collection of int
-        The sizes of batches that are worth recording or compiling; others run op by op. Which
-        client comes first must not decide what is computed how.
+        The batch sizes to record or compile; others run op by op. They are given beforehand, so
+        that results do not depend on which client comes first.
     """
 
     def __init__(
@@ -67,15 +68,15 @@ class Passes:
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._pool: Any = None
         if mode == "cuda-graph" and device.type != "cuda":
-            self._give_up(f"{device.type} has none")
+            self._give_up(f"CUDA graphs do not run on {device.type}")
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, scaler: GradScaler, loss: Loss | None = None
     ) -> Tensor:
-        """Put the gradients of the scaled mean loss into `.grad`, and return the loss.
+        """Put the gradients of the scaled mean loss into `.grad`, and return the unscaled loss.
 
-        Every `.grad` is None before. The result is on the device, so that nobody waits for it. A
-        loss other than the mean cross-entropy is neither recorded nor compiled.
+        Every `.grad` must be None before. The loss stays on the device, so that the CPU need not
+        wait. A loss other than the mean cross-entropy is neither recorded nor compiled.
         """
         if loss is not None:
             return self._eager(self._model, inputs, labels, scaler, loss)
@@ -113,7 +114,7 @@ class Passes:
     def _through_compiled(self, inputs: Tensor, labels: Tensor, scaler: GradScaler) -> Tensor:
         if self._compiled is not None:
             return self._eager(self._compiled, inputs, labels, scaler)
-        torch.compiler.reset()  # earlier runs of this process count against a limit
+        torch.compiler.reset()  # compilations of earlier runs count against a limit
         try:
             compiled: Callable[[Tensor], Tensor] = torch.compile(self._model, dynamic=False)
             loss = self._eager(compiled, inputs, labels, scaler)
@@ -125,7 +126,7 @@ class Passes:
         return loss
 
     def _recording(self, inputs: Tensor, labels: Tensor) -> "Recording | None":
-        """Return the recording for such a batch; None at first sight, which warms libraries up."""
+        """Return the recording for such a batch, or None the first time (a warm-up)."""
         trained = [p for p in self._model.parameters() if p.requires_grad]
         key = (inputs.shape, *map(id, trained))
         if key not in self._recordings:
@@ -152,7 +153,7 @@ class Passes:
         )
 
     def _forget_gradients(self) -> None:
-        """Drop what an attempt that failed half-way left."""
+        """Drop the gradients that a failed attempt left."""
         for parameter in self._model.parameters():
             parameter.grad = None
 
@@ -162,7 +163,7 @@ class Passes:
 
 
 class Recording:
-    """A forward and backward pass as a CUDA graph, with memory of its own for what goes in and out.
+    """A forward and backward pass as a CUDA graph, with its own memory for inputs and gradients.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ class Recording:
     inputs, labels : Tensor
         A batch of the shapes to record.
     pool
-        Memory that recordings share, since only one is replayed at a time.
+        Memory pool that recordings share, since only one is replayed at a time.
     """
 
     def __init__(
@@ -199,12 +200,12 @@ class Recording:
                 (mean * self._scale).backward()
                 self._loss = mean.detach()
         except RuntimeError:
-            torch.cuda.set_stream(stream)  # a recording that fails may leave its own in place
+            torch.cuda.set_stream(stream)  # a failed recording may leave another stream set
             raise
         self._gradients = [parameter.grad for parameter in trained]
 
     def replay(self, inputs: Tensor, labels: Tensor, scaler: GradScaler) -> Tensor:
-        """Do the recorded passes on another batch, with the scaler's present factor."""
+        """Run the recorded passes on another batch, with the scaler's current factor."""
         self._inputs.copy_(inputs)
         self._labels.copy_(labels)
         self._scale.copy_(scaler.scale(self._one))

@@ -1,4 +1,4 @@
-"""The learning rate of a round, decided by the server."""
+"""The learning rate of a round."""
 
 import math
 

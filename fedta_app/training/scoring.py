@@ -1,7 +1,6 @@
-"""Masks of a run: what is scored, on which images, and which mask follows.
+"""Calibration of a run's mask: the images that are scored, their scores, and the mask.
 
-The rounds are those of `fedta_app.masks.calibration`; vectors are in the order of
-`Workspace.weights`.
+The method is in `fedta_app.masks.calibration`; vectors are in the order of `Workspace.weights`.
 """
 
 from collections.abc import Iterator
@@ -19,15 +18,15 @@ from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
 
-_SERVER = -1  # in place of a partition id
+_SERVER = -1  # stands for the server where a partition id is expected
 
 
 @dataclass(frozen=True)
 class ScoringBatches:
-    """Batches (inputs, labels, sample ids) of some images; they can be read repeatedly.
+    """Batches (inputs, labels, sample ids) of images, which can be iterated repeatedly.
 
-    The ids of training images are positions in the training split: the label that is drawn for an
-    image is the same on whichever client it lies.
+    The id of a training image is its position in the training split, so that the label drawn for
+    it is the same on whichever client it lies.
     """
 
     workspace: Workspace
@@ -43,14 +42,14 @@ class ScoringBatches:
 
 
 def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:
-    """Return what a client scores on."""
+    """Return the batches of the images that a client scores."""
     positions = workspace.client_positions(partition_id)
     positions = positions[_some(workspace, len(positions), partition_id)]
     return ScoringBatches(workspace, workspace.data.train.subset(positions), positions)
 
 
 def server_batches(workspace: Workspace) -> ScoringBatches:
-    """Return what the server scores on: its validation images; centralised, the training images."""
+    """Return the batches for the server's scores: validation images; if centralised, training."""
     train, validation = workspace.data.train, workspace.data.val
     central = workspace.config.engine == "centralized"
     images, first_id = (train, 0) if central else (validation, len(train))
@@ -71,12 +70,12 @@ def _some(workspace: Workspace, available: int, owner: int) -> Tensor:
 def scores(
     workspace: Workspace, batches: ScoringBatches, mask: FlatMask | None, calibration_round: int
 ) -> Tensor:
-    """Return what a client sends in a round of calibration; see `fedta_app.masks.client_scores`.
+    """Return the scores that a client sends in a round; see `fedta_app.masks.client_scores`.
 
     Parameters
     ----------
     mask : FlatMask or None
-        The mask of the rounds so far; weights outside it are softened meanwhile.
+        The mask of the previous round; weights outside it are scaled by `soft-value`.
     """
     config, weights = workspace.config, workspace.weights
     with repeatable(workspace.device, config.deterministic):
@@ -102,12 +101,12 @@ def calibration(
     round: int = 0,
     mask: FlatMask | None = None,
 ) -> Calibration:
-    """Return the calibration of the configuration's mask.
+    """Return the calibration that the configuration describes.
 
     Parameters
     ----------
     partition_id : int, optional
-        The client whose own mask it is: the rule "random" draws another for each.
+        The client whose own mask is calibrated: the rule "random" draws one for each.
     round, mask
         How many rounds are done, and the mask after them.
     """
@@ -130,7 +129,7 @@ def calibration(
 
 
 def require_trained(config: RunConfig, mask: FlatMask) -> FlatMask:
-    """Return the mask, or raise RunError where it trains no weight at all."""
+    """Return the mask, or raise RunError if it trains no weight."""
     if not mask.num_trained:
         by = "score-threshold" if config.score_threshold else "sparsity"
         value = config.score_threshold or config.sparsity
@@ -139,7 +138,7 @@ def require_trained(config: RunConfig, mask: FlatMask) -> FlatMask:
 
 
 def own_mask(workspace: Workspace, partition_id: int | None) -> FlatMask:
-    """Calibrate a mask in all its rounds on one client's images; with None, on the server's."""
+    """Return a mask calibrated on the images of a client, or with None on the server's."""
     if partition_id is None:
         batches = server_batches(workspace)
     else:

@@ -1,4 +1,4 @@
-"""Mini-batch SGD on one device: the J local steps of a client, and the epochs of the baseline."""
+"""Mini-batch SGD for the local steps of a client and for the baseline; evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from fedta_app.training.passes import autocast
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
 
-# A client takes few steps: a scale that overflows at first, as torch's 65536 can, wastes them.
+# torch's 65536 can overflow at first, and a client has few steps to waste on that.
 _FP16_SCALE = 1024.0
 
 
@@ -26,8 +26,8 @@ def mini_batches(
 ) -> Iterator[Tensor]:
     """Yield the positions of `steps` mini-batches; each pass over the data is shuffled anew.
 
-    A batch holds `batch_size` positions, the last of a pass what is left; a client with fewer
-    examples than that gives all it has, every step.
+    A batch holds `batch_size` positions, or all if there are fewer; the last batch of a pass holds
+    what is left.
 
     Yields
     ------
@@ -50,12 +50,12 @@ def steps_of(config: RunConfig, num_examples: int) -> int:
 def make_optimizer(
     config: RunConfig, model: nn.Module, masks: Mapping[str, Tensor] | None = None
 ) -> SparseSGDM:
-    """Return SGDM over the parameters that are trained; its learning rate is set every round.
+    """Return SGD with momentum over the parameters that require a gradient.
 
     Parameters
     ----------
     masks : mapping from parameter name to bool Tensor, optional
-        Which entries are trained; without it all are, as by `torch.optim.SGD`.
+        Which entries are trained; by default all, as with `torch.optim.SGD`.
     """
     parameters = [entry for entry in model.named_parameters() if entry[1].requires_grad]
     return SparseSGDM(
@@ -82,11 +82,11 @@ def train_steps(
     Parameters
     ----------
     key : tuple of int
-        What batches, augmentation and dropout depend on, besides the seed: the round, the client.
+        Seeds batches, augmentation and dropout together with `seed`: round and partition id.
     rule : LocalRule, optional
-        The algorithm's part of every step: its loss, and its correction of the gradient.
+        The algorithm's loss, and its correction of the gradients.
     trained : FlatMask, optional
-        The entries that the vectors of the rule are over; all of `workspace.weights` without it.
+        The entries that the rule's vectors hold; by default all of `workspace.weights`.
     """
     config, model = workspace.config, workspace.model
     for group in optimizer.param_groups:
@@ -105,7 +105,7 @@ def train_steps(
     model.train()
     dropout = _seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
     with dropout, repeatable(workspace.device, config.deterministic):
-        # On a GPU nothing in here waits for it, but for fp16: its scaler asks what to skip.
+        # The CPU never waits for the GPU in this loop, except for the scaler of fp16.
         for positions in mini_batches(len(images), config.batch_size, steps, order):
             batch = images.subset(to_device(positions, workspace.device))
             inputs = workspace.inputs(batch.images, augmentation)
@@ -129,8 +129,8 @@ def _step(
     if correct is not None:
         correct()
     if workspace.config.clip_norm:
-        optimizer.mask_gradients()  # the norm of what is trained, not of what is frozen
-        # Not the model's parameters: what another phase trained may still hold its gradients.
+        optimizer.mask_gradients()  # frozen entries do not count in the norm
+        # Not all parameters: those that another phase trained may still have gradients.
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
@@ -141,9 +141,9 @@ def _step(
 
 
 class GradientCorrection:
-    """Adds pull * (w - centre) + shift to the gradients of the entries that are trained.
+    """Adds pull * (w - centre) + shift to the gradients of the trained entries.
 
-    Frozen entries get nothing: there the centre is the weight itself, and the shift is zero.
+    For frozen entries that sum is zero: the centre is the weight itself, and the shift is zero.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class GradientCorrection:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Correct the gradients that are there, in place."""
+        """Correct all gradients that are not None, in place."""
         there = [i for i, p in enumerate(self._parameters) if p.grad is not None]
         gradients: list[Tensor] = [self._parameters[i].grad for i in there]  # type: ignore[misc]
         if self._centre is not None:
@@ -175,7 +175,7 @@ class GradientCorrection:
 
 
 def _whole(packed: Tensor, trained: FlatMask | None, base: Callable[[], Tensor]) -> Tensor:
-    """Return a packed vector over all weights, with `base` where nothing is trained."""
+    """Return a packed vector over all weights, with the values of `base` at frozen entries."""
     if trained is None:
         return packed
     whole = base()
@@ -185,14 +185,14 @@ def _whole(packed: Tensor, trained: FlatMask | None, base: Callable[[], Tensor])
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's own generators, which dropout uses, and leave them as they were."""
+    """Seed torch's global generators, which dropout uses, and restore them afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def evaluate(workspace: Workspace, images: ImageSet) -> tuple[float, float]:
-    """Return the mean cross-entropy and the accuracy of the model as it is, in large batches."""
+    """Return the mean cross-entropy and the accuracy of the model's current weights."""
     config, model = workspace.config, workspace.model
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)

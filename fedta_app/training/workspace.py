@@ -1,4 +1,4 @@
-"""What a process needs to work on a run, built once: data and model on the device, partitions."""
+"""The workspace of a run, built once per process: data and model on the device, partitions."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,7 +26,7 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `device` names, or refuse one that is not there."""
+    """Return the device of that name, or raise ConfigError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -42,18 +42,18 @@ def resolve_device(name: str) -> torch.device:
 class Workspace:
     """The data, the model and the weights that travel, on one device.
 
-    `weights.vector` is the model: loading it changes the model, training changes it. Whoever uses
-    a workspace loads the weights it wants first.
+    `weights.vector` shares the memory of the model: loading it changes the model, and training the
+    model changes it. Callers load the weights that they need first.
 
     Attributes
     ----------
     weights : FlatWeights
-        What is trained, or masked: all parameters; without the head where it is made first.
+        The weights that are trained: all parameters, without a head that is made first.
     head : FlatWeights or None
-        The head's parameters where it is made first and then frozen; None where it is trained
-        with the rest, and part of `weights`.
+        The parameters of a head that is made first and then frozen; None if the head is trained
+        with the rest, as part of `weights`.
     kernels : str
-        What multiplies the matrices of linear layers: see `fedta_app.device.cpu_kernels`.
+        How linear layers multiply matrices; see `fedta_app.device.cpu_kernels`.
     """
 
     config: RunConfig
@@ -71,17 +71,17 @@ class Workspace:
 
     @property
     def precision(self) -> str:
-        """The precision of the forward pass, "auto" resolved."""
+        """The precision of the forward pass, with "auto" resolved."""
         return resolve_precision(self.config.precision, self.device)
 
     @property
     def layout(self) -> str:
-        """What server and client must agree on: parameters, and the weights they start from."""
+        """A text that is equal on server and client if their parameters and initial weights are."""
         return f"{self.weights.fingerprint}:{self.built.source.sha256}:{self.config.seed}"
 
     @cached_property
     def partitions(self) -> list[np.ndarray]:
-        """Per client, the positions of its images in the training split."""
+        """The positions of each client's images in the training split."""
         config = self.config
         return partition(
             self.data.train.labels.cpu().numpy(),
@@ -94,7 +94,7 @@ class Workspace:
 
     @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
-        """Validation and test images to measure on, cut to `eval-size` by a fixed draw."""
+        """Validation and test images to measure on: a fixed draw of `eval-size`, if it is set."""
         return (
             _cut(self.data.val, self.config, "val"),
             _cut(self.data.test, self.config, "test"),
@@ -102,7 +102,7 @@ class Workspace:
 
     @cached_property
     def passes(self) -> Passes:
-        """Forward and backward passes of the model, the same for all clients."""
+        """The forward and backward passes of the model, which all clients share."""
         config = self.config
         central = config.engine == "centralized"
         held = [len(self.data.train)] if central else map(len, self.partitions)
@@ -115,7 +115,7 @@ class Workspace:
         )
 
     def client_positions(self, partition_id: int) -> Tensor:
-        """Return where a client's images are in the training split, int64, on the device."""
+        """Return the positions of a client's images in the training split, int64, on the device."""
         return to_device(torch.from_numpy(self.partitions[partition_id]), self.device)
 
     def client_data(self, partition_id: int) -> ImageSet:
@@ -124,7 +124,7 @@ class Workspace:
 
     @cached_property
     def _for_head(self) -> Tensor:
-        """Which training images the ridge head is made from, bool, on the device."""
+        """Mask of the training images that the ridge head is made from, on the device."""
         number = len(self.data.train)
         order = numpy_generator(self.config.seed, "head-fraction").permutation(number)
         chosen = torch.zeros(number, dtype=torch.bool)
@@ -132,7 +132,7 @@ class Workspace:
         return to_device(chosen, self.device)
 
     def head_data(self, partition_id: int | None) -> ImageSet:
-        """Return the images of a client, or of all with None, that the ridge head is made from."""
+        """Return the images of a client, or with None of all, that the ridge head is made from."""
         if partition_id is None:
             positions = torch.arange(len(self.data.train), device=self.device)
         else:
@@ -140,7 +140,7 @@ class Workspace:
         return self.data.train.subset(positions[self._for_head[positions]])
 
     def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn uint8 images into what the model takes; with a generator, augment them first.
+        """Return the model's inputs for uint8 images; with a generator, augment these first.
 
         Parameters
         ----------
@@ -173,7 +173,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     Raises
     ------
     ConfigError, DataError, ModelError, PartitionError
-        All ValueErrors of one sentence.
+        When they do not fit; all are ValueErrors.
     """
     torch.set_num_threads(config.threads or _DEFAULT_THREADS)
     device = resolve_device(config.device)
@@ -203,7 +203,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     weights, head = _split_weights(config, built)
     workspace = Workspace(config, device, data.to(device), built, weights, head, kernels)
     if config.engine != "centralized":
-        _ = workspace.partitions  # refuses what cannot be partitioned
+        _ = workspace.partitions  # raises if the data cannot be partitioned
     return workspace
 
 
@@ -221,13 +221,16 @@ def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, F
 def shared_workspace(config: RunConfig) -> Workspace:
     """Return this process's workspace for the configuration, built at the first call.
 
-    A run trains it, so whoever runs calls `engine.client_memory.forget_run` at the end.
+    A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.
     """
     return build_workspace(config)
 
 
 def run_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return what summary.json says of weights, data and device; "identity" cannot change."""
+    """Return what summary.json says of weights, data and device.
+
+    The entries under "identity" must be the same when a run is resumed.
+    """
     source = workspace.built.source
     return {
         "identity": {

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.vectors.arithmetic import stepped
-
 
 class FlatMask:
     """Which entries of a vector (N,) are trained; the indices of these are computed once, here.
@@ -62,10 +60,6 @@ class FlatMask:
         """Write packed values to the trained entries of a vector (N,); others keep their bits."""
         self._check(vector)
         vector.index_copy_(0, self._indices, packed)
-
-    def add_(self, vector: Tensor, packed: Tensor, scale: float) -> None:
-        """Add a scaled packed update to the trained entries; others keep their bits."""
-        self.scatter_(vector, stepped(self.gather(vector), packed, scale))
 
     def within(self, other: "FlatMask") -> "FlatMask":
         """Return this mask over the trained entries of another: what of their packing it trains.

@@ -101,7 +101,7 @@ def test_nothing_is_left_when_the_process_is_killed():
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    shared_memory._mapped.clear()  # this process's mapping was the last
+    shared_memory._mapped.cache_clear()  # this process's mapping was the last
     time.sleep(0.01)
     with pytest.raises(SharingError):
         read(found, (1 << 20,), torch.float32)

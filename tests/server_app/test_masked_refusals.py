@@ -53,7 +53,7 @@ def test_scores_without_all_clients_are_refused_where_all_were_asked(
 
     monkeypatch.setattr(client, "scores", sometimes)
     everything = {"calibration-examples": 0, "calibration-rounds": 1, "num-server-rounds": 1}
-    with pytest.raises(RunError, match=r"1 clients did not score in round 1 .*: too large"):
+    with pytest.raises(RunError, match=r"1 clients failed in round 1 .*: too large"):
         run(tmp_path, **everything)
     run(tmp_path / "some", **everything, **{"calibration-fraction": 0.95})
     (calibrate,) = rows(tmp_path / "some", "calibrate")

@@ -217,7 +217,8 @@ def test_a_cpu_has_no_graphs_and_says_so_once(capsys: pytest.CaptureFixture[str]
     for partition_id in (0, 1):
         train_client(space, start, partition_id=partition_id, server_round=1, lr=0.05)
     assert (
-        capsys.readouterr().out == "compile = 'cuda-graph' is off in this process: cpu has none\n"
+        capsys.readouterr().out
+        == "compile = 'cuda-graph' is off in this process: CUDA graphs do not run on cpu\n"
     )
 
 

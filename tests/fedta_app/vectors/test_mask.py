@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedta_app.aggregation import apply_update
 from fedta_app.vectors import FlatMask
 
 few = settings(deadline=None, max_examples=25)
@@ -37,19 +36,6 @@ def test_round_trip(seed: int, size: int, dtype: torch.dtype, density: float) ->
     assert torch.equal(target, torch.where(mask.mask, vector, before))
     packed.fill_(5.0)
     assert torch.equal(target, torch.where(mask.mask, vector, before))
-
-
-@few
-@given(seeds, sizes)
-def test_add_has_the_bits_of_apply_update(seed: int, size: int) -> None:
-    weights, mask = draw(seed, size)
-    update, _ = draw(seed + 1, size)
-    weights[: size // 2] = -0.0
-    update[size // 4 :] = 0.0
-    dense = {"w": weights.clone()}
-    apply_update(dense, {"w": update}, scale=0.3, mask={"w": mask.mask})
-    mask.add_(weights, mask.gather(update), 0.3)
-    assert torch.equal(weights.view(torch.int32), dense["w"].view(torch.int32))
 
 
 @few
@@ -85,8 +71,6 @@ def test_refusals() -> None:
         FlatMask(torch.ones(1, 2).bool())
     with pytest.raises(ValueError, match=r"the mask has \(3,\)"):
         mask.gather(torch.ones(4))
-    with pytest.raises(ValueError, match=r"the mask has \(3,\)"):
-        mask.add_(torch.ones(2), torch.ones(2), 1.0)
     with pytest.raises((RuntimeError, IndexError)):
         mask.scatter_(torch.ones(3), torch.ones(3))
     with pytest.raises(RuntimeError):
