@@ -1,13 +1,12 @@
 """`python -m experiments tune TABLE/PRESET`: hyper-parameters by Optuna, on validation images only.
 
-Trials are runs like others, with `measure-test = "never"`, in `<results-dir>/tune/<label>`;
-the study is a SQLite file beside them. A trial that does worse than the median of the others at
-the same round is stopped. What is interrupted goes on with the same command, a trial with its
-round.
+Trials are ordinary runs with `measure-test = "never"`, in `<results-dir>/tune/<label>`; the study
+is a SQLite file beside them. A trial is stopped when it is worse than the median of the others at
+the same round. The same command continues an interrupted study, and the trial in progress.
 
 The chosen values go into `experiments/tables/<table>/tuned.toml` (`experiments.running.presets`),
-the trials and their figure into `results/tuning/`. A `[tune]` section of table.toml says what is
-searched:
+the trials and their figure into `results/tuning/`. The `[tune]` section of table.toml lists the
+keys to search:
 
     [tune]
     lr = { low = 1e-3, high = 0.3 }    # on a logarithmic scale
@@ -48,12 +47,12 @@ if TYPE_CHECKING:
 Space = Mapping[str, Any]
 DEFAULT_SPACE: Space = {"lr": {"low": 1e-3, "high": 0.3}}
 _POLL_SECONDS = 0.2
-_WARMUP_TRIALS = 4  # before any is stopped early
+_WARMUP_TRIALS = 4  # these are never stopped early
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best trial: its values, validation accuracy, and the trials that it was best of."""
+    """The values and validation accuracy of the best trial, and a record of all trials."""
 
     values: dict[str, Any]
     accuracy: float
@@ -66,11 +65,11 @@ class Study:
     Parameters
     ----------
     config : RunConfig
-        The preset's, with everything that is not searched.
+        The preset's configuration; the keys of `space` are replaced in each trial.
     label : str
-        Name of the study, and of the folder of its trials.
+        The name of the study and of the folder of its trials.
     space : mapping
-        What is searched, as in `[tune]`.
+        The keys to search, as in `[tune]`.
     """
 
     def __init__(self, config: RunConfig, label: str, space: Space) -> None:
@@ -95,40 +94,40 @@ class Study:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
         )
         self._take_up_again()
-        for point in self._grid:  # a list of values is tried once each, and nothing twice
+        for point in self._grid:  # try each point of a grid once
             self._study.enqueue_trial(point, skip_if_exists=True)
 
     @property
     def _grid(self) -> list[dict[str, Any]]:
-        """Return every point of a space of lists; nothing where a key has a range."""
+        """Return all points of a space of lists, or nothing if a key has a range."""
         if not all(isinstance(choice, list) for choice in self._space.values()):
             return []
         points = itertools.product(*self._space.values())
         return [dict(zip(self._space, point, strict=True)) for point in points]
 
     def _digest(self) -> str:
-        """Tell studies apart: another space, or another configuration, is another study."""
+        """Return a text by which studies of other spaces or configurations differ."""
         rest = {k: v for k, v in deciding_keys(self._config).items() if k not in self._space}
         return hashlib.sha256(json.dumps([self._space, rest]).encode()).hexdigest()[:8]
 
     def _take_up_again(self) -> None:
-        """Try first what a killed process was trying; its run goes on where it was."""
+        """Enqueue the trials that a killed process left unfinished; their runs are resumed."""
         running = self._optuna.trial.TrialState.RUNNING
         for trial in self._study.get_trials(states=(running,)):
             self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
             self._study.enqueue_trial(trial.params)
 
     def done(self) -> int:
-        """Return how many trials have an outcome."""
+        """Return how many trials are complete or pruned."""
         states = self._optuna.trial.TrialState
         return len(self._study.get_trials(states=(states.COMPLETE, states.PRUNED)))
 
     def run(
         self, trials: int, minutes: float, *, client_cpus: int, client_gpus: float | None
     ) -> ExitStatus:
-        """Run trials until there are so many, or the time is up; return how that ended.
+        """Run trials until there are `trials` of them, or the time is used up; return how it ended.
 
-        A space of lists has no more trials than points.
+        A space of lists gives no more trials than it has points.
         """
         trials = min(trials, len(self._grid) or trials)
         preflight(self._config, client_gpus=client_gpus)
@@ -138,15 +137,15 @@ class Study:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; the same command continues")
                 return ExitStatus.INTERRUPTED
-            # A sampler that is made anew must not draw again what it drew before.
+            # The seed depends on the trial, so that a resumed study does not repeat its draws.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
             if (status := self._try(self._study.ask(), options)) != ExitStatus.FINISHED:
-                return status  # the trial goes on, or is tried again, with the same command
+                return status  # the same command resumes or repeats the trial
         return ExitStatus.FINISHED
 
     def _try(self, trial: "optuna.Trial", options: dict[str, Any]) -> ExitStatus:
-        """Run a trial and tell the study its outcome; one without an outcome gives its status."""
+        """Run a trial and report its outcome; without an outcome, return how the run ended."""
         values = suggest(trial, self._space)
         config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
         config = config.with_values(name=f"{config.name}/{identity(config)[:12]}")
@@ -163,13 +162,13 @@ class Study:
         elif watch.pruned:
             self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
         elif status == ExitStatus.FAILED and _diverged(run_path(config)):
-            self._study.tell(trial, 0.0)  # the worst there is: these values are known to be bad
+            self._study.tell(trial, 0.0)  # the worst possible value, since the run diverged
         else:
             return status
         return ExitStatus.FINISHED
 
     def chosen(self) -> Chosen:
-        """Return the best trial so far; of equal ones the first."""
+        """Return the best trial so far; of equal ones, the first."""
         states = self._optuna.trial.TrialState
         trials = [
             {
@@ -186,12 +185,12 @@ class Study:
 
 
 def _diverged(folder: Path) -> bool:
-    """Tell whether a run failed by its values, and not by its surroundings."""
+    """Return whether a run failed because training diverged."""
     return str(read_summary(folder).get("reason")).startswith(DIVERGED)
 
 
 def check_space(space: Space) -> None:
-    """Refuse, in one sentence, a space that cannot be searched."""
+    """Raise ConfigError if the space has an unknown key or a wrong range."""
     for key, choice in space.items():
         if key not in KEYS:
             raise ConfigError(f"[tune] {key} is not a key of the run configuration")
@@ -204,7 +203,7 @@ def check_space(space: Space) -> None:
 
 
 def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
-    """Return the values that a new trial shall have."""
+    """Return the values that the study suggests for a new trial."""
     for key, choice in space.items():
         if isinstance(choice, list):
             trial.suggest_categorical(key, choice)
@@ -214,7 +213,7 @@ def suggest(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
 
 
 def values_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return the values that a trial ran with: three digits, as anybody would write them."""
+    """Return the values of a trial, with ranges rounded to three significant digits."""
     return {
         key: parameters[key] if isinstance(choice, list) else float(f"{parameters[key]:.3g}")
         for key, choice in space.items()
@@ -227,7 +226,7 @@ def _last(trial: Any) -> float:
 
 
 class _Watch:
-    """Tells the study of a run's measurements while it works, and stops one that falls behind."""
+    """Reports the measurements of a run to the study, and stops the run if it is pruned."""
 
     def __init__(self, trial: "optuna.Trial", config: RunConfig) -> None:
         self.pruned = False
@@ -237,7 +236,7 @@ class _Watch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Look at the run every now and then until the block ends."""
+        """Check the run regularly until the block ends."""
         done = threading.Event()
 
         def watch() -> None:
@@ -256,7 +255,7 @@ class _Watch:
             thread.join()
 
     def look(self) -> None:
-        """Report the measurements that are new."""
+        """Report new measurements."""
         for row in read_rows(self._folder):
             number = int(row["round"])
             if row["phase"] == "train" and row["val_accuracy"] and number not in self._seen:

@@ -1,4 +1,4 @@
-"""What tuning leaves behind: the chosen values, the trials, and a figure of them."""
+"""The files that tuning writes: the chosen values, the trials, and a figure of them."""
 
 import itertools
 import math
@@ -31,16 +31,16 @@ _HEADER = (
 
 
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
-    """Write the chosen values of the presets that a pattern names; return the file."""
+    """Write the chosen values of the presets that match a pattern; return the path."""
     path = tuned_path(table, scale)
-    # A section that is there keeps its place: what is said after it is still stronger.
+    # An existing section keeps its place, so that later sections still override it.
     sections = (read_toml(path) if path.exists() else {}) | {pattern: values}
     write_atomically(path, _header(path) + tomli_w.dumps(sections))
     return path
 
 
 def changed_presets(before: Table, after: Table) -> list[str]:
-    """Return a line `preset: key = value` for every preset whose values differ now."""
+    """Return a line `preset: key = value` for every preset whose values changed."""
     lines = []
     for old, new in zip(before.presets, after.presets, strict=True):
         values = [f"{k} = {v}" for k, v in new.values.items() if old.values.get(k) != v]
@@ -50,7 +50,7 @@ def changed_presets(before: Table, after: Table) -> list[str]:
 
 
 def _header(path: Path) -> str:
-    """Return the comment that the file begins with, ours where it is new."""
+    """Return the comment at the top of the file, or the default one for a new file."""
     if not path.exists():
         return _HEADER
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
@@ -69,7 +69,7 @@ def save_study(folder: Path, chosen: Chosen, title: str) -> None:
 
 
 def study_figure(chosen: Chosen, title: str) -> "Figure":
-    """Draw a panel per searched key; trials that were stopped early are hollow."""
+    """Return a figure with a panel per searched key; pruned trials are hollow."""
     keys = list(chosen.values)
     figure = new_figure(0.8 + 3.0 * len(keys), 3.0)
     axes = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
