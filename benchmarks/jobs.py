@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.task import Task
-from experiments.running.presets import presets
+from experiments.running.presets import select
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import DataSplits, load_data
 from fedta_app.partition.schemes import partition
@@ -55,7 +55,7 @@ class Job:
 
     def values(self, *, density: float = 1.0, actors: int = 1) -> dict[str, Any]:
         """Return the configuration of a run, but for where data and results are."""
-        (preset,) = presets(self.preset)
+        _, (preset,) = select(self.preset)
         mask = {**_MASKED, "sparsity": round(1 - density, 6)} if density < 1 else {}
         threads = {"threads": max(1, self.num_threads // actors)}
         return {"name": "bench", **preset.values, **_SHARED, **self.changes, **mask, **threads}

@@ -32,7 +32,7 @@ def run_centralized(config: RunConfig) -> None:
         phases = make_phases(baseline)
         session = RunSession(
             config,
-            total_steps=sum(phase.num_rounds for phase in phases) - 1,
+            total_rows=sum(phase.num_rounds for phase in phases),
             facts=run_facts(workspace),
             notes=baseline.notes,
         )
@@ -138,9 +138,7 @@ class Head(_BaselinePhase):
         fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
         assert workspace.head is not None
         workspace.head.load(fitted.vector)
-        self.baseline.notes["head"] = {
-            "kind": "ridge", "ridge": fitted.ridge, "temperature": fitted.temperature
-        }  # fmt: skip
+        self.baseline.notes["head"] = fitted.facts()
 
 
 class Calibrate(_BaselinePhase):

@@ -47,12 +47,7 @@ class RidgeHead(FederatedPhase):
     def _solve(self) -> None:
         fitted = fit_head(self.state.workspace, self._statistics)
         self.state.set_head(fitted.vector)
-        self.state.notes["head"] = {
-            "kind": "ridge",
-            "ridge": fitted.ridge,
-            "temperature": fitted.temperature,
-            "images": self._statistics.count,
-        }
+        self.state.notes["head"] = {**fitted.facts(), "images": self._statistics.count}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""

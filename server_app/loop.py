@@ -36,7 +36,7 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
         # `config`, not `state.config`: config.toml keeps num-clients = 0 as the user wrote it.
         session = RunSession(
             config,
-            total_steps=sum(phase.num_rounds for phase in phases) - 1,
+            total_rows=sum(phase.num_rounds for phase in phases),
             facts=federated_facts(workspace),
             notes=state.notes,
             saved=lambda: forget_memories(workspace, strategy) if strategy.memories else None,

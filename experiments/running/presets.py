@@ -1,13 +1,13 @@
-"""Tables of presets: what a row is, and what differs from the defaults in it.
+"""Tables of presets: a preset is a row, and holds the keys that differ from the defaults.
 
-`experiments/tables/<table>/` holds one TOML file per preset, or a `table.toml` whose axes span
-them:
+`experiments/tables/<table>/` holds one TOML file per preset, or a `table.toml` whose axes span the
+presets:
 
-    question = "..."                 # what the table answers; its caption
-    seeds = 3                        # of each preset, unless --seeds says otherwise
-    exclude = ["nc1-*"]              # presets of the product that there are not
+    question = "..."                 # the question that the table answers; its caption
+    seeds = 3                        # number of seeds per preset, unless --seeds is given
+    exclude = ["nc1-*"]              # presets to leave out of the product of the axes
     [base]                           # keys that all presets share
-    [axes.partition]                 # preset names join the labels of the axes: iid-j4
+    [axes.partition]                 # a preset's name joins its labels on the axes: iid-j4
     iid = { partition = "iid" }
     [axes.steps]
     j4 = { local-steps = 4 }
@@ -16,7 +16,7 @@ them:
     figures = ["curves", "heat-map"]
     compare = "partition"            # the axis, or a list of axes, whose labels are the methods
     reference = "iid"                # the method that all others are tested against
-    [tune]                           # what experiments.running.tune searches
+    [tune]                           # the keys that experiments.running.tune searches
 
 `tuned.toml` beside them holds the values that `python -m experiments tune` chose, by preset.
 """
@@ -46,7 +46,7 @@ class Preset:
     table : str
         The table's name, its scale included: `heterogeneity-small`.
     coordinates : dict of str to str
-        The row's label on each axis of the table; empty for a preset that has a file of its own.
+        The preset's label on each axis of the table; empty if the preset has its own file.
     """
 
     table: str
@@ -71,11 +71,11 @@ class Table:
     Attributes
     ----------
     axes : dict of str to list of str
-        Labels in the order of the file; empty for a folder of plain presets.
+        The labels of each axis, in the order of the file; empty for a folder of presets.
     report : dict
-        What `experiments.reporting.report` draws and compares.
+        The settings of `experiments.reporting.report`.
     tune : dict
-        What `experiments.running.tune` searches.
+        The keys that `experiments.running.tune` searches.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Table:
 
     @property
     def label(self) -> str:
-        """The folder of its results: the name, and the scale where it is not full."""
+        """The name of the table's folder of results, with the scale unless that is full."""
         return f"{self.name}-{self.scale.name}" if self.scale else self.name
 
     @property
@@ -105,17 +105,17 @@ def tables() -> list[str]:
 
 
 def tuned_path(table: str, scale: str) -> Path:
-    """Return the file of the values that tuning chose for a table at a scale."""
+    """Return the path of the file with the tuned values of a table at a scale."""
     return FOLDER / table / (f"tuned-{scale}.toml" if scale else "tuned.toml")
 
 
 def load_table(name: str, scale: str = "") -> Table:
-    """Return a table, at full scale or another.
+    """Return a table, at full scale or at the named one.
 
     Raises
     ------
     ConfigError
-        When there is no such table or scale, or its file is not right; the sentence says what is.
+        When there is no such table or scale, or its file is wrong; the message says what to do.
     """
     if name not in tables():
         raise ConfigError(f"there is no table {name!r}; tables are: {', '.join(tables())}")
@@ -140,11 +140,12 @@ def load_table(name: str, scale: str = "") -> Table:
     )  # fmt: skip
 
 
-Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]  # name, shared, own, coordinates
+# Name of a preset, keys of [base], the preset's own keys, coordinates.
+Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]
 
 
 def _grid(about: Mapping[str, Any]) -> list[Row]:
-    """Return every point of the axes' product that is not excluded."""
+    """Return the points of the product of the axes, except those that are excluded."""
     axes: dict[str, dict[str, dict[str, Any]]] = about.get("axes", {})
     rows: list[Row] = []
     for labels in itertools.product(*axes.values()) if axes else ():
@@ -160,7 +161,7 @@ def _grid(about: Mapping[str, Any]) -> list[Row]:
 
 
 def _files(table: str) -> list[Row]:
-    """Return the presets of the folder that have a file of their own."""
+    """Return the presets of the folder that have their own file."""
     paths = sorted((FOLDER / table).glob("*.toml"))
     return [
         (path.stem, read_toml(path), {}, {})
@@ -180,15 +181,15 @@ def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str])
 
 
 def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
-    """Refuse a pattern that is for none of the presets."""
+    """Raise ConfigError if the pattern matches none of the presets."""
     if not fnmatch.filter(names, pattern):
         raise ConfigError(
-            f"{where}: {pattern!r} is for no preset of the table; presets are: {', '.join(names)}"
+            f"{where}: {pattern!r} matches no preset of the table; presets are: {', '.join(names)}"
         )
 
 
 def _tuned(choices: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """Return the tuned values of a preset; sections are names or patterns, later ones stronger."""
+    """Return the tuned values of a preset; later sections that match it override earlier ones."""
     values: dict[str, Any] = {}
     for pattern, section in choices.items():
         if fnmatch.fnmatchcase(preset, pattern):
@@ -197,12 +198,12 @@ def _tuned(choices: Mapping[str, Any], preset: str) -> dict[str, Any]:
 
 
 def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
-    """Return a table and its presets, or the presets of `table/preset`; `*` stands for anything.
+    """Return a table and its presets, or those that match `table/pattern` (with `*`).
 
     Raises
     ------
     ConfigError
-        When there is no such table or preset; the sentence lists those that there are.
+        When there is no such table or preset; the message lists those that exist.
     """
     name, _, pattern = selection.strip("/").partition("/")
     table = load_table(name, scale)
@@ -213,18 +214,15 @@ def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
     return table, chosen
 
 
-def presets(selection: str) -> list[Preset]:
-    """Return the presets of a table at full scale, or the one preset of `table/preset`."""
-    return select(selection)[1]
-
-
 def _value(key: str, text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
     wants_text = key in KEYS and KEYS[key].kind is str
-    return text if wants_text and not isinstance(value, str) else value  # sensitivity-labels=true
+    return (
+        text if wants_text and not isinstance(value, str) else value
+    )  # as sensitivity-labels=true
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

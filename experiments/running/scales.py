@@ -1,13 +1,13 @@
-"""Scales: the same tables with another model and fewer rounds, for a machine without a GPU.
+"""Scales: the tables with another model and fewer rounds, for a machine without a GPU.
 
 `experiments/tables/<scale>.toml`:
 
     caption = "..."        # stands under every table and figure
-    model-caption = "..."  # follows it where presets run the model and weights of [values]
-    rounds = 0.2           # factor on the presets' rounds, and on what a schedule counts in them
-    eval-every = 2.0       # factor on the rounds from measurement to measurement, beyond that one
-    [values]               # keys for all presets; what a preset has on an axis is stronger
-    [centralized]          # keys for presets of the centralised baseline, stronger than all
+    model-caption = "..."  # added to it if a preset runs the model and weights of [values]
+    rounds = 0.2           # factor on all keys that count rounds
+    eval-every = 2.0       # further factor on eval-every
+    [values]               # keys for all presets; a preset's own keys override them
+    [centralized]          # keys for presets of the centralised baseline; override all others
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "tables"
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale changes in every preset."""
+    """The changes that a scale makes to every preset."""
 
     name: str
     caption: str
@@ -34,7 +34,7 @@ class Scale:
     centralized: dict[str, Any]
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        """Return a preset's keys at this scale, from those it shares and those of its own."""
+        """Return a preset's keys at this scale, given those of [base] and its own."""
         keys = {**base, **self.values, **own}
         for key in keys:
             if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:
@@ -45,7 +45,7 @@ class Scale:
         return keys
 
     def caption_of(self, presets: Iterable[Mapping[str, Any]]) -> str:
-        """Return what stands under a table with presets of these keys."""
+        """Return the caption of a table with presets of these keys."""
         replaced = any(
             all(values.get(key) == self.values.get(key) for key in ("model", "weights"))
             for values in presets
@@ -54,12 +54,12 @@ class Scale:
 
 
 def scales() -> list[str]:
-    """Return the names of all scales but the full one."""
+    """Return the names of all scales except the full one."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_scale(name: str) -> Scale:
-    """Return a scale, or raise ConfigError with those that there are."""
+    """Return a scale, or raise ConfigError with the names of all scales."""
     if name not in scales():
         raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
     found = read_toml(FOLDER / f"{name}.toml")

@@ -1,4 +1,4 @@
-"""What Ctrl-C does, once and again, and processes that end with the one that started them."""
+"""Handling of Ctrl-C, and processes that end with their parent."""
 
 import ctypes
 import signal
@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask Linux to end this process, and with it what it started, when its parent is killed."""
+    """Have Linux send SIGTERM to this process when its parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -20,8 +20,7 @@ def die_with_parent() -> None:
 def on_interrupt(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
     """Within the block, call `first` at the first SIGINT and `again` at every further one.
 
-    Python lets only the main thread handle signals: in another one (of a notebook's kernel, say)
-    the block runs as it is.
+    Python allows signal handlers in the main thread only: in other threads, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

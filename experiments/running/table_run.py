@@ -1,4 +1,4 @@
-"""Running the cells of a table: finished ones are skipped, failed ones do not stop the rest."""
+"""Running the cells of a table: finished cells are skipped, failed ones do not stop the rest."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ BEFORE, ELSEWHERE = "finished before", "running in another process"
 
 @dataclass
 class Outcome:
-    """What became of a cell.
+    """The outcome of a cell.
 
     Attributes
     ----------
     path : Path
-        The directory of its run, which is another table's where they share the cell.
+        The directory of its run, which may belong to another table that shares the cell.
     status : ExitStatus or None
-        None where the cell was not run because of a Ctrl-C.
+        None if Ctrl-C came before the cell was run.
     word : str
-        What the summary says of it.
+        How the printed summary describes the outcome.
     """
 
     cell: Cell
@@ -36,12 +36,12 @@ class Outcome:
 
 
 class TimeBudget:
-    """The time that the cells of one command share.
+    """The time limit that the cells of one command share.
 
     Parameters
     ----------
     max_minutes : float
-        From now on; 0 for no limit.
+        Counted from now; 0 for no limit.
     """
 
     def __init__(self, max_minutes: float) -> None:
@@ -50,9 +50,9 @@ class TimeBudget:
         self._first = True
 
     def limited(self, config: RunConfig) -> RunConfig | None:
-        """Return a configuration that stops before the time is up; None when it is up.
+        """Return the configuration with the time that is left, or None if there is none.
 
-        The first cell is always run: a command makes progress however short its time.
+        The first cell is always run, so that a command makes progress however short its limit.
         """
         if not self._minutes:
             return config
@@ -72,22 +72,22 @@ def run_cells(
     jobs: int,
     max_minutes: float = 0.0,
 ) -> list[Outcome]:
-    """Run what is left of the cells, in their order, and return what became of each.
+    """Run the unfinished cells in order, and return the outcome of all.
 
-    Ctrl-C asks the cells that run to stop after their round, and no more are started; a second one
-    ends them at once.
+    At Ctrl-C, running cells stop after their round, and no more are started; a second Ctrl-C ends
+    them at once.
 
     Parameters
     ----------
     jobs : int
-        Cells at a time, each in a process of its own.
+        Number of cells that run at a time, each in its own process.
     max_minutes : float
-        Stop cleanly before so many minutes for all cells together; 0 for no limit.
+        Time limit for all cells together, kept by a clean stop; 0 for no limit.
 
     Raises
     ------
     ValueError
-        Of one sentence, before any run is started.
+        Before any run is started, when a cell cannot be run.
     """
     if jobs > 1 and any(cell.config.engine == "flower" for cell in cells):
         raise ConfigError(
@@ -116,7 +116,7 @@ def run_cells(
 
 
 def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
-    """Return the outcome of a cell that is not to be run now, or one without a status."""
+    """Return the outcome of a cell before the runs; its status is None if it has to be run."""
     if not cell.config.resume:
         return Outcome(cell, cell.path)
     if path := finished.path(cell.config):
@@ -128,10 +128,10 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
 
 
 def _preflight(configs: Sequence[RunConfig], client_gpus: float | None) -> None:
-    """Refuse what would fail later; data and model are built once for cells that share them."""
+    """Check all configurations; data and model are built once for cells that share them."""
     built = set()
     for config in configs:
-        # Not the seed: it decides which images and weights are drawn, not whether there are any.
+        # Not the seed, which does not decide whether data and model can be built.
         values = config.values_that_decide("build", "partition")
         key = (config.engine == "centralized", *values.items())
         preflight(config, client_gpus=client_gpus, build=key not in built)
@@ -141,7 +141,7 @@ def _preflight(configs: Sequence[RunConfig], client_gpus: float | None) -> None:
 def _run(
     outcome: Outcome, budget: TimeBudget, run: Callable[[RunConfig], ExitStatus | None]
 ) -> None:
-    """Run a cell, unless the time is up, and note what became of it."""
+    """Run a cell unless the time is used up, and record its outcome."""
     config = budget.limited(outcome.cell.config)
     if config is None:
         outcome.status = ExitStatus.STOPPED
@@ -154,7 +154,7 @@ def _run(
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:
-    """Return the exit status of the command: the worst of its cells'."""
+    """Return the exit status of the command, which is the worst among its cells."""
     statuses = {outcome.status for outcome in outcomes}
     if None in statuses:
         return ExitStatus.INTERRUPTED
@@ -163,7 +163,7 @@ def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """Print a line per cell: its final accuracies, the minutes it took, and what became of it."""
+    """Print a line per cell: final accuracies, minutes, outcome."""
     width = max(len(outcome.cell.label) for outcome in outcomes)
     print(flush=True)
     for outcome in outcomes:

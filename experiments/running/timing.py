@@ -1,7 +1,7 @@
-"""The parts of a cell, timed on this machine: a round, an image, a row.
+"""Timing the parts of a cell on this machine: a round, an image, a row.
 
 A few rounds are run as the cell would run them, in this process; head, scores and evaluation are
-timed on some images, because all of them may be hours. What is written is thrown away.
+timed on a sample of images, because all images may take hours. Results are discarded.
 """
 
 import io
@@ -30,8 +30,8 @@ from fedta_app.training.scoring import ScoringBatches, calibration, scores
 from fedta_app.training.steps import evaluate, steps_of
 from fedta_app.training.workspace import Workspace, build_workspace, run_facts
 
-_ROUNDS = 4  # of which the first, with its warm-up, does not count
-_STEPS = 8  # of an epoch of the baseline, that its round is timed on
+_ROUNDS = 4  # the first one, with its warm-up, is not counted
+_STEPS = 8  # steps that stand for an epoch of the baseline
 _SAMPLE = 64  # images that scores are timed on
 _FLOWER_START = 12.0  # seconds until the SuperLink, Ray and the first client are up
 
@@ -43,17 +43,17 @@ class Parts:
     Attributes
     ----------
     setup : float
-        From the command to the first row.
+        From the start of the command to the first row.
     row : float
         Records and checkpoint of a row.
     round, probe_round : float
-        A round of training, and one of the head alone.
+        A round of training, and a round of the linear probe.
     feature_image, score_image, evaluation_image : float
-        Features of an image, its scores, and measuring it.
+        Computing the features of an image, scoring it, and evaluating it.
     mask : float
         Making a mask from scores.
     images : tuple of int
-        For training, validation and test.
+        The numbers of training, validation and test images.
     """
 
     setup: float
@@ -73,7 +73,7 @@ def measure_parts(config: RunConfig) -> Parts:
     Raises
     ------
     RunError
-        When the rounds cannot be run; the cell would end in the same way.
+        When the rounds cannot be run; the cell would fail in the same way.
     """
     with tempfile.TemporaryDirectory(prefix="fedta-plan-") as folder:
         here = config.with_values(
@@ -106,13 +106,13 @@ def measure_parts(config: RunConfig) -> Parts:
 
 
 def _some(workspace: Workspace) -> ImageSet:
-    """Return a batch of images as evaluation takes them."""
+    """Return one evaluation batch of training images."""
     images = workspace.data.train
     return images.subset(torch.arange(min(workspace.config.eval_batch_size, len(images))))
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the seconds of the second call: the first warms up."""
+    """Return the seconds of a second call, after a first one to warm up."""
     work()
     began = time.perf_counter()
     work()
@@ -122,7 +122,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _time_scores(workspace: Workspace) -> tuple[float, float]:
-    """Return the seconds of an image's scores, and of a mask."""
+    """Return the seconds of scoring an image, and of making a mask."""
     config = workspace.config
     if config.mask_rule == "none":
         return 0.0, 0.0
@@ -137,11 +137,11 @@ def _time_scores(workspace: Workspace) -> tuple[float, float]:
 
 
 def _time_rows(workspace: Workspace) -> tuple[float, float]:
-    """Return the seconds of opening and closing a run's records, and of a row with checkpoint."""
+    """Return the seconds of opening and closing a session, and of a row with its checkpoint."""
     config, vector = workspace.config, workspace.weights.vector
     began = time.perf_counter()
     session = RunSession(
-        config.with_values(name="plan-rows"), total_steps=4, facts=run_facts(workspace)
+        config.with_values(name="plan-rows"), total_rows=8, facts=run_facts(workspace)
     )
     for number in range(4):
         session.add(Row(number, "train"), lambda: {"weights": vector})
@@ -154,17 +154,17 @@ def _time_rows(workspace: Workspace) -> tuple[float, float]:
 
 
 def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]:
-    """Run a few rounds of the cell; return the seconds of one, and of one of the head alone."""
+    """Run a few rounds of the cell; return the seconds of a round, and of a probe round."""
     factor = 1.0
     values: dict[str, Any] = {
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
         "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "partition": "iid",
         "score_threshold": 0.0, "task_figures": False,
-        # Fewer images than classes: nobody is told that a head of two rounds is at chance.
+        # Fewer images than classes: then a probe of two rounds is not refused as at chance.
         "eval_size": 9,
     }  # fmt: skip
     if config.mask_rule != "none":
-        values["mask_rule"] = "random"  # of the same density, and made in no time
+        values["mask_rule"] = "random"  # of the same density, and quickly made
     if config.engine == "centralized":
         values |= {"head": "random", "mask_rule": "none"}
         steps = steps_of(config, training_images)

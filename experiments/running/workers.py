@@ -1,7 +1,7 @@
-"""Cells side by side, each in a process of its own: `python -m experiments run TABLE --jobs N`.
+"""Running cells in parallel processes: `python -m experiments run TABLE --jobs N`.
 
-Small models leave a machine with several cores idle; a cell with `threads = 1` per core keeps it
-busy. A worker reads its configuration from standard input and ends with the cell's exit status.
+A small model cannot use several cores well, but one cell per core, with `threads = 1`, can. A
+worker reads its configuration from standard input and ends with the exit status of its cell.
 """
 
 import os
@@ -21,26 +21,26 @@ _STATUSES = (ExitStatus.FINISHED, ExitStatus.STOPPED, ExitStatus.INTERRUPTED)  #
 
 
 class Workers:
-    """The processes that run cells of a table now.
+    """The processes that run the cells of a table.
 
     Parameters
     ----------
     jobs : int
-        How many there are at a time at most, which share the cores.
+        The most processes at a time; they share the cores.
     """
 
     def __init__(self, jobs: int) -> None:
         self._running: dict[Path, subprocess.Popen[str]] = {}
         self._stopping = False
         self._environment = dict(os.environ)
-        # More threads than cores cost a multiple of the time.
+        # More threads than cores are several times slower.
         share = max(1, (os.cpu_count() or 1) // jobs)
         self._environment.setdefault("OMP_NUM_THREADS", str(share))
         paths = [str(_ROOT), self._environment.get("PYTHONPATH", "")]
         self._environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
     def run(self, config: RunConfig) -> ExitStatus | None:
-        """Run one cell to its end and return how it ended; None once a stop was asked for."""
+        """Run a cell and return how it ended; None if a stop was requested before."""
         if self._stopping:
             return None
         directory = run_path(config)
@@ -52,7 +52,7 @@ class Workers:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the runner, which asks the cells to stop
+            start_new_session=True,  # Ctrl-C goes to this process, which asks the cells to stop
         ) as worker:
             self._running[directory] = worker
             assert worker.stdin is not None and worker.stdout is not None
@@ -67,7 +67,7 @@ class Workers:
         return ExitStatus.INTERRUPTED if killed else ExitStatus.FAILED
 
     def stopped_by_interrupt(self) -> AbstractContextManager[None]:
-        """Have the first SIGINT ask the workers to stop, and the second end them."""
+        """Within the block, the first SIGINT asks the workers to stop, the second ends them."""
 
         def ask() -> None:
             self._stopping = True
@@ -83,10 +83,10 @@ class Workers:
 
 
 def main() -> ExitStatus:
-    """Run the configuration that standard input holds."""
+    """Run the configuration that is read from standard input."""
     die_with_parent()
     config = RunConfig.from_mapping(tomllib.loads(sys.stdin.read()))
-    # The runner has removed earlier requests to stop: one that is there now is for this cell.
+    # The parent removed earlier requests to stop: one that exists now is meant for this cell.
     return attempt(config, client_cpus=1, client_gpus=0.0, forget_stop=False)
 
 

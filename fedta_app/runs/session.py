@@ -36,8 +36,8 @@ class RunSession:
     Parameters
     ----------
     config : RunConfig
-    total_steps : int
-        Rows of the finished run without round 0; the remaining time is estimated from it.
+    total_rows : int
+        Rows of the finished run, from which the remaining time is estimated.
     facts : mapping
         What summary.json says of weights, data, partition and device. The entries under
         "identity" must be the same after a resume.
@@ -51,13 +51,13 @@ class RunSession:
         self,
         config: RunConfig,
         *,
-        total_steps: int,
+        total_rows: int,
         facts: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
         saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
-        self._total_steps = total_steps
+        self._total_rows = total_rows
         self._saved = saved
         # Not copied, because entries are added during the run.
         self._notes = {} if notes is None else notes
@@ -224,7 +224,7 @@ class RunSession:
 
     def _progress(self, row: Row) -> str:
         pace = self._expected_seconds()
-        left = (self._total_steps + 1 - len(self.rows)) * pace
+        left = (self._total_rows - len(self.rows)) * pace
         clock = str(datetime.timedelta(seconds=round(left)))
         parts = [f"{self._where(row):>18}", _figures(row), f"{pace:.2f} s/round, {clock} left"]
         return " | ".join(part for part in parts if part)

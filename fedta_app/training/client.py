@@ -9,7 +9,6 @@ from torch import Tensor
 from fedta_app.algorithms.base import NOTHING, Algorithm, Vectors
 from fedta_app.training.steps import make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
-from fedta_app.vectors.flat import FlatWeights
 from fedta_app.vectors.mask import FlatMask
 
 
@@ -124,7 +123,8 @@ def train_head(
     workspace: Workspace, global_head: Tensor, *, partition_id: int, server_round: int, lr: float
 ) -> LocalResult:
     """Train the head alone, as a linear probe on the frozen backbone."""
-    head = _head(workspace)
+    head = workspace.head
+    assert head is not None, "the head of this run is trained with the rest"
     head.load(global_head)
     images = workspace.client_data(partition_id)
     backbone = [p for p in workspace.model.parameters() if p.requires_grad]
@@ -141,11 +141,6 @@ def train_head(
         _require_grad(backbone, True)
     update = head.vector.sub_(global_head.to(head.vector.device))
     return LocalResult(update, len(images), steps_of(workspace.config, len(images)), loss)
-
-
-def _head(workspace: Workspace) -> FlatWeights:
-    assert workspace.head is not None, "the head of this run is trained with the rest"
-    return workspace.head
 
 
 def _require_grad(parameters: list[torch.nn.Parameter], value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ class FittedHead:
     vector: Tensor
     ridge: float
     temperature: float
+
+    def facts(self) -> dict[str, Any]:
+        """Return what summary.json says of the head."""
+        return {"kind": "ridge", "ridge": self.ridge, "temperature": self.temperature}
 
 
 def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.running.launch import ExitStatus
-from experiments.running.presets import parse_overrides, presets, tables
+from experiments.running.presets import load_table, parse_overrides, tables
 from fedta_app.errors import ConfigError
 
 QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
@@ -17,7 +17,7 @@ QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "loca
 
 def test_every_preset_is_a_valid_configuration() -> None:
     for table in tables():
-        for preset in presets(table):
+        for preset in load_table(table).presets:
             preset.config({})
 
 
@@ -25,7 +25,7 @@ def test_list_shows_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == ExitStatus.FINISHED
     output = capsys.readouterr().out
     for table in tables():
-        for preset in presets(table):
+        for preset in load_table(table).presets:
             assert preset.label in output
 
 

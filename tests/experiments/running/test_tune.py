@@ -58,9 +58,9 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
     sections = read_toml(tuned)
     assert list(sections) == ["random-iid", "random-*"]
     assert sections["random-*"] == {"lr": best["lr"]}
-    (preset,) = presets.presets("smoke/random-nc1")
+    _, (preset,) = presets.select("smoke/random-nc1")
     assert preset.config({}).lr == best["lr"]
-    (other,) = presets.presets("smoke/least-nc1")
+    _, (other,) = presets.select("smoke/least-nc1")
     assert other.config({}).lr != best["lr"]
     figure = tmp_path / "results/tuning/smoke-random-iid/study"
     assert figure.with_suffix(".svg").exists() and figure.with_suffix(".png").exists()
@@ -195,13 +195,13 @@ def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
     assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err
     assert main(arguments(tmp_path, 1, "--for", "dense-*")) == ExitStatus.REFUSED
-    assert "--for: 'dense-*' is for no preset of the table" in capsys.readouterr().err
+    assert "--for: 'dense-*' matches no preset of the table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('["leasst-*"]\nlr = 1.0', "'leasst-*' is for no preset of the table; presets are: least"),
+        ('["leasst-*"]\nlr = 1.0', "'leasst-*' matches no preset of the table; presets are: least"),
         ("lr = 1.0", "lr = 1.0 is not allowed outside of a section"),
     ],
 )
