@@ -110,11 +110,6 @@ class TaskVector:
         squares = (float(value.double().square().sum()) for value in self.tensors.values())
         return math.sqrt(sum(squares))
 
-    def density(self) -> float:
-        """Return the share of entries that are not zero; 0 if there are no entries."""
-        moved = sum(int(value.count_nonzero()) for value in self.tensors.values())
-        return moved / max(1, sum(value.numel() for value in self.tensors.values()))
-
 
 def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Return the trained share by block and kind of layer, in the order of the mask.
