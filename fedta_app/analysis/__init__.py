@@ -1,8 +1,4 @@
-"""Task vectors: arithmetic, measurements and figures.
-
-The figures are in `fedta_app.analysis.task_figures`, which imports matplotlib; what a run measures
-of its own task vectors is in `fedta_app.analysis.task_arithmetic`.
-"""
+"""Task vectors: arithmetic, measurements (`task_arithmetic`) and figures (`task_figures`)."""
 
 from fedta_app.analysis.matrices import (
     MaskOverlap,

@@ -1,6 +1,6 @@
-"""How vectors and masks of several clients relate: matrices with a row and a column per client.
+"""Pairwise comparisons of vectors and masks, as matrices with a row and a column per client.
 
-Sign conflicts are those of Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708.
+Sign conflicts are those of Yadav et al., "TIES-Merging", NeurIPS 2023, arXiv 2306.01708.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ _COLUMNS = 2**16  # coordinates compared at a time: 100 clients take 50 MB in fl
 
 
 def cosine_matrix(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the cosines between vectors of shape (N,), float64 of shape (n, n) on the CPU.
+    """Return the cosines between n vectors (N,), as float64 (n, n) on the CPU.
 
-    NaN in the row and column of a vector that is zero everywhere: it has no direction.
+    The row and column of a zero vector are NaN.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def cosine_matrix(vectors: Sequence[Tensor]) -> Tensor:
     >>> cosine_matrix(updates).tolist()
     [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
-    Task vectors by name are compared in their flat form: `[task.flat() for task in tasks]`.
+    For task vectors, pass `[task_vector.flat() for task_vector in task_vectors]`.
     """
     gram = _pair_sums(vectors, lambda block: block @ block.T)
     norms = gram.diagonal().sqrt()
@@ -38,10 +38,10 @@ def cosine_matrix(vectors: Sequence[Tensor]) -> Tensor:
 
 
 def sign_conflict_matrix(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the share of coordinates whose signs differ, among those where both are non-zero.
+    """Return the share of coordinates with different signs, among those where both are non-zero.
 
-    Float64 of shape (n, n) on the CPU; unrelated vectors give 0.5, and a pair without a common
-    non-zero coordinate NaN.
+    The result is float64 (n, n) on the CPU. Unrelated vectors give about 0.5; a pair without a
+    common non-zero coordinate gives NaN.
 
     Raises
     ------
@@ -59,15 +59,15 @@ def sign_conflict_matrix(vectors: Sequence[Tensor]) -> Tensor:
 
 
 class MaskOverlap(NamedTuple):
-    """How much the trained sets of clients overlap.
+    """How much the masks of clients overlap.
 
     Attributes
     ----------
     jaccard : Tensor of shape (n, n), float64
-        Entries both train over entries either trains; NaN if neither trains any.
+        Size of the intersection over size of the union; NaN if both masks are empty.
     chance : float
-        What independent uniformly random masks of the same densities p, q would have,
-        ``p q / (p + q - p q)``, mean over the pairs; NaN if there is no pair.
+        Mean over pairs of ``p q / (p + q - p q)``, the value of independent random masks of the
+        same densities p and q; NaN if there is no pair.
     """
 
     jaccard: Tensor
@@ -75,7 +75,7 @@ class MaskOverlap(NamedTuple):
 
 
 def mask_overlap_matrix(masks: Sequence[Tensor]) -> MaskOverlap:
-    """Return the Jaccard index of every two boolean vectors (N,), and its value by chance.
+    """Return the Jaccard index of every two masks (N,), and its value by chance.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def mask_overlap_matrix(masks: Sequence[Tensor]) -> MaskOverlap:
 
 
 def _pair_sums(vectors: Sequence[Tensor], products: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum products(block) over blocks of coordinates, each float64 of shape (n, coordinates)."""
+    """Return the sum of products(block) over float64 blocks (n, coordinates) of the vectors."""
     if not vectors:
         raise ValueError("there are no vectors or masks to compare; at least one is needed")
     for vector in vectors:

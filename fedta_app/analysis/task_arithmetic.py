@@ -1,16 +1,14 @@
 """Scaling and negation of the task vectors of a finished run, on validation images.
 
-With the weights before training theta_0, those after it theta_T, and a client's update of the last
-round tau_k (local minus global weights):
+Let theta_0 and theta_T be the weights before and after training, and tau_k the update of client k
+in the last server_round.
 
 - scaling: theta_0 + a (theta_T - theta_0), measured on all validation images;
 - negation: theta_T - l |theta_T - theta_0| tau_k / |tau_k|, measured on the client's classes
-  ("target") and on the others ("control"). What a task vector holds of its task, its negation
-  forgets, and the rest should stay.
+  ("target"), which should be forgotten, and on the others ("control"), which should not.
 
-Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089, sections 3 and 4;
-as there, what was forgotten is read at the greatest length that leaves the control 95 % of its
-accuracy.
+Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv 2212.04089, sections 3 and
+4. As there, the result is that of the greatest length l with 95 % of the control accuracy left.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +34,7 @@ _MOST_IMAGES = 500  # of a target, and of a control
 
 @dataclass(frozen=True)
 class Scaled:
-    """The model at one multiple of the whole run's task vector."""
+    """The measurement at one multiple of the task vector of the whole run."""
 
     scale: float
     val_loss: float
@@ -45,7 +43,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Negated:
-    """The model after subtracting so much of one client's task vector.
+    """The measurement after subtracting the task vector of one client.
 
     `length` is in units of |theta_T - theta_0|; target and control are validation accuracies on
     the client's classes and on the others.
@@ -60,7 +58,7 @@ class Negated:
 def scaling(
     workspace: Workspace, start: Tensor, final: Tensor, scales: Sequence[float] = SCALES
 ) -> list[Scaled]:
-    """Measure start + a (final - start), shapes (N,), for every a."""
+    """Return the measurement of start + a (final - start), vectors (N,), for every scale a."""
     images, vector = workspace.evaluation_sets[0], final - start
     found = []
     for scale in scales:
@@ -76,10 +74,10 @@ def negation(
     vectors: Mapping[int, Tensor],
     lengths: Sequence[float] = LENGTHS,
 ) -> list[Negated]:
-    """Subtract clients' task vectors, shapes (N,), from the final weights, one client at a time.
+    """Return the measurements of the final weights minus the task vector (N,) of one client each.
 
-    Clients that hold every class have no control and are left out; so is everything where the run
-    did not move.
+    Clients with every class are left out, because they have no control. If the weights did not
+    change in the run, the result is empty.
     """
     unit = float(torch.linalg.vector_norm(final - start))
     found = []
@@ -97,7 +95,7 @@ def negation(
 
 
 def _target_and_control(workspace: Workspace, client: int) -> tuple[ImageSet, ImageSet]:
-    """Return validation images of the client's classes, and of the others."""
+    """Return validation images of the client's classes, and of the other classes."""
     images = workspace.evaluation_sets[0]
     own = workspace.data.train.labels[workspace.client_positions(client)]
     held = torch.isin(images.labels, own.unique())
@@ -112,20 +110,20 @@ def _some(workspace: Workspace, chosen: Tensor, client: int, what: str) -> Image
 
 
 def images_measured(val_images: int, clients: int) -> int:
-    """Return how many images, at most, both measure in all; for estimates."""
+    """Return the most images that `scaling` and `negation` evaluate, to estimate their time."""
     pairs = min(clients, _MOST_CLIENTS) * len(LENGTHS)
     return len(SCALES) * val_images + pairs * min(val_images, 2 * _MOST_IMAGES)
 
 
 def best_scale(points: Sequence[Scaled]) -> float:
-    """Return the scale with the highest validation accuracy, the nearest to 1 of equals."""
+    """Return the scale with the highest validation accuracy; of ties, the nearest to 1."""
     return max(points, key=lambda point: (point.val_accuracy, -abs(point.scale - 1))).scale
 
 
 def forgotten(points: Iterable[Negated]) -> float | None:
-    """Return the target accuracy that negation takes while the control keeps 95 % of its own.
+    """Return the target accuracy lost by negation while the control keeps 95 % of its accuracy.
 
-    The mean over clients, in units of accuracy; None where nothing was negated.
+    The result is a mean over clients, or None without points.
     """
     clients: dict[int, list[Negated]] = {}
     for point in points:
@@ -140,6 +138,6 @@ def forgotten(points: Iterable[Negated]) -> float | None:
 
 
 def save_points(path: Path, points: Sequence[Scaled] | Sequence[Negated]) -> None:
-    """Write the points as CSV, a row each; nothing where there are none."""
+    """Write a CSV file with a row for each point; no points give no file."""
     if points:
         write_csv(path, points, [entry.name for entry in fields(points[0])])

@@ -1,7 +1,6 @@
-"""Task vectors and masks of clients as heat maps, with their numbers as CSV.
+"""Heat maps of the task vectors and masks of clients, with their numbers as CSV.
 
-Diagonals are left out: they are 1 or 0 by definition and would use up the colour scale. A value
-that does not exist (NaN) is drawn as the background.
+Diagonals are left out, since they are 1 or 0 by definition and would dominate the colour scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,19 @@ from fedta_app.analysis.matrices import MaskOverlap
 from fedta_app.files import write_atomically
 from fedta_app.plotting import Grid, heat_map, name_cells, new_figure, numbers, save_figure
 
-_MOST_NUMBERS = 12  # rows or columns; beyond, numbers do not fit their cells
+_MOST_NUMBERS = 12  # rows or columns; with more, numbers do not fit their cells
 _MOST_TICKS = 20
 
 
 def save_cosine_matrix(path: Path, matrix: Tensor, labels: Sequence[str]) -> None:
-    """Save the cosines between task vectors, shape (n, n), as PNG; blue agrees, red opposes."""
+    """Save cosines (n, n) of task vectors as PNG; positive is blue, negative red."""
     grid = _off_diagonal(matrix)
     reach = _largest(abs(grid))
     _save_square(path, grid, labels, "Cosine of task vectors", "RdBu", (-reach, reach))
 
 
 def save_sign_conflict_matrix(path: Path, matrix: Tensor, labels: Sequence[str]) -> None:
-    """Save the shares of conflicting signs, shape (n, n), as PNG; blue agrees, red conflicts."""
+    """Save shares of conflicting signs (n, n) as PNG; below chance is blue, above it red."""
     grid = _off_diagonal(matrix)
     reach = _largest(abs(grid - 0.5))
     limits = (0.5 - reach, 0.5 + reach)
@@ -34,7 +33,7 @@ def save_sign_conflict_matrix(path: Path, matrix: Tensor, labels: Sequence[str])
 
 
 def save_mask_overlap_matrix(path: Path, overlap: MaskOverlap, labels: Sequence[str]) -> None:
-    """Save the Jaccard indices of the masks as PNG, chance in the title and marked on the scale."""
+    """Save the Jaccard indices of masks as PNG, with chance in the title and on the scale."""
     grid = _off_diagonal(overlap.jaccard)
     title = f"Mask overlap, Jaccard (chance: {overlap.chance:.3g})"
     top = _largest(np.append(grid, overlap.chance))
@@ -64,7 +63,7 @@ def _save_square(
     limits: tuple[float, float],
     mark: float | None = None,
 ) -> None:
-    """Save a heat map of clients x clients, a line at `mark` of its colour bar, and a CSV file."""
+    """Save a heat map of clients by clients, `mark` a line on its colour bar, and a CSV file."""
     figure = new_figure(5.2, 4.4)
     axis = figure.add_subplot()
     texts = numbers(grid, 2) if len(grid) <= _MOST_NUMBERS else {}
@@ -91,5 +90,5 @@ def _off_diagonal(matrix: Tensor) -> Grid:
 
 
 def _largest(values: Grid) -> float:
-    """Return the largest value that is a number, or 0.01 where that is above it."""
+    """Return the largest value that is not NaN, at least 0.01."""
     return float(np.nanmax(np.append(values, 0.01)))

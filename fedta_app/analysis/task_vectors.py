@@ -1,8 +1,6 @@
-"""Task vectors: arithmetic on the differences between fine-tuned and pretrained weights.
+"""Task vectors, which are differences between fine-tuned and pretrained weights.
 
-- Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089.
-- Ortiz-Jimenez et al., Task Arithmetic in the Tangent Space, NeurIPS 2023, arXiv 2305.12827
-  (weight disentanglement error).
+Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv 2212.04089.
 """
 
 import math
@@ -21,17 +19,15 @@ Inputs = TypeVar("Inputs")
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
-    """Fine-tuned minus pretrained weights; a vector space: ``+``, ``-``, ``*`` by a number, sum().
+    """Fine-tuned minus pretrained weights, with ``+``, ``-``, ``*`` by a number, and ``sum()``.
 
     Attributes
     ----------
     tensors : Mapping[str, Tensor]
-        Floating tensors by parameter name. Operations make new ones and leave these alone.
+        Floating-point tensors by parameter name. No operation changes them.
 
     Examples
     --------
-    Half of what was learnt, added to the pretrained weights:
-
     >>> import torch
     >>> from fedta_app.analysis import TaskVector
     >>> pretrained = {"w": torch.tensor([1.0, 2.0, 3.0])}
@@ -53,7 +49,7 @@ class TaskVector:
     def from_weights(
         cls, pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]
     ) -> "TaskVector":
-        """Return finetuned - pretrained; integer tensors, such as counters, are left out.
+        """Return finetuned - pretrained, without integer tensors such as counters.
 
         Raises
         ------
@@ -61,13 +57,8 @@ class TaskVector:
             If names or shapes differ.
         """
         _check_fit(pretrained, finetuned)
-        return cls(
-            {
-                name: finetuned[name] - start
-                for name, start in pretrained.items()
-                if start.is_floating_point()
-            }
-        )
+        start = {name: value for name, value in pretrained.items() if value.is_floating_point()}
+        return cls({name: finetuned[name] - value for name, value in start.items()})
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         return self._combine(other, 1)
@@ -90,22 +81,19 @@ class TaskVector:
 
     def _combine(self, other: "TaskVector", sign: int) -> "TaskVector":
         _check_fit(self.tensors, other.tensors)
-        return TaskVector(
-            {
-                name: value.add(other.tensors[name], alpha=sign)
-                for name, value in self.tensors.items()
-            }
-        )
+        added = other.tensors
+        return TaskVector({n: t.add(added[n], alpha=sign) for n, t in self.tensors.items()})
 
     def apply_to(self, pretrained: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
-        """Return new weights ``pretrained + scale * task_vector``; zeros keep the weight's bits.
+        """Return new weights ``pretrained + scale * task_vector``.
 
-        With scale 1 this is the fine-tuned model to within rounding, not bit for bit.
+        Where the task vector is zero, weights keep their bits. Scale 1 gives the fine-tuned weights
+        up to rounding.
 
         Raises
         ------
         ValueError
-            If names (of the floating weights) or shapes differ.
+            If names or shapes differ, integer tensors apart.
         """
         floating = {name: value for name, value in pretrained.items() if value.is_floating_point()}
         _check_fit(floating, self.tensors)
@@ -122,19 +110,14 @@ class TaskVector:
         squares = (float(value.double().square().sum()) for value in self.tensors.values())
         return math.sqrt(sum(squares))
 
-    def density(self) -> float:
-        """Return the share of entries that moved, that is, are not zero; 0 if there are none."""
-        moved = sum(int(value.count_nonzero()) for value in self.tensors.values())
-        return moved / max(1, sum(value.numel() for value in self.tensors.values()))
-
 
 def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Return the trained share per block and kind of layer, in the order of the mask.
+    """Return the trained share by block and kind of layer, in the order of the mask.
 
-    A timm vision transformer gives the blocks ``embed``, ``blocks.0`` ... and ``norm``, with kinds
-    such as ``mlp.fc1``, ``norm1`` (weight and bias together), ``pos_embed``; queries, keys and
-    values, which are one layer, are told apart as ``attn.q``, ``attn.k`` and ``attn.v``. Any other
-    model gives its first-level modules, of the one kind ``all``.
+    The blocks of a timm vision transformer are ``embed``, ``blocks.0`` ... and ``norm``; kinds are
+    ``mlp.fc1``, ``norm1`` (weight and bias together), ``pos_embed`` and so on, with ``attn.q``,
+    ``attn.k`` and ``attn.v`` for the parts of the one layer ``attn.qkv``. The blocks of any other
+    model are its top-level modules, with the kind ``all``.
     """
     trained: dict[tuple[str, str], int] = {}
     total: dict[tuple[str, str], int] = {}
@@ -159,7 +142,8 @@ def disentanglement_error(
 ) -> float:
     """Return the weight disentanglement error at one choice of coefficients.
 
-    Ortiz-Jimenez et al. 2023, with disagreement of predicted classes as the distance::
+    Ortiz-Jimenez et al., "Task Arithmetic in the Tangent Space", NeurIPS 2023, arXiv 2305.12827,
+    with disagreement of predicted classes as the distance::
 
         xi(a) = sum_t mean_{x in task t} [f(x; w + a_t v_t) != f(x; w + sum_s a_s v_s)]
 
@@ -170,13 +154,12 @@ def disentanglement_error(
     pretrained : Mapping[str, Tensor]
         The weights w.
     vectors, alphas, task_inputs : sequences
-        One task vector v_t, coefficient a_t and set of inputs per task; inputs are handed to
-        ``predict`` as they are.
+        One task vector v_t, coefficient a_t and set of inputs for each task.
 
     Returns
     -------
     float
-        From 0, tasks do not disturb each other, to the number of tasks.
+        Between 0 (the tasks do not interfere) and the number of tasks.
 
     Raises
     ------
@@ -199,7 +182,7 @@ def disentanglement_error(
 
 
 def _vit_parts(name: str, entry: Tensor) -> list[tuple[tuple[str, str], Tensor]]:
-    """Return block and kind of a parameter with its entries, of the parts of one that has some."""
+    """Return block, kind and entries of each part of a parameter; only ``attn.qkv`` has several."""
     parts = name.split(".")
     if parts[0] == "blocks":
         block, kind = ".".join(parts[:2]), ".".join(parts[2:-1])

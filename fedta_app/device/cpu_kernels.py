@@ -4,8 +4,8 @@ PyTorch multiplies float32 matrices on a CPU by Intel's MKL, which does not use 
 other makers' processors: on an AMD EPYC a linear layer takes twice as long as by oneDNN, which is
 part of PyTorch too. Inductor, PyTorch's compiler, calls oneDNN in the same way.
 
-A convolution whose patches do not overlap, like the first layer of a vision transformer, is
-computed as a linear layer on patches, which makes the gradient of its weight fast too.
+A convolution whose patches do not overlap, like the first layer of a vision transformer, becomes a
+linear layer on patches, so that the gradient of its weight is a fast matrix product too.
 
 The results differ from PyTorch's own by rounding. The choice of kernels depends on the processor
 and the configuration only, never on a measurement, so that all processes of a run get equal bits.

@@ -1,9 +1,9 @@
 """Precision, repeatable results and asynchronous copies on a CUDA GPU.
 
-With "fp32", float32 arithmetic is IEEE single precision everywhere, convolutions included, for
-which PyTorch's default is TF32. With "tf32", matrix products and convolutions round their inputs
-to TF32 (from compute capability 8.0 on; on other devices it is the same as fp32). With bf16 and
-fp16, what stays in float32 (head statistics, Fisher information) is IEEE single precision.
+With "fp32", float32 arithmetic is IEEE single precision everywhere, also in convolutions, for which
+PyTorch's default is TF32. With "tf32", matrix products and convolutions round their inputs to TF32
+(from compute capability 8.0 on; on other devices it is the same as fp32). With bf16 and fp16, what
+stays in float32 (head statistics, Fisher information) is IEEE single precision.
 """
 
 import os

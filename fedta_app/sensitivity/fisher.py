@@ -1,9 +1,9 @@
 """Sensitivity of each weight: the diagonal of the Fisher information.
 
-TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620), section 4: the sensitivity of weight
-j is `F_jj = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_j)^2]`, with labels drawn from the model,
-not taken from the data set. The gradient of each example is squared; the squared gradient of a
-batch is another quantity, which vanishes near an optimum.
+TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620), section 4: the sensitivity of a
+weight is `F_jj = E_x E_{y ~ p(.|x)} [(d log p(y|x) / d theta_j)^2]`, with labels drawn from the
+model, not taken from the data set. The gradient of each example is squared; the squared gradient of
+a batch is another quantity, which vanishes near an optimum.
 
 `output="logit"` is the score of the paper's published code, with the gradient of the raw logit of
 the drawn label. Its expectation exceeds the Fisher diagonal by the squared gradient of the mean

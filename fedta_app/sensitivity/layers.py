@@ -48,7 +48,7 @@ class Derived:
         self.value, self.roots, self._scores = value, list(scores), list(scores.values())
 
     def add(self, gradients: Tensor) -> None:
-        """Backpropagate every example's gradient to the parameters, and add it to their scores."""
+        """Backpropagate each gradient to the parameters, and add it to their scores."""
         parameters = [score.value for score in self._scores]
         for gradient in gradients:
             parts = torch.autograd.grad(

@@ -46,8 +46,6 @@ def test_arithmetic_by_hand() -> None:
     assert entries(sum([one, two, one])) == [2.5, 0.0, 1.0]
     assert entries(one) == one.flat().tolist() == [1.0, -2.0, 0.0]
     assert vector(3.0, 0.0, -4.0).norm() == 5.0
-    assert one.density() == pytest.approx(2 / 3)
-    assert TaskVector({}).density() == 0.0
 
 
 def test_norm_does_not_lose_small_entries_among_many() -> None:
