@@ -44,8 +44,8 @@ def journey_of(vector: Tensor, name: str) -> Callable[[], Tensor]:
 
     def journey() -> Tensor:
         record = transport.pack(vector, name)
-        target.copy_(transport.unpack(record))
-        transport.release(record)
+        target.copy_(transport.unpack(record, name))
+        transport.release(record, name)
         return target
 
     return journey

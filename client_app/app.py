@@ -16,7 +16,7 @@ from engine.client_memory import (
     vector_bytes,
 )
 from engine.shared_memory import SharingError
-from engine.transport import outbox, pack_many, unpack, unpack_many
+from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.training.client import LocalResult, train_client, train_head
@@ -31,7 +31,9 @@ app = ClientApp()
 def query(message: Message, context: Context) -> Message:
     """Return the node's partition id, and whether it can map the server's shared memory."""
     try:
-        shares = all(len(unpack(arrays)) > 0 for arrays in message.content.array_records.values())
+        shares = all(
+            len(unpack(arrays, SHARED)) > 0 for arrays in message.content.array_records.values()
+        )
     except SharingError:
         shares = False
     partition_id = context.node_config["partition-id"]
@@ -44,7 +46,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the global weights on the client's images and return the algorithm's reply."""
     memory, settings = _prepare(message, context)
     setup, client = Setup.from_config(settings), int(settings["partition-id"])
-    received = unpack_many(message.content.array_records["arrays"])
+    received = _received(message, settings)
     config = memory.workspace.config
     try:
         own = memory.recall(client, setup.memory)
@@ -77,7 +79,7 @@ def probe(message: Message, context: Context) -> Message:
     memory, settings = _prepare(message, context)
     result = train_head(
         memory.workspace,
-        unpack(message.content.array_records["arrays"]),
+        _received(message, settings)["vector"],
         partition_id=int(settings["partition-id"]),
         server_round=int(settings["server-round"]),
         lr=float(settings["lr"]),
@@ -122,9 +124,13 @@ def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[
         raise ValueError("this client's model has other parameters or weights than the server's")
     memory = client_memory(workspace)
     blobs = message.content.array_records.get("blobs", ArrayRecord())
-    memory.learn([vector_bytes(unpack(blobs, name)) for name in blobs])
+    memory.learn([vector_bytes(unpack(blobs, WIRE, name)) for name in blobs])
     memory.load_head(str(settings["head"]))
     return memory, settings
+
+
+def _received(message: Message, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    return unpack_many(message.content.array_records["arrays"], str(settings["transport"]))
 
 
 def _trained(message: Message, result: LocalResult) -> Message:

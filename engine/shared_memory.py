@@ -25,6 +25,7 @@ _TOKEN_BYTES = 16
 _FLAG = _TOKEN_BYTES  # where the flag is
 _HEADER = 64  # bytes before the vector, which is aligned to a cache line
 _FREE, _TAKEN = 0, 1
+_NAME = "fedta"
 _MAPPINGS_KEPT = 64  # of other processes' buffers; dropping one costs a new mapping, no data
 
 
@@ -61,7 +62,7 @@ class _Buffer:
     @classmethod
     def create(cls, capacity: int) -> "_Buffer":
         """Return a new buffer for that many bytes."""
-        descriptor = os.memfd_create("fedta")
+        descriptor = os.memfd_create(_NAME)
         os.ftruncate(descriptor, _HEADER + capacity)
         buffer = cls(descriptor, _HEADER + capacity)
         buffer._memory[:_TOKEN_BYTES] = secrets.token_bytes(_TOKEN_BYTES)
@@ -112,9 +113,13 @@ def read(handle: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     Raises
     ------
     SharingError
-        If the memory belongs to another machine or user, or its process has ended.
+        If the memory belongs to another machine or user, its process has ended, or the handle is
+        no handle of anonymous memory of this size.
     """
-    return _buffer(handle).view(shape, dtype)
+    buffer = _buffer(handle)
+    if torch.Size(shape).numel() * dtype.itemsize > buffer.capacity:
+        raise SharingError(f"the shared memory is too small for {shape} {dtype}")
+    return buffer.view(shape, dtype)
 
 
 def release(handle: bytes) -> None:
@@ -123,25 +128,48 @@ def release(handle: bytes) -> None:
 
 
 def _buffer(handle: bytes) -> _Buffer:
-    where = json.loads(handle)
-    token = bytes.fromhex(where["token"])
+    pid, descriptor, token = _parsed(handle)
     for buffer in _own:
         if buffer.token == token:
             return buffer
-    return _mapped(where["pid"], where["fd"], token)
+    return _mapped(pid, descriptor, token)
+
+
+def _parsed(handle: bytes) -> tuple[int, int, bytes]:
+    """Return process, descriptor and token of a handle; it comes from another process."""
+    try:
+        where = json.loads(handle)
+        pid, descriptor, token = where["pid"], where["fd"], bytes.fromhex(where["token"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SharingError("a handle of shared memory cannot be read") from error
+    whole = all(type(number) is int and number >= 0 for number in (pid, descriptor))
+    if not whole or len(token) != _TOKEN_BYTES:
+        raise SharingError("a handle of shared memory names no process, descriptor and token")
+    return pid, descriptor, token
 
 
 @lru_cache(_MAPPINGS_KEPT)
 def _mapped(pid: int, descriptor: int, token: bytes) -> _Buffer:
     path = f"/proc/{pid}/fd/{descriptor}"
     try:
+        # Looked at before it is opened: opening a device or a pipe can have effects of its own.
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}") or os.stat(path).st_uid != _user():
+            raise SharingError(f"{path} is not shared memory of this user's runs")
         opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            if os.fstat(opened).st_size <= _HEADER:
+                raise SharingError(f"{path} is too small")
             buffer = _Buffer(opened, os.fstat(opened).st_size)
         finally:
             os.close(opened)  # the mapping stays valid
+    except SharingError:
+        raise
     except (OSError, ValueError) as error:
         raise SharingError(f"{path} cannot be mapped: {error}") from error
     if buffer.token != token:
         raise SharingError(f"{path} holds other memory: the handle may be from another machine")
     return buffer
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else -1

@@ -78,34 +78,63 @@ def _share(vector: Tensor) -> bytes:
     return handle
 
 
-def unpack(record: ArrayRecord, name: str = _KEY) -> Tensor:
+class TransportError(ValueError):
+    """A record that is not what the two sides agreed on; the message is one sentence."""
+
+
+def unpack(record: ArrayRecord, transport: str, name: str = _KEY) -> Tensor:
     """Return a vector of a record; it must not be written to.
+
+    Parameters
+    ----------
+    transport : str
+        The one that was agreed on with the sender. What a record says of itself does not choose
+        how it is read: a handle of shared memory in a reply by wire would name any file.
 
     Raises
     ------
+    TransportError
+        If the record has no such vector, or it travels by another transport, or its type, shape
+        and bytes do not fit together.
     engine.shared_memory.SharingError
         If it lies in memory that this process cannot map.
     """
+    if name not in record:
+        raise TransportError(f"the message has no vector {name!r}")
     array = record[name]
-    if array.stype == MEMORY:
-        return cast(Tensor, array.data)
-    if array.stype == SHARED:
-        return shared_memory.read(array.data, tuple(array.shape), getattr(torch, array.dtype))
-    values = np.frombuffer(array.data, dtype=np.dtype(array.dtype)).reshape(array.shape)
+    if array.stype != transport:
+        raise TransportError(
+            f"the vector {name!r} came by {array.stype!r}, where {transport!r} was agreed on"
+        )
+    if transport == MEMORY:
+        if not isinstance(array.data, Tensor):
+            raise TransportError(f"the vector {name!r} is a {type(array.data).__name__}")
+        return array.data
+    dtype = getattr(torch, array.dtype, None)
+    shape = tuple(array.shape)
+    if not isinstance(dtype, torch.dtype) or not all(
+        isinstance(size, int) and size >= 0 for size in shape
+    ):
+        raise TransportError(f"the vector {name!r} is {array.dtype!r} of shape {shape}")
+    if transport == SHARED:
+        return shared_memory.read(array.data, shape, dtype)
+    if len(array.data) != math.prod(shape) * dtype.itemsize:
+        raise TransportError(f"the vector {name!r} has {len(array.data)} bytes for {shape} {dtype}")
+    values = np.frombuffer(array.data, dtype=np.dtype(array.dtype)).reshape(shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
 
 
-def unpack_many(record: ArrayRecord) -> dict[str, Tensor]:
+def unpack_many(record: ArrayRecord, transport: str) -> dict[str, Tensor]:
     """Return all vectors of a record, as `unpack` does."""
-    return {name: unpack(record, name) for name in record}
+    return {name: unpack(record, transport, name) for name in record}
 
 
-def release(record: ArrayRecord) -> None:
+def release(record: ArrayRecord, transport: str) -> None:
     """Free the memory of a record whose vectors are no longer needed."""
-    for array in record.values():
-        if array.stype == SHARED:
+    if transport == SHARED:
+        for array in record.values():
             shared_memory.release(array.data)
 
 

@@ -55,9 +55,9 @@ class FederatedPhase(Phase):
         """Send a message to each client; yield partition id and vector of each good reply."""
         exchange = self.state.exchange
         messages = exchange.messages(clients, message_type, config=config, setup=lambda _: setup)
-        for partition_id, reply in exchange.in_order(clients, self.state.send(messages)):
-            exchange.remember(partition_id, setup)
-            yield partition_id, unpack(reply.content.array_records["arrays"])
+        for answer in exchange.in_order(clients, self.state.send(messages)):
+            exchange.remember(answer.partition_id, setup)
+            yield answer.partition_id, answer.vectors["vector"]
 
     def train_round(
         self, strategy: FederatedStrategy, number: int, weights: Tensor
@@ -66,7 +66,7 @@ class FederatedPhase(Phase):
         grid, arrays = self.state.grid, pack(weights, MEMORY)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         arrays, metrics = strategy.aggregate_train(number, self.state.send(messages))
-        return unpack(arrays), float(cast(float, metrics["train-loss"]))
+        return unpack(arrays, MEMORY), float(cast(float, metrics["train-loss"]))
 
 
 class Train(FederatedPhase):

@@ -5,12 +5,21 @@ A blob (`fedta_app.runs.blobs`) travels with the first message for which a clien
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from torch import Tensor
 
 from engine.client_memory import Setup, bytes_vector
-from engine.transport import WIRE, pack_many, payload_bytes, release
+from engine.shared_memory import SharingError
+from engine.transport import (
+    WIRE,
+    TransportError,
+    pack_many,
+    payload_bytes,
+    release,
+    unpack_many,
+)
 from fedta_app.runs.blobs import BlobStore
 from strategies.nodes import Nodes
 
@@ -33,6 +42,22 @@ class RoundCosts:
     clients_ok: int = 0
     errors: list[str] = field(default_factory=list)
     memory_lost: list[int] = field(default_factory=list)
+
+
+class Answer(NamedTuple):
+    """A good reply.
+
+    Attributes
+    ----------
+    partition_id : int
+    reply : Message
+    vectors : dict of str to Tensor
+        What it carries, read by the transport of the exchange.
+    """
+
+    partition_id: int
+    reply: Message
+    vectors: dict[str, Tensor]
 
 
 class Exchange:
@@ -112,7 +137,7 @@ class Exchange:
 
     def in_order(
         self, partition_ids: Iterable[int], replies: Iterable[Message]
-    ) -> Iterator[tuple[int, Message]]:
+    ) -> Iterator[Answer]:
         """Yield the good replies in the order of the clients, each as early as that order allows.
 
         The order is fixed because floating-point sums depend on it. Replies are matched to clients
@@ -134,7 +159,7 @@ class Exchange:
             else:
                 self.costs.errors.append(f"client {partition_id} did not answer in time")
 
-    def _good(self, partition_id: int, reply: Message) -> Iterator[tuple[int, Message]]:
+    def _good(self, partition_id: int, reply: Message) -> Iterator[Answer]:
         if reply.has_error():
             # The client may have restarted on an empty disk: its blobs are sent again.
             self.known.pop(partition_id, None)
@@ -145,10 +170,16 @@ class Exchange:
             self.costs.errors.append(str(refusal["reason"]))
             self.costs.memory_lost.append(partition_id)
             return
+        try:
+            arrays = reply.content.array_records["arrays"]
+            vectors = unpack_many(arrays, self.transport)
+        except (KeyError, TransportError, SharingError) as error:
+            self.costs.errors.append(f"client {partition_id} sent what cannot be read: {error}")
+            return
         self.costs.clients_ok += 1
-        self.costs.bytes_up += payload_bytes(reply.content.array_records["arrays"])
-        yield partition_id, reply
-        release(reply.content.array_records["arrays"])
+        self.costs.bytes_up += sum(v.numel() * v.element_size() for v in vectors.values())
+        yield Answer(partition_id, reply, vectors)
+        release(arrays, self.transport)
 
     def remember(self, partition_id: int, setup: Setup) -> None:
         """Record that a client has received the blobs of a setup."""

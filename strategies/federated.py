@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from engine.client_memory import Setup
-from engine.transport import MEMORY, pack, pack_many, release, unpack, unpack_many
+from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app import algorithms
 from fedta_app.algorithms import Algorithm, Reply, Vectors
 from fedta_app.errors import RunError
@@ -105,7 +105,7 @@ class FederatedStrategy(Strategy):
         self._sampled = nodes.sample(
             self.fraction_train, self.seed, self.message_type, server_round
         )
-        self._weights = unpack(arrays)
+        self._weights = unpack(arrays, MEMORY)
         if self.state is None:
             self.state = self.algorithm.init(self._weights.numel(), self._holders())
         broadcast = self.algorithm.broadcast(self.state, server_round)
@@ -139,9 +139,9 @@ class FederatedStrategy(Strategy):
         """
         combined = self.algorithm.accumulator()
         loss, examples = 0.0, 0
-        for partition_id, message in self.exchange.in_order(self._sampled, replies):
+        for partition_id, message, vectors in self.exchange.in_order(self._sampled, replies):
             metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
-            reply = self._reply(partition_id, message, server_round)
+            reply = self._reply(partition_id, metrics, vectors, server_round)
             combined.add(reply)
             if self.watch is not None:
                 self.watch(partition_id, reply.update, reply.trained)
@@ -149,7 +149,7 @@ class FederatedStrategy(Strategy):
             self._remember_memory(partition_id, message)
             loss += reply.num_examples * float(metrics["train-loss"])
             examples += reply.num_examples
-        release(self._sent)
+        release(self._sent, self.exchange.transport)
         for partition_id in self.exchange.costs.memory_lost:
             self.memories.pop(partition_id, None)
             self.memories_lost += 1
@@ -161,9 +161,13 @@ class FederatedStrategy(Strategy):
         new = self._moved(move.direction, move.scale)
         return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
 
-    def _reply(self, partition_id: int, message: Message, server_round: int) -> Reply:
-        metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
-        vectors = unpack_many(message.content.array_records["arrays"])
+    def _reply(
+        self,
+        partition_id: int,
+        metrics: Mapping[str, Any],
+        vectors: dict[str, Tensor],
+        server_round: int,
+    ) -> Reply:
         update, trained = self.expand(partition_id, vectors.pop(_WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(

@@ -97,7 +97,7 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
         found[int(answer["partition-id"])] = reply.metadata.src_node_id
         share_memory = share_memory and answer["shares-memory"] is True
     for arrays in content.array_records.values():
-        release(arrays)
+        release(arrays, SHARED)
     if sorted(found) != list(range(len(node_ids))):
         raise RunError(
             f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "

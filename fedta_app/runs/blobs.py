@@ -7,11 +7,14 @@ run finds exactly the bytes that its checkpoint refers to.
 """
 
 import hashlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore:
@@ -37,6 +40,8 @@ class BlobStore:
         RunError
             When they are missing, or do not match their digest.
         """
+        if not _DIGEST.fullmatch(digest):  # it may come from another machine
+            raise RunError(f"{digest!r} is not the sha256 of a blob")
         try:
             data = (self.folder / digest).read_bytes()
         except OSError as error:

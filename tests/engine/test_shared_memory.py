@@ -107,3 +107,63 @@ def test_nothing_is_left_when_the_process_is_killed():
         read(found, (1 << 20,), torch.float32)
     if names:
         assert not [path for path in Path("/dev/shm").iterdir() if "fedta" in path.name]
+
+
+# --- handles come from other processes: they name anonymous memory of this user, and nothing else
+
+
+def test_a_file_is_never_mapped_whatever_a_handle_says(tmp_path):
+    """The hole that a reply could open: a path in place of a descriptor, or a file behind it."""
+    path = tmp_path / "secret"
+    before = bytes(range(256)) * 2
+    path.write_bytes(before)
+    token = before[:16].hex()  # even with the right token
+    with path.open("r+b") as stream:
+        where = [
+            {"pid": os.getpid(), "fd": f"../../..{path}", "token": token},
+            {
+                "pid": f"{os.getpid()}/fd/{stream.fileno()}/../..",
+                "fd": stream.fileno(),
+                "token": token,
+            },
+            {"pid": os.getpid(), "fd": stream.fileno(), "token": token},
+            {"pid": os.getpid(), "fd": True, "token": token},
+        ]
+        for claim in where:
+            for use in (lambda h: read(h, (4,), torch.float32), release):
+                with pytest.raises(SharingError):
+                    use(json.dumps(claim).encode())
+    assert path.read_bytes() == before
+
+
+def test_anonymous_memory_of_somebody_else_is_refused():
+    """Another library's, or another user's: the name and the owner are looked at."""
+    descriptor = os.memfd_create("other")
+    os.write(descriptor, b"\x11" * 4096)
+    claim = {"pid": os.getpid(), "fd": descriptor, "token": "11" * 16}
+    with pytest.raises(SharingError, match="not shared memory of this user's runs"):
+        read(json.dumps(claim).encode(), (4,), torch.float32)
+    os.close(descriptor)
+
+
+def test_another_users_memory_is_refused(monkeypatch):
+    vector = take((4,), torch.float32)
+    found = handle_of(vector)
+    monkeypatch.setattr(shared_memory, "_own", [])
+    shared_memory._mapped.cache_clear()
+    monkeypatch.setattr(shared_memory, "_user", lambda: os.getuid() + 1)
+    with pytest.raises(SharingError, match="this user's"):
+        read(found, (4,), torch.float32)
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b"[]", b"7", b'{"pid": 1}', b"\xff\xfe", b"null"])
+def test_a_handle_that_is_none_is_refused(rubbish):
+    for use in (lambda h: read(h, (4,), torch.float32), release):
+        with pytest.raises(SharingError):
+            use(rubbish)
+
+
+def test_a_vector_larger_than_its_memory_is_refused():
+    found = handle_of(take((4,), torch.float32))
+    with pytest.raises(SharingError, match="too small"):
+        read(found, (1 << 20,), torch.float64)

@@ -39,10 +39,10 @@ def test_memory_shared_memory_and_wire_give_the_same_bits(tmp_path, case):
 def test_clients_that_do_not_share_memory_get_their_vectors_by_wire(tmp_path, monkeypatch):
     from client_app import app
 
-    def unreachable(record, name="vector", *, unpack=app.unpack):
-        if record[name].stype == "fedta.shared":
+    def unreachable(record, transport, name="vector", *, unpack=app.unpack):
+        if transport == "fedta.shared":
             raise app.SharingError("another machine")
-        return unpack(record, name)
+        return unpack(record, transport, name)
 
     monkeypatch.setattr(app, "unpack", functools.wraps(app.unpack)(unreachable))
     with pytest.raises(ValueError, match="transport = 'shared' is not allowed here"):

@@ -1,17 +1,19 @@
 """FedAvg without a federation: hand-made nodes and replies."""
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.client_memory import Setup
-from engine.transport import WIRE, pack, unpack
+from engine.transport import MEMORY, WIRE, pack, unpack
 from fedta_app.errors import RunError
 from fedta_app.runs.blobs import BlobStore
 from strategies import Exchange, FedAvg, Nodes
@@ -32,7 +34,7 @@ def strategy(fraction: float = 0.3, seed: int = 0) -> FedAvg:
 
 
 def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:
-    arrays = pack(torch.zeros(2), WIRE)
+    arrays = pack(torch.zeros(2), MEMORY)
     sent = list(fedavg.configure_train(server_round, arrays, ConfigRecord(), None))  # type: ignore[arg-type]
     for number, message in enumerate(sent):
         message.metadata.__dict__["_message_id"] = str(number)
@@ -79,7 +81,7 @@ def test_the_mean_is_weighted_by_examples() -> None:
     ]
     arrays, metrics = fedavg.aggregate_train(2, replies)
     # ((1, 0) * 1 + (0, 4) * 2 + (-1, 1) * 1) / 4
-    assert torch.allclose(unpack(arrays), torch.tensor([0.0, 2.25]))
+    assert torch.allclose(unpack(arrays, MEMORY), torch.tensor([0.0, 2.25]))
     assert metrics["train-loss"] == (1 + 2 * 2 + 4) / 4
     assert (fedavg.exchange.costs.bytes_down, fedavg.exchange.costs.bytes_up) == (3 * 8, 3 * 8)
 
@@ -91,7 +93,7 @@ def test_the_order_of_arrival_changes_no_bit() -> None:
         fedavg = strategy()
         sent = messages(fedavg)
         replies = [answer(sent[i], values[i], i + 1) for i in order]
-        results.append(unpack(fedavg.aggregate_train(2, replies)[0]))
+        results.append(unpack(fedavg.aggregate_train(2, replies)[0], MEMORY))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -101,7 +103,7 @@ def test_errors_and_silence_are_counted_and_left_out() -> None:
     first, second, _ = messages(fedavg)
     failed = Message(Error(code=0, reason="it broke"), reply_to=first)
     arrays, _ = fedavg.aggregate_train(2, [answer(second, [2.0, 2.0], 5), failed])
-    assert unpack(arrays).tolist() == [2.0, 2.0]
+    assert unpack(arrays, MEMORY).tolist() == [2.0, 2.0]
     assert fedavg.exchange.costs.clients_ok == 1
     assert len(fedavg.exchange.costs.errors) == 2
 
@@ -140,3 +142,22 @@ def test_a_client_that_failed_is_told_its_blobs_again(tmp_path: Path) -> None:
     lost = Message(Error(code=0, reason="blobs/x cannot be read"), reply_to=message)
     assert list(exchange.in_order([4], [lost])) == []
     assert "blobs" in sent().content
+
+
+def test_a_reply_that_names_a_file_of_the_server_is_that_clients_error(tmp_path: Path) -> None:
+    """Its vector claims to lie in shared memory, where bytes were agreed on."""
+    path = tmp_path / "secret"
+    path.write_bytes(bytes(4096))
+    fedavg = strategy()
+    first, second, third = messages(fedavg)
+    bad = answer(second, [0.0, 0.0], 1)
+    claim = json.dumps({"pid": os.getpid(), "fd": f"../../..{path}", "token": "00" * 16})
+    bad.content.array_records["arrays"]["vector"] = Array(
+        dtype="float32", shape=(2,), stype="fedta.shared", data=claim.encode()
+    )
+    replies = [answer(first, [1.0, 1.0], 1), bad, answer(third, [3.0, 1.0], 1)]
+    arrays, _ = fedavg.aggregate_train(2, replies)
+    assert unpack(arrays, MEMORY).tolist() == [2.0, 1.0]
+    (error,) = fedavg.exchange.costs.errors
+    assert "sent what cannot be read" in error and "fedta.wire" in error
+    assert path.read_bytes() == bytes(4096)

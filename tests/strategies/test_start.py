@@ -58,7 +58,7 @@ def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             measured.append(server_round)
-            return MetricRecord({"norm": float(unpack(arrays).norm())})
+            return MetricRecord({"norm": float(unpack(arrays, MEMORY).norm())})
 
         start = workspace.weights.vector.clone()
         before = start.clone()
@@ -67,7 +67,7 @@ def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]
         )
         assert torch.equal(start, before)  # the caller's weights are the caller's
         assert sorted(found.train_metrics_clientapp) == [1, 2, 3]
-        result["weights"] = unpack(found.arrays).clone()
+        result["weights"] = unpack(found.arrays, MEMORY).clone()
         result["measured"] = measured
 
     try:
