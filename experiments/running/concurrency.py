@@ -101,17 +101,11 @@ def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tu
         except (RunError, OSError) as error:
             _measured[key] = 1.0, f"not measured ({error})"
         else:
-            _measured[key] = _share(choose(rates)), _said(rates)
+            # Ray counts in ten-thousandths of a GPU, so the share is rounded down to these.
+            share = math.floor(10_000 / choose(rates)) / 10_000
+            each = (f"{rate:.2f} with {number}" for number, rate in rates.items())
+            _measured[key] = share, "steps/s " + ", ".join(each)
     return _measured[key]
-
-
-def _share(clients: int) -> float:
-    """Return 1 / clients, rounded down to the ten-thousandths in which Ray counts."""
-    return math.floor(10_000 / clients) / 10_000
-
-
-def _said(rates: Mapping[int, float]) -> str:
-    return "steps/s " + ", ".join(f"{rate:.2f} with {n}" for n, rate in rates.items())
 
 
 def choose(rates: Mapping[int, float]) -> int:
