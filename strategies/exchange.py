@@ -105,31 +105,21 @@ class Exchange:
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
     ) -> list[Message]:
         """Return a message for each client, with the blobs that it has not received yet."""
-        return [
-            self._message(partition_id, message_type, arrays, config or {}, setup(partition_id))
-            for partition_id in partition_ids
-        ]
-
-    def _message(
-        self,
-        partition_id: int,
-        message_type: str,
-        arrays: ArrayRecord | None,
-        config: Entries,
-        setup: Setup,
-    ) -> Message:
-        entries: dict[str, Any] = {**config, **self._settings, **setup.to_config()}
-        entries["partition-id"] = partition_id
-        content = RecordDict({"config": ConfigRecord(entries)})
-        if arrays is not None:
-            content["arrays"] = arrays
-            self.costs.bytes_down += payload_bytes(arrays)
-        if missing := setup.digests() - self.known.get(partition_id, set()):
-            content["blobs"] = self._blobs(missing)
-            self.costs.bytes_down += payload_bytes(content.array_records["blobs"])
-        message = Message(content, self.nodes.by_partition[partition_id], message_type)
-        self._asked[partition_id] = message.metadata
-        return message
+        found = []
+        for partition_id in partition_ids:
+            own = setup(partition_id)
+            entries: dict[str, Any] = {**(config or {}), **self._settings, **own.to_config()}
+            entries["partition-id"] = partition_id
+            content = RecordDict({"config": ConfigRecord(entries)})
+            if arrays is not None:
+                content["arrays"] = arrays
+            if missing := own.digests() - self.known.get(partition_id, set()):
+                content["blobs"] = self._blobs(missing)
+            self.costs.bytes_down += sum(map(payload_bytes, content.array_records.values()))
+            message = Message(content, self.nodes.by_partition[partition_id], message_type)
+            self._asked[partition_id] = message.metadata
+            found.append(message)
+        return found
 
     def _blobs(self, digests: set[str]) -> ArrayRecord:
         blobs = {digest: bytes_vector(self._store.get(digest)) for digest in sorted(digests)}

@@ -102,9 +102,10 @@ def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tu
         except (RunError, OSError) as error:
             _measured[key] = 1.0, f"not measured ({error})"
         else:
-            share = math.floor(10_000 / choose(rates)) / 10_000  # Ray counts so finely, and rounds
-            said = ", ".join(f"{rate:.2f} with {number}" for number, rate in rates.items())
-            _measured[key] = share, f"steps/s {said}"
+            # Ray counts in ten-thousandths of a GPU, so the share is rounded down to these.
+            share = math.floor(10_000 / choose(rates)) / 10_000
+            each = (f"{rate:.2f} with {number}" for number, rate in rates.items())
+            _measured[key] = share, "steps/s " + ", ".join(each)
     return _measured[key]
 
 

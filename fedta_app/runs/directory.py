@@ -88,12 +88,12 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     def stop_requested(self) -> bool:
-        """Return whether the directory holds a file named `stop`, which Ctrl-C creates."""
-        return (self.path / STOP_FILE).exists()
-
-    def forget_stop(self) -> None:
-        """Remove the file named `stop`."""
-        (self.path / STOP_FILE).unlink(missing_ok=True)
+        """Return whether there was a file named `stop`, which Ctrl-C creates, and remove it."""
+        try:
+            (self.path / STOP_FILE).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def close(self) -> None:
         """Unlock the directory."""

@@ -134,7 +134,6 @@ class RunSession:
     def stop_reason(self) -> str | None:
         """Return why the run should stop before the next round, or None."""
         if self.directory.stop_requested():
-            self.directory.forget_stop()
             return INTERRUPTED
         limit = self.config.max_minutes * 60
         if limit and time.monotonic() - self._started + self._expected_seconds() > limit:

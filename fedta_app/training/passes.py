@@ -15,6 +15,7 @@ Where recording or compiling fails, a line is printed, and passes run op by op.
 """
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,22 +136,14 @@ class Passes:
             return None
         if self._recordings[key] is None:
             try:
-                self._recordings[key] = self._record(trained, inputs, labels)
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                loss = partial(self.loss, self._model)
+                recording = Recording(loss, trained, inputs, labels, self._pool)
+                self._recordings[key] = recording
             except RuntimeError as error:
                 self._give_up(first_line(error))
                 self._forget_gradients()
         return self._recordings[key]
-
-    def _record(self, trained: list[nn.Parameter], inputs: Tensor, labels: Tensor) -> "Recording":
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return Recording(
-            lambda images, targets: self.loss(self._model, images, targets),
-            trained,
-            inputs,
-            labels,
-            self._pool,
-        )
 
     def _forget_gradients(self) -> None:
         """Drop the gradients that a failed attempt left."""

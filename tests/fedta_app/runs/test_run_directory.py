@@ -113,7 +113,6 @@ def test_a_stop_is_asked_for_once(tmp_path: Path) -> None:
     directory = RunDirectory(config(tmp_path))
     (directory.path / "stop").touch()
     assert directory.stop_requested()
-    directory.forget_stop()
     assert not directory.stop_requested()
     directory.close()
 
