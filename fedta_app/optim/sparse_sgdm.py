@@ -6,11 +6,13 @@ arXiv 2504.02620) fine-tunes with a gradient mask. Here the mask restricts the w
 would still move the frozen entries.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -181,16 +183,47 @@ class SparseSGDM(Optimizer):
                 param.requires_grad_(True)
             self._skipping = before
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this class or of ``torch.optim.SGD``, and mask its momentum."""
-        super().load_state_dict(state_dict)
+    def state_dict(self) -> dict[str, Any]:
+        """Return SGD's state and the fingerprint of the masks, not the masks themselves."""
+        return {**super().state_dict(), "mask_fingerprint": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state of this class or of ``torch.optim.SGD``, and mask its momentum.
+
+        Raises
+        ------
+        ValueError
+            If the state was saved under other masks than the present ones.
+        """
+        saved, own = state_dict.get("mask_fingerprint"), self._fingerprint()
+        if saved not in (None, own):
+            raise ValueError(
+                "state_dict was saved under other masks; set the same masks before loading"
+            )
+        super().load_state_dict(dict(state_dict))
         self._mask_momentum()
+
+    def _names(self) -> dict[str, Tensor]:
+        """Return the parameters by name, or by position where they came without names."""
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            positions = map(str, range(len(named), len(named) + len(group["params"])))
+            named.update(zip(group.get("param_names", positions), group["params"], strict=True))
+        return named
+
+    def _fingerprint(self) -> str:
+        """Return the sha256 of the masks by name; an all-True mask counts as none."""
+        digest = hashlib.sha256()
+        for name, param in sorted(self._names().items()):
+            if param in self._masks:
+                bits = self._masks[param].cpu().numpy()
+                digest.update(f"{name}\x1f{bits.shape}\x1f".encode())
+                digest.update(np.packbits(bits).tobytes())
+        return digest.hexdigest()
 
     def _resolve(self, masks: Masks) -> dict[Tensor, Tensor]:
         """Return the masks by parameter, checked, on the parameters' devices."""
-        named: dict[str, Tensor] = {}
-        for group in self.param_groups:
-            named.update(zip(group.get("param_names", ()), group["params"], strict=False))
+        named = self._names() if "param_names" in self.param_groups[0] else {}
         held = {param for group in self.param_groups for param in group["params"]}
         resolved: dict[Tensor, Tensor] = {}
         for key, mask in masks.items():

@@ -1,6 +1,7 @@
 """Masks, checkpoints and the rest of a training loop around the optimizer's step."""
 
 import copy
+import hashlib
 
 import pytest
 import torch
@@ -85,14 +86,39 @@ def test_sgd_takes_the_state_over() -> None:
     assert same_bits(ours, theirs)
 
 
-def test_the_state_holds_no_mask() -> None:
+def test_the_state_holds_a_fingerprint_and_no_mask() -> None:
     model, masks = make_model()
     optimizer = SparseSGDM(model.named_parameters(), 0.1, masks=masks, **SGDM)
     _fit(model, optimizer, 1)
     state = optimizer.state_dict()
-    assert set(state) == {"state", "param_groups"}
+    assert set(state) == {"state", "param_groups", "mask_fingerprint"}
     assert {key for entry in state["state"].values() for key in entry} == {"momentum_buffer"}
     assert not any(isinstance(v, torch.Tensor) for g in state["param_groups"] for v in g.values())
+
+
+@pytest.mark.parametrize("others", [None, {"2.weight": torch.ones(2, 6).tril() > 0}])
+def test_a_state_under_other_masks_is_refused(others) -> None:
+    model, masks = make_model()
+    saved = SparseSGDM(model.named_parameters(), 0.1, masks=masks).state_dict()
+    with pytest.raises(ValueError, match="set the same masks before loading"):
+        SparseSGDM(model.named_parameters(), 0.1, masks=others).load_state_dict(saved)
+
+
+def test_the_fingerprint_is_the_hash_of_packed_bits_by_name() -> None:
+    masks = {"b": torch.tensor([True, False, True]), "a": torch.tensor([[False, True]])}
+    shapes = {name: torch.nn.Parameter(torch.zeros(mask.shape)) for name, mask in masks.items()}
+    more = {**shapes, "c": torch.nn.Parameter(torch.zeros(2, 2))}
+
+    def fingerprint(parameters, masks) -> str:
+        optimizer = SparseSGDM(list(parameters.items()), 0.1, masks=masks)
+        return str(optimizer.state_dict()["mask_fingerprint"])
+
+    text = b"a\x1f(1, 2)\x1f" + bytes([0b01000000]) + b"b\x1f(3,)\x1f" + bytes([0b10100000])
+    own = fingerprint(shapes, masks)
+    assert own == hashlib.sha256(text).hexdigest()
+    assert fingerprint(dict(reversed(shapes.items())), masks) == own
+    assert fingerprint(more, {**masks, "c": torch.ones(2, 2) > 0}) == own  # trained whole
+    assert fingerprint(shapes, {**masks, "b": ~masks["b"]}) != own
 
 
 @every_momentum
