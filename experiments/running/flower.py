@@ -5,11 +5,11 @@ SuperLink uses the packages that are already installed, and ends with the run or
 `flwr run` exits with 0 even when the run fails: summary.json says how it ended.
 """
 
-import getpass
 import math
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -98,8 +98,17 @@ def _remove_stale_homes() -> None:
         return  # elsewhere neither owners of files nor signal 0 mean what is asked here
     for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
         owner = home.name.removeprefix(_HOME_PREFIX).split("-")[0]
-        if owner.isdigit() and home.owner() == getpass.getuser() and not _alive(int(owner)):
+        if owner.isdecimal() and _is_own_folder(home) and not _alive(int(owner)):
             remove_tree(home)
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Return whether this user made the folder; anybody may put anything into a shared one."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _alive(pid: int) -> bool:
@@ -107,8 +116,8 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no number of a process
     return True
 
 
