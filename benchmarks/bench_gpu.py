@@ -42,8 +42,9 @@ from fedta_app.errors import DataError
 from fedta_app.files import write_atomically
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.provenance import code_facts, device_name, versions
+from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.passes import MODES
-from fedta_app.training.scoring import client_batches, scores
+from fedta_app.training.scoring import client_batches
 from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import Workspace, build_workspace, resolve_device
 
@@ -132,7 +133,7 @@ def measure_rest(config: RunConfig, device: torch.device) -> dict[str, Any]:
     test, batches = workspace.data.test, client_batches(workspace, 0)
     evaluation = median_seconds(lambda: evaluate(workspace, test), device, repeats=2, warm_up=1)
     scoring = median_seconds(
-        lambda: scores(workspace, batches, None, 1), device, repeats=2, warm_up=1
+        lambda: fisher_diagonal(workspace.model, batches), device, repeats=2, warm_up=1
     )
     return {
         "precision": config.precision,

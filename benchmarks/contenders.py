@@ -141,7 +141,7 @@ class Runner:
     def _command(self, contender: Contender, folder: str) -> list[str]:
         modules = {
             "bare": "peers.bare_loop",
-            "bare-kernels": "peers.bare_loop",
+            "bare-kernels": "bare_kernels",
             "pfl": "peers.pfl_rounds",
         }
         python = str(self._pfl) if contender.kind == "pfl" else sys.executable

@@ -1,35 +1,33 @@
 """FedAvg as one writes it in a notebook, with PyTorch's defaults: what all others are divided by.
 
-    python -m benchmarks.peers.bare_loop FOLDER
-
-As the contender "bare-kernels" the same loop multiplies its matrices as fedta does on this
-processor
-(`fedta_app.device.cpu_kernels`): the honest limit of what an engine around the same steps can
-reach.
-fedta changes no setting of the memory allocator, and neither does this.
+python -m benchmarks.peers.bare_loop FOLDER
 """
 
-import json
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.peers.task import Images, Normalize, Task, new_model, read_task, write_result
 
 
-def bare_loop(task: Task, *, our_kernels: bool = False) -> list[float]:
-    """Train the rounds of a task one client after the other; return when each ended."""
+def bare_loop(task: Task, prepare: Callable[[nn.Module], object] | None = None) -> list[float]:
+    """Train the rounds of a task one client after the other; return when each ended.
+
+    Parameters
+    ----------
+    prepare : callable, optional
+        What is done to the model before anything is timed.
+    """
     torch.set_num_threads(task.threads)
     data, normalize = Images.of(task), Normalize(task)
     model = new_model(task, data).train()
-    if our_kernels:
-        from fedta_app.device.cpu_kernels import use_kernels
-
-        use_kernels(model, "auto", torch.device("cpu"))
+    if prepare is not None:
+        prepare(model)
     parameters = list(model.parameters())
     weights = [parameter.detach().clone() for parameter in parameters]
     draw = np.random.default_rng(0)
@@ -60,6 +58,4 @@ def bare_loop(task: Task, *, our_kernels: bool = False) -> list[float]:
 
 
 if __name__ == "__main__":
-    asked = json.loads((Path(sys.argv[1]) / "task.json").read_text())
-    stamps = bare_loop(read_task(sys.argv[1]), our_kernels=asked["kind"] == "bare-kernels")
-    write_result(sys.argv[1], stamps)
+    write_result(sys.argv[1], bare_loop(read_task(sys.argv[1])))

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedta_app.algorithms import algorithms, reads
 from fedta_app.config import KEYS, RunConfig, difference, keys_that_decide, read_toml, to_toml
 from fedta_app.entry import ALWAYS, DECIDES, Key, toml_table
 from fedta_app.errors import ConfigError
-from fedta_app.keys import STRATEGIES, strategy_reads
+from fedta_app.keys import strategy_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,10 @@ BAD = [
     ({"seed": 1.5}, "seed = 1.5 is not allowed"),
     ({"seed": True}, "seed = True is not allowed"),
     ({"seed": "0"}, "seed = '0' is not allowed"),
-    ({"dataset": "cifar10"}, "dataset = 'cifar10' is not allowed: dataset is one of digits"),
+    (
+        {"dataset": "cifar10"},
+        "dataset = 'cifar10' is not allowed: dataset is one of cifar100, digits",
+    ),
     ({"data-dir": ""}, "data-dir = '' is not allowed: data-dir is a folder"),
     ({"model": " "}, "model = ' ' is not allowed"),
     ({"weights": ""}, "weights = '' is not allowed: weights is pretrained, random, or the path"),
@@ -151,11 +155,22 @@ def test_every_key_is_read_somewhere_and_idle_elsewhere_unless_it_is_always_read
 
 
 def test_a_strategy_reads_the_fields_of_its_own_and_no_other() -> None:
-    for name, own in STRATEGIES.items():
-        for field in {field for fields in STRATEGIES.values() for field in fields}:
-            reads = strategy_reads(field).holds
-            assert reads(RunConfig(strategy=name)) == (field in own)
-            assert not reads(RunConfig(strategy=name, engine="centralized"))
+    fields = frozenset().union(*map(reads, algorithms()))
+    assert {"coverage_exponent", "pull", "server_lr", "server_scale"} <= fields
+    for name in algorithms():
+        for field in fields:
+            read = strategy_reads(field).holds
+            assert read(RunConfig(strategy=name)) == (field in reads(name))
+            assert not read(RunConfig(strategy=name, engine="centralized"))
+
+
+def test_every_field_of_an_algorithm_is_a_key_that_is_read_with_it() -> None:
+    """A field that is no key would keep its default for ever."""
+    for name in algorithms():
+        config = RunConfig(strategy=name)
+        for field in reads(name):
+            key = KEYS[field.replace("_", "-")]
+            assert key.read_when.holds(config), f"{name} reads {key.name}"
 
 
 def test_values_that_decide_are_of_keys_that_are_read() -> None:

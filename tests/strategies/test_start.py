@@ -30,6 +30,9 @@ RUN = {
 }  # fmt: skip
 
 
+QUICK = {"fedavg", "fedadam", "scaffold"}  # the others are alike: only slow tests run them
+
+
 @pytest.fixture(autouse=True)
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: None)
@@ -77,7 +80,13 @@ def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]
     return result["weights"], result["measured"]
 
 
-@pytest.mark.parametrize("name", algorithms())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in algorithms()
+    ],
+)
 def test_flowers_start_ends_at_the_weights_of_our_own_loop(name: str, tmp_path: Path) -> None:
     weights, measured = with_flowers_start(tmp_path / "flower", name)
     assert measured == [0, 1, 2, 3]

@@ -116,6 +116,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(
     assert progress(cell.config).state == "interrupted"
 
 
+@pytest.mark.slow
 def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
     weights = []
     for jobs in ("1", "2"):

@@ -88,11 +88,14 @@ def every_algorithm() -> list[Any]:
 ALIKE = {"fedadagrad", "fedyogi", "task-arithmetic", "masked-fedavg"}
 
 
+BUSY = {"scaffold", "fedadam"}  # the most state on clients, and on the server
+
+
 def in_every_setting() -> list[Any]:
     found = []
     for setting in SETTINGS:
         for algorithm in every_algorithm():
-            slow = algorithm.id in ALIKE or (setting == "masked" and algorithm.id != "scaffold")
+            slow = algorithm.id in ALIKE or (setting != "dense" and algorithm.id not in BUSY)
             marks = [pytest.mark.slow] if slow else []
             name = f"{algorithm.id}-{setting}"
             found.append(pytest.param(*algorithm.values, setting, id=name, marks=marks))

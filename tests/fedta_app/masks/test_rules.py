@@ -63,6 +63,7 @@ def run(folder: Path, **values: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_more_file_is_a_rule_of_federated_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "fedta_app", tmp_path / "fedta_app", copy_function=os.symlink)
     (tmp_path / "fedta_app/masks/rules/toy.py").write_text(TOY)

@@ -146,6 +146,6 @@ def test_a_run_with_an_old_checkpoint_is_refused_before_anything_is_written(tmp_
     state.write_text(json.dumps(stored))
     (folder / "config.toml").write_text("seed = 0\n")
     with pytest.raises(CheckpointError, match=r"fedta 0\.1\.0"):
-        RunSession(config, total_steps=1, facts={"identity": {}})
+        RunSession(config, total_rows=1, facts={"identity": {}})
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "config.toml"]
     assert (folder / "config.toml").read_text() == "seed = 0\n"
