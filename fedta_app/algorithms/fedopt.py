@@ -76,10 +76,11 @@ class FedAvgM(_ServerOptimizer):
         """Add the mean update to the momentum, and move along it."""
         if not self.server_momentum:
             return self._move(total.mean, total), {}
-        velocity = total.mean
+        velocity, old = total.mean, None
         if "velocity" in state:
-            velocity = torch.add(total.mean, state["velocity"], alpha=self.server_momentum)
-        velocity = keep_untrained(velocity, state.get("velocity"), total)
+            old = state["velocity"].to(total.mean)  # a checkpoint puts it on the CPU
+            velocity = torch.add(total.mean, old, alpha=self.server_momentum)
+        velocity = keep_untrained(velocity, old, total)
         return self._move(velocity, total), {"velocity": velocity}
 
 

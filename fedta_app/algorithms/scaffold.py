@@ -81,8 +81,8 @@ class _Controlled(LocalRule):
 class _Gradients:
     """The mean of the updates, and the mean gradient that they stand for.
 
-    Where all clients take as many steps and train the same entries, or weigh in by coverage alone,
-    the one is a multiple of the other, and one buffer serves for both.
+    If all clients take the same number of steps, and the mean of the updates divides by those who
+    train an entry, the two means differ by a factor only, and one buffer serves for both.
     """
 
     def __init__(self, coverage_exponent: float, momentum: float, *, apart: bool) -> None:
