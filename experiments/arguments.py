@@ -1,6 +1,7 @@
-"""The command line of `python -m experiments`: its commands and their options."""
+"""The command line of `fedta` (`python -m experiments`): its commands and their options."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of a command line; the command's name is the option `command`."""
+    called = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(
-        prog="python -m experiments",
+        prog="fedta" if called == "fedta" else "python -m experiments",
         description="Tables of presets: run them, and report what they say.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -10,10 +10,8 @@ on the code passes plain keyword arguments. What the keys are says `fedta_app.ke
 
 import difflib
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -170,18 +168,6 @@ def _check_partition(config: RunConfig) -> None:
             f"num-clients = {config.num_clients}: together they hold {slots} of the "
             f"{num_classes} classes of '{config.dataset}', and every class needs a client"
         )
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a flat TOML file of keys; raise ConfigError in one sentence when that fails."""
-    try:
-        with path.open("rb") as stream:
-            mapping = tomllib.load(stream)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return mapping
 
 
 def to_toml(config: RunConfig) -> str:

@@ -1,9 +1,13 @@
-"""Writing, hashing and removing files; an interrupted write leaves the old file whole."""
+"""Reading, writing, hashing and removing files; an interrupted write leaves the old file whole."""
 
 import hashlib
 import os
 import shutil
+import tomllib
 from pathlib import Path
+from typing import Any
+
+from fedta_app.errors import ConfigError
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -37,3 +41,15 @@ def file_sha256(path: Path) -> str:
 def remove_tree(path: Path) -> None:
     """Remove a folder and its contents, if it exists."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a flat TOML file of keys; raise ConfigError in one sentence when that fails."""
+    try:
+        with path.open("rb") as stream:
+            mapping = tomllib.load(stream)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return mapping

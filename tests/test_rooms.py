@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each room may import those to its left, and what stands in its own braces not at all.
 ORDER: list[set[str]] = [
-    {"fedta_app.errors", "fedta_app.seeding", "fedta_app.files", "fedta_app.discovery"},
+    {"fedta_app.errors"},
+    {"fedta_app.seeding", "fedta_app.files", "fedta_app.discovery"},
     {"fedta_app.vectors", "fedta_app.plotting"},
     {"fedta_app.device"},
     {
@@ -28,11 +29,12 @@ ORDER: list[set[str]] = [
     {"engine"},
     {"client_app", "strategies"},
     {"server_app"},
-    {"experiments"},
+    {"experiments", "experiments.exit_status"},
     {"experiments.running"},
     {"experiments.pretraining", "experiments.studies"},
     {"experiments.reporting"},
     {"experiments.arguments"},
+    {"experiments.commands"},
     {"experiments.__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}

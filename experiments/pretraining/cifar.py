@@ -27,13 +27,13 @@ import pandas as pd
 import torch
 from torchvision.transforms import Normalize
 
+from experiments.exit_status import ExitStatus
 from experiments.pretraining.backbone import backbone_state, write_weights
 from experiments.pretraining.cifar10 import read_cifar10
 from experiments.pretraining.figure import save_curve
 from experiments.pretraining.learners import METHODS, new_backbone
 from experiments.pretraining.loop import CHECKPOINT, Settings, Training
 from experiments.pretraining.probes import embed, knn_accuracy, probe_splits
-from experiments.running.launch import ExitStatus
 from fedta_app.data.loading import ImageSet, channel_statistics, load_data
 from fedta_app.files import file_sha256, write_atomically
 

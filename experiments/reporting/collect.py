@@ -23,8 +23,8 @@ from experiments.reporting.records import (
 )
 from experiments.running.cells import Cell, read_summary
 from fedta_app.analysis import block_density, mask_overlap_matrix
-from fedta_app.config import RunConfig, keys_that_decide, read_toml
-from fedta_app.files import write_atomically
+from fedta_app.config import RunConfig, keys_that_decide
+from fedta_app.files import read_toml, write_atomically
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint

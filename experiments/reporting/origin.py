@@ -14,9 +14,9 @@ from typing import Any
 
 from experiments.reporting.records import Record, RecordError
 from experiments.running.cells import deciding_keys, identity
-from fedta_app.config import read_toml
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 
 
 def check_origin(records: Sequence[Record], folder: Path) -> list[str]:

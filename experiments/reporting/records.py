@@ -20,7 +20,8 @@ import pandas as pd
 
 from experiments.running.cells import by_identity, read_rows, read_summary
 from experiments.running.presets import Preset, Table
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
+from fedta_app.files import read_toml
 
 CELLS = "cells"
 MASK_FILE = "mask.bits"

@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.running.presets import Preset
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 from fedta_app.runs.directory import LOCK_FILE, run_path
 from fedta_app.runs.metrics import COLUMNS
 

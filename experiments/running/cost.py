@@ -14,8 +14,9 @@ import torch
 from experiments.running.cells import Progress, State, finished_folders, read_rows, read_summary
 from experiments.running.timing import Parts, measure_parts
 from fedta_app.analysis.task_arithmetic import images_measured
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 from fedta_app.masks import needs_scores
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.workspace import resolve_device

@@ -3,12 +3,12 @@
 import sys
 import traceback
 from contextlib import AbstractContextManager
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import read_summary
 from experiments.running.signals import on_interrupt
 from fedta_app.config import RunConfig
@@ -20,22 +20,6 @@ from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
 NOT_STARTED = "the run did not start"
-
-
-class ExitStatus(IntEnum):
-    """How a command ended, as its exit status.
-
-    FINISHED: every run finished. FAILED: at least one failed. REFUSED: an error was found before
-    any run. STOPPED: the time was used up. INTERRUPTED: by Ctrl-C. (After both, the same command
-    continues.) OUTPUT_CLOSED: the reader of the output went away, as shells report SIGPIPE.
-    """
-
-    FINISHED = 0
-    FAILED = 1
-    REFUSED = 2
-    STOPPED = 3
-    INTERRUPTED = 130
-    OUTPUT_CLOSED = 141
 
 
 def preflight(config: RunConfig, *, client_gpus: float | None = None, build: bool = True) -> None:

@@ -27,11 +27,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.running.scales import FOLDER, Scale, load_scale
-from fedta_app.config import KEYS, RunConfig, read_toml
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
+
+if TYPE_CHECKING:
+    from fedta_app.config import RunConfig
 
 TABLE_FILE = "table.toml"
 _TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune"}
@@ -59,8 +62,10 @@ class Preset:
         """The name of its runs."""
         return f"{self.table}/{self.name}"
 
-    def config(self, overrides: Mapping[str, Any]) -> RunConfig:
+    def config(self, overrides: Mapping[str, Any]) -> "RunConfig":
         """Return the preset's configuration; the run is named after the preset."""
+        from fedta_app.config import RunConfig  # imports torch, which the list of presets need not
+
         return RunConfig.from_mapping({"name": self.label, **self.values, **overrides})
 
 
@@ -215,6 +220,8 @@ def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
 
 
 def _value(key: str, text: str) -> Any:
+    from fedta_app.config import KEYS  # as in Preset.config
+
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

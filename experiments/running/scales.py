@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedta_app.config import KEYS, read_toml
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 
 FOLDER = Path(__file__).resolve().parents[1] / "tables"
 
@@ -35,6 +35,8 @@ class Scale:
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, given those of [base] and its own."""
+        from fedta_app.config import KEYS  # imports torch, which the list of scales need not
+
         keys = {**base, **self.values, **own}
         for key in keys:
             if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:

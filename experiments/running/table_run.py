@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
-from experiments.running.launch import NOT_STARTED, ExitStatus, attempt, preflight
+from experiments.running.launch import NOT_STARTED, attempt, preflight
 from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError

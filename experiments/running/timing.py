@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from engine.client_memory import forget_run
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import read_rows
-from experiments.running.launch import ExitStatus, launch
+from experiments.running.launch import launch
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import TrialState
 
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import (
     State,
     deciding_keys,
@@ -38,7 +39,7 @@ from experiments.running.cells import (
     read_rows,
     read_summary,
 )
-from experiments.running.launch import ExitStatus, attempt, preflight
+from experiments.running.launch import attempt, preflight
 from fedta_app.config import KEYS, RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path

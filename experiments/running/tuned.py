@@ -10,8 +10,7 @@ import tomli_w
 
 from experiments.running.presets import Table, tuned_path
 from experiments.running.tune import Chosen
-from fedta_app.config import read_toml
-from fedta_app.files import write_atomically
+from fedta_app.files import read_toml, write_atomically
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent, use_logarithms
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import tomllib
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from experiments.running.launch import ExitStatus, attempt
+from experiments.exit_status import ExitStatus
+from experiments.running.launch import attempt
 from experiments.running.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.runs.directory import STOP_FILE, run_path

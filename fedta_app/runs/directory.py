@@ -6,9 +6,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedta_app.config import RunConfig, difference, read_toml, to_toml
+from fedta_app.config import RunConfig, difference, to_toml
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.files import write_atomically
+from fedta_app.files import read_toml, write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"

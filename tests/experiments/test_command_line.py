@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.running.launch import ExitStatus
+from experiments.exit_status import ExitStatus
 from experiments.running.presets import load_table, parse_overrides, tables
 from fedta_app.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
 
 
@@ -181,3 +182,14 @@ def test_a_baseline_is_not_continued_as_a_federation(
     capsys.readouterr()
     assert main(["run", "demo/fedavg", *common, *engine]) == ExitStatus.REFUSED
     assert "engine: 'centralized' -> 'in-process'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"]])
+def test_help_and_list_import_nothing_slow(arguments: list[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "experiments", *arguments],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "experiments.arguments" in imported
+    assert not imported & {"torch", "numpy", "pandas", "matplotlib", "flwr", "scipy", "sklearn"}

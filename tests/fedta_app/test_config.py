@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedta_app.algorithms import algorithms, reads
-from fedta_app.config import KEYS, RunConfig, difference, keys_that_decide, read_toml, to_toml
+from fedta_app.config import KEYS, RunConfig, difference, keys_that_decide, to_toml
 from fedta_app.entry import ALWAYS, DECIDES, Key, toml_table
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 from fedta_app.keys import strategy_reads
 
 ROOT = Path(__file__).resolve().parents[2]

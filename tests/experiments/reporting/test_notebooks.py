@@ -9,8 +9,8 @@ import pytest
 from nbclient import NotebookClient
 
 from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from experiments.reporting.reading import RESULTS
-from experiments.running.launch import ExitStatus
 
 NOTEBOOKS = sorted(RESULTS.glob("*.ipynb"))
 COLAB = "colab.ipynb"  # of another machine: it is read, not run

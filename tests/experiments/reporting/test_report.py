@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import without_paths
 from experiments.reporting.figures import groups
 from experiments.reporting.frames import comparisons_frame, page_frame
@@ -18,7 +19,6 @@ from experiments.reporting.line_figures import against_bytes, negated, scaled
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
-from experiments.running.launch import ExitStatus
 from experiments.running.presets import Preset, load_table
 from fedta_app.config import to_toml
 from fedta_app.runs.metrics import Row, write_csv
@@ -335,7 +335,7 @@ def test_cells_are_collected_and_reported(
 def test_cells_with_a_record_can_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.__main__.RESULTS", tmp_path / "kept")
+    monkeypatch.setattr("experiments.commands.cells.RESULTS", tmp_path / "kept")
     write(tmp_path / "kept", "least-iid", 0)
     write(tmp_path / "kept", "random-iid", 1, config={"lr": 0.5})  # not what the preset says now
     arguments = ["--skip-kept", "--results-dir", str(tmp_path / "runs")]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import Progress, State
 from experiments.running.cost import Estimate, count_up
-from experiments.running.launch import ExitStatus
 from experiments.running.timing import Parts
 from fedta_app.config import RunConfig
 

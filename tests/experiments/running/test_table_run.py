@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from experiments.running.cells import FinishedRuns, identity, make_cells, progress
-from experiments.running.launch import ExitStatus
 from experiments.running.presets import load_table, select
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 from fedta_app.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[3]

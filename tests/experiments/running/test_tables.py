@@ -10,7 +10,8 @@ from experiments.reporting.report import kept_tables
 from experiments.running.cells import deciding_keys, identity
 from experiments.running.presets import load_table, tables, tuned_path
 from experiments.running.scales import scales
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
+from fedta_app.files import read_toml
 
 RESEARCH = {
     "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 47,

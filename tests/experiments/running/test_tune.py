@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 
 from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from experiments.running import presets
-from experiments.running.launch import ExitStatus
 from experiments.running.tune import Space, Study, _Watch, check_space, suggest
 from experiments.running.tuned import changed_presets, write_choice
-from fedta_app.config import RunConfig, read_toml
+from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.files import read_toml
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import Row, write_csv
 from fedta_app.runs.session import RunSession

@@ -1,0 +1,34 @@
+"""The cells that the options of a command select."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments import RESULTS
+from experiments.reporting.records import kept_cells
+from experiments.running.cells import Cell, identity, make_cells
+from experiments.running.presets import parse_overrides, select
+
+
+def chosen_cells(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the options select."""
+    overrides: dict[str, Any] = parse_overrides(options.overrides)
+    for key in ("engine", "device", "resume"):
+        if (value := getattr(options, key, None)) is not None:
+            overrides[key] = value
+    for key in ("results-dir", "data-dir"):
+        if (folder := getattr(options, key.replace("-", "_"))) is not None:
+            overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
+    table, chosen = select(options.selection, options.scale)
+    return make_cells(chosen, overrides, options.seeds or table.seeds)
+
+
+def cells_left(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the options select, without those that are to be skipped."""
+    cells = chosen_cells(options)
+    if not options.skip_kept:
+        return cells
+    kept = kept_cells(RESULTS)
+    left = [cell for cell in cells if identity(cell.config) not in kept]
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are kept in {RESULTS}: left out")
+    return left
