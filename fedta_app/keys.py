@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from fedta_app.algorithms import algorithms, reads
+from fedta_app.data.folder import FOLDER
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import (
     BELOW_ONE,
@@ -62,10 +63,15 @@ class Keys:
         "name", "the run directory is <results-dir>/<name>/seed<seed>",
         check=lambda value: _NAME.fullmatch(value) and ".." not in value)
     seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else")
-    dataset: str = choice("digits", DATASETS, "result time step build start",
-        "digits needs no download; cifar100; synthetic: noise, to benchmark")
+    dataset: str = choice("digits", (*DATASETS, FOLDER), "result time step build start",
+        "digits (no download), cifar100, synthetic (noise), or folder")
     data_dir: str = text("~/fedta/data", "a folder", "place build",
         "absolute, because Flower runs a copy of the app elsewhere")
+    image_folder: str = text("images", "the name of a folder in data-dir, or an absolute path",
+        "result time step build start",
+        "for folder: in data-dir, or absolute; holds train/<class>/*.jpg",
+        check=lambda value: value.strip() and not {".", ".."} & set(value.split("/")),
+        read_when=key_is("dataset", FOLDER))
     model: str = text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name",
         "result time step build start",
         "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name")

@@ -7,6 +7,7 @@ import pandas as pd
 from experiments.reporting.records import partition_name
 from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
+from fedta_app.data.folder import FOLDER
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent
 from fedta_app.runs.directory import run_path
 
@@ -41,13 +42,17 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
 def _title(configs: list[RunConfig]) -> str:
     """Return the data set and federation of all runs, or their data sets where those differ."""
     found = {_federation(config) for config in configs}
-    return found.pop() if len(found) == 1 else ", ".join(sorted({c.dataset for c in configs}))
+    return found.pop() if len(found) == 1 else ", ".join(sorted(set(map(_dataset, configs))))
 
 
 def _federation(config: RunConfig) -> str:
     if config.engine == "centralized":
-        return f"{config.dataset}, centralised"
-    return f"{config.dataset}, {config.num_clients} clients, {partition_name(config)}"
+        return f"{_dataset(config)}, centralised"
+    return f"{_dataset(config)}, {config.num_clients} clients, {partition_name(config)}"
+
+
+def _dataset(config: RunConfig) -> str:
+    return Path(config.image_folder).name if config.dataset == FOLDER else config.dataset
 
 
 def _label(config: RunConfig) -> str:

@@ -54,6 +54,8 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
 
 
 def _warn(workspace: Workspace) -> None:
+    if workspace.data.note:
+        print(workspace.data.note, flush=True)
     for warning in workspace.built.warnings:
         print(f"warning: {warning}", flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):

@@ -20,7 +20,15 @@ from fedta_app.models.names import Design, misleading_names, own_design, timm_de
 from fedta_app.models.weights_files import fetch_from_hub, load_weights, read_weights, state_sha256
 from fedta_app.seeding import derive_seed
 
-__all__ = ["BuiltModel", "ModelError", "WeightsSource", "build_model", "features", "num_features"]
+__all__ = [
+    "BuiltModel",
+    "ModelError",
+    "WeightsSource",
+    "build_model",
+    "features",
+    "num_features",
+    "own_image_size",
+]
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def build_model(
             f"{in_channels} are not allowed: the size is 0 for the model's own or above, and a "
             "classifier needs at least 2 classes and 1 channel"
         )
-    design = own_design(name) if name in ARCHITECTURES else timm_design(name, in_channels)
+    design = _design(name, in_channels)
     size = image_size or design.image_size
     model = _initialise(design, size, num_classes, in_channels, seed)
     _refuse_batch_statistics(name, model)
@@ -137,6 +145,15 @@ def build_model(
     source, names = _load(design, model, head, weights)
     warnings = misleading_names(name, names, head)
     return BuiltModel(model, head, size, design.mean, design.std, source, warnings)
+
+
+def own_image_size(name: str) -> int:
+    """Return the pixels per side of a model by its name; raise ModelError for an unknown one."""
+    return _design(name, in_channels=3).image_size
+
+
+def _design(name: str, in_channels: int) -> Design:
+    return own_design(name) if name in ARCHITECTURES else timm_design(name, in_channels)
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, check_classes
+from fedta_app.data.folder import FOLDER, image_folder
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
+from fedta_app.data.sets import DATASETS
+from fedta_app.data.sets.base import Dataset
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
 from fedta_app.errors import ConfigError
-from fedta_app.models.building import BuiltModel, build_model
+from fedta_app.models.building import BuiltModel, build_model, own_image_size
 from fedta_app.partition.schemes import partition
 from fedta_app.runs.provenance import device_name
 from fedta_app.seeding import numpy_generator
@@ -179,12 +182,9 @@ def build_workspace(config: RunConfig) -> Workspace:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
-    data = load_data(
-        config.dataset,
-        str(Path(config.data_dir).expanduser()),
-        val_size=config.val_size,
-        seed=config.seed,
-    )
+    dataset = find_dataset(config)
+    check_classes(config, dataset.classes)
+    data = load_data(dataset, config.data_dir, val_size=config.val_size, seed=config.seed)
     built = build_model(
         config.model,
         weights=config.weights,
@@ -205,6 +205,14 @@ def build_workspace(config: RunConfig) -> Workspace:
     if config.engine != "centralized":
         _ = workspace.partitions  # raises if the data cannot be partitioned
     return workspace
+
+
+def find_dataset(config: RunConfig) -> Dataset:
+    """Return the data set of a configuration, a folder of images listed but not yet read."""
+    if config.dataset != FOLDER:
+        return DATASETS[config.dataset]
+    folder = Path(config.data_dir).expanduser() / Path(config.image_folder).expanduser()
+    return image_folder(folder, config.image_size or own_image_size(config.model))
 
 
 def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, FlatWeights | None]:
@@ -237,6 +245,13 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
             "data-sha256": workspace.data.digest,
             "weights-file-sha256": source.sha256,
             "parameters-sha256": workspace.weights.fingerprint,
+        },
+        "data": {
+            "classes": workspace.data.num_classes,
+            "training-images": len(workspace.data.train),
+            "validation-images": len(workspace.data.val),
+            "test-images": len(workspace.data.test),
+            "note": workspace.data.note,
         },
         "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
         "device": device_name(workspace.device),
