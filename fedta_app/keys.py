@@ -190,6 +190,8 @@ class Keys:
     resume: bool = flag(True, "place",
         "continue the run in the directory; false: move it aside, begin anew")
     results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")
+    logger: str = choice("none", ("none", "wandb", "trackio"), "place",
+        "service that gets the figures too: none, wandb or trackio")
     max_minutes: float = number(0.0, or_zero("minutes", "for no limit"), "place",
         "stop, with a checkpoint, before so many minutes; 0: no limit")
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",

@@ -42,7 +42,7 @@ class FederatedPhase(Phase):
             bytes_up=costs.bytes_up,
             clients_ok=costs.clients_ok,
             clients_failed=len(costs.errors),
-        )
+        ).with_peaks(costs.peaks)
 
     def ask(
         self,

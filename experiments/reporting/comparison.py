@@ -7,7 +7,15 @@ import pandas as pd
 from experiments.reporting.records import partition_name
 from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
-from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent
+from fedta_app.plotting import (
+    fit_shares,
+    legend_below,
+    new_figure,
+    save_figure,
+    show_percent,
+    use_integers,
+)
+from fedta_app.runs.curves_figure import round_label
 from fedta_app.runs.directory import run_path
 
 
@@ -30,9 +38,10 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
         axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
     axis.set_title(_title(configs), fontsize="medium")
-    axis.set_xlabel("round")
+    axis.set_xlabel(" or ".join(sorted({round_label(config) for config in configs})))
     show_percent(axis, f"{split} accuracy")
-    axis.set_ylim(0, 1)
+    fit_shares(axis)
+    use_integers(axis.xaxis, 8)
     axis.grid(alpha=0.3)
     legend_below(figure, [axis])
     save_figure(path, figure)

@@ -93,13 +93,14 @@ class Record:
         """Wall time of all sessions of the run."""
         return float(sum(session["seconds"] for session in self.summary["sessions"])) / 60
 
-    def curve(self) -> list[tuple[int, float, float]]:
-        """Return round, megabytes so far and validation accuracy, wherever that was measured."""
+    def curve(self, column: str = "val_accuracy") -> list[tuple[int, float, float]]:
+        """Return round, megabytes so far and a column of metrics.csv, wherever it was measured."""
         points, moved = [], 0
         for row in self.rows:
             moved += int(row["bytes_up"]) + int(row["bytes_down"])
-            if row["val_accuracy"] and row["phase"] in ("start", "train"):
-                points.append((int(row["round"]), moved / 1e6, float(row["val_accuracy"])))
+            # Records of earlier releases lack some columns.
+            if row.get(column) and row["phase"] in ("start", "train"):
+                points.append((int(row["round"]), moved / 1e6, float(row[column])))
         return points
 
     def points(self, name: str) -> pd.DataFrame | None:

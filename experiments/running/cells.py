@@ -19,7 +19,7 @@ from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.runs.directory import LOCK_FILE, run_path
-from fedta_app.runs.metrics import COLUMNS
+from fedta_app.runs.metrics import ADDED, COLUMNS
 
 _SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
 
@@ -182,9 +182,12 @@ def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
         with (folder / "metrics.csv").open() as stream:
             rows = tuple(csv.DictReader(stream))
         for row in rows:
+            if None in row.values():
+                return ()  # the row was cut off
             for name in COLUMNS:
-                _ = row[name] if name == "phase" else float(row[name] or 0)
-    except (OSError, ValueError, KeyError, TypeError):  # TypeError: a row that was cut off
+                if name in row or name not in ADDED:
+                    _ = row[name] if name == "phase" else float(row[name] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
         return ()
     return rows
 

@@ -1,5 +1,6 @@
 """Records and reports: what is refused, what is compared, and the same bytes every time."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -15,13 +16,14 @@ from experiments.reporting.collect import without_paths
 from experiments.reporting.figures import groups
 from experiments.reporting.frames import comparisons_frame, page_frame
 from experiments.reporting.gate import sanity_gate
-from experiments.reporting.line_figures import against_bytes, negated, scaled
+from experiments.reporting.line_figures import against_bytes, curves, losses, negated, scaled
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
+from experiments.running.cells import read_rows
 from experiments.running.presets import Preset, load_table
 from fedta_app.config import to_toml
-from fedta_app.runs.metrics import Row, write_csv
+from fedta_app.runs.metrics import ADDED, COLUMNS, Row, write_csv
 
 TABLE = load_table("smoke")
 # test accuracy of seeds 0 and 1
@@ -251,6 +253,82 @@ def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["nc1"]
     assert against_bytes(TABLE, {"iid": drawn["iid"]}) is None
+
+
+def measured(seed: int, *, loss: bool, test: bool) -> list[Row]:
+    """Return rows of one run, with a loss, and the test set measured in every round."""
+    return [
+        Row(
+            number,
+            "train" if number else "start",
+            val_accuracy=0.5 + 0.1 * number,
+            test_accuracy=0.4 + 0.1 * number if test or number == 2 else None,
+            test_loss=(3.0 if test or number == 2 else None),
+            val_loss=2.0 - 0.5 * number + seed if loss else None,
+        )
+        for number in range(3)
+    ]
+
+
+def test_a_loss_is_drawn_where_records_have_one(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    assert losses(TABLE, drawn) is None  # as of the first records
+    before = curves(TABLE, drawn)
+    assert before.get_supxlabel() == ""
+    for seed in (0, 1):
+        folder = write(tmp_path, "least-nc1", seed)
+        write_csv(folder / "metrics.csv", measured(seed, loss=True, test=False))
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    figure = losses(TABLE, drawn)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_title() == "nc1" and axis.get_xlabel() == "round"
+    assert axis.get_ylabel() == "validation loss"
+    (line,) = axis.lines
+    assert list(line.get_ydata()) == [2.5, 2.0, 1.5]
+    for found in (figure, curves(TABLE, drawn)):
+        assert 'measure-test = "end"' in found.get_supxlabel()
+
+
+def test_test_curves_are_dashed_where_there_are_some(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = write(tmp_path, "least-nc1", seed, config={"measure-test": "always"})
+        write_csv(folder / "metrics.csv", measured(seed, loss=True, test=True))
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    accuracy, loss = curves(TABLE, drawn), losses(TABLE, drawn)
+    assert loss is not None
+    for figure, label in ((accuracy, "accuracy"), (loss, "loss")):
+        (axis,) = figure.axes
+        assert axis.get_ylabel() == f"validation (solid), test (dashed) {label}"
+        assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+        assert figure.get_supxlabel() == ""
+    assert list(accuracy.axes[0].lines[1].get_ydata()) == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_a_centralised_panel_is_against_epochs(tmp_path: Path) -> None:
+    centralized = {"engine": "centralized", "local-steps": 0}
+    write(tmp_path, "least-iid", 0, config=centralized)
+    write(tmp_path, "least-nc1", 0)
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    assert [axis.get_xlabel() for axis in curves(TABLE, drawn).axes] == ["epoch", "round"]
+
+
+def test_the_columns_that_first_records_lack_are_not_missed(tmp_path: Path) -> None:
+    folder = write(tmp_path, "least-iid", 0)
+    rows = read_rows(folder)
+    metrics = folder / "metrics.csv"
+    first = [name for name in COLUMNS if name not in ADDED]
+    with metrics.open("w") as stream:
+        writer = csv.DictWriter(stream, first, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert [row["val_accuracy"] for row in read_rows(folder)] == ["0.6", "0.9"]
+    metrics.write_text(metrics.read_text().replace("val_accuracy", "accuracy"))
+    assert read_rows(folder) == ()
+    write_csv(metrics, [Row(0, "start")])
+    metrics.write_text(metrics.read_text().strip()[:-2])  # between two columns
+    assert read_rows(folder) == ()
 
 
 def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path: Path) -> None:
