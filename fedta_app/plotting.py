@@ -5,6 +5,7 @@ state of pyplot is never used.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,14 +82,9 @@ def two_panels(
                 fontsize="small", borderaxespad=0,
             )  # fmt: skip
     figure.suptitle(title)
-    write_note(figure, note)
-    save_figure(path, figure)
-
-
-def write_note(figure: "Figure", note: str) -> None:
-    """Write a sentence below all panels of a figure; an empty one takes no space."""
     if note:
         figure.supxlabel(note, fontsize="small", color="0.35")
+    save_figure(path, figure)
 
 
 def panel_grid(
@@ -207,8 +203,10 @@ def use_integers(axis: "Axis", most: int) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=most))
 
 
-def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 1) -> None:
-    """Put one legend for all axes below the figure, with each label once."""
+def legend_below(
+    figure: "Figure", axes: Sequence["Axes"], columns: int = 1, note: str = ""
+) -> None:
+    """Put one legend for all axes below the figure, with each label once, under a note."""
     entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -216,6 +214,7 @@ def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 1) -> 
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", frameon=False,
         fontsize="small", ncols=min(len(entries), columns),
+        title=textwrap.fill(note, int(15 * figure.get_figwidth())), title_fontsize="small",
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from fedta_app.plotting import (
     panel_grid,
     show_percent,
     use_logarithms,
-    write_note,
 )
 from fedta_app.runs.curves_figure import note_on_test, round_label
 
@@ -66,16 +65,21 @@ def _against_rounds(table: Table, drawn: Group, figure: str) -> "Figure":
         if tests.shape[1] > 1:
             axis.plot(tests[0], tests[1], color=style["color"], linestyle="--", linewidth=1)
 
+    # Records from before there was a validation loss keep the figures that they had.
+    silent = test_curve or not any(record.curve("val_loss") for record in records)
     splits = "validation (solid), test (dashed)" if test_curve else "validation"
     drawing = _draw(
-        table, drawn, plot, "round", label=f"{splits} {figure}", shares=figure == "accuracy"
+        table,
+        drawn,
+        plot,
+        "round",
+        label=f"{splits} {figure}",
+        shares=figure == "accuracy",
+        note="" if silent else note_on_test(records[0].config.measure_test),
     )
     for axis, lines in zip(drawing.axes, drawn.values(), strict=False):
         if all(round_label(group[0].config) == "epoch" for group in lines.values()):
             axis.set_xlabel("epoch")
-    # Records from before there was a validation loss keep the figures that they had.
-    if not test_curve and any(record.curve("val_loss") for record in records):
-        write_note(drawing, note_on_test(records[0].config.measure_test))
     return drawing
 
 
@@ -171,6 +175,7 @@ def _draw(
     *,
     label: str = "validation accuracy",
     shares: bool = True,
+    note: str = "",
 ) -> "Figure":
     """Return a figure with a panel per entry, in which a line has the same style everywhere.
 
@@ -180,6 +185,8 @@ def _draw(
         Labels of the axes.
     shares : bool
         Whether the lines are shares, shown in percent, or losses.
+    note : str
+        A sentence above the legend.
     """
     figure, axes = panel_grid(
         len(drawn), panel=(3.2, 2.7), margin=(0.6, 0.9), least_width=4.6, sharey=True
@@ -197,7 +204,7 @@ def _draw(
             plot(axis, group, styles[line])
     for axis in axes[::MOST_COLUMNS]:
         axis.set_ylabel(label)
-    legend_below(figure, axes, 3 if len(axes) == 1 else 5)
+    legend_below(figure, axes, 3 if len(axes) == 1 else 5, note)
     if not shares:
         fit_losses(axes)
         return figure

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
@@ -270,12 +271,16 @@ def measured(seed: int, *, loss: bool, test: bool) -> list[Row]:
     ]
 
 
+def note(figure: Figure) -> str:
+    (legend,) = figure.legends
+    return legend.get_title().get_text().replace("\n", " ")
+
+
 def test_a_loss_is_drawn_where_records_have_one(tmp_path: Path) -> None:
     write_all(tmp_path)
     (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
     assert losses(TABLE, drawn) is None  # as of the first records
-    before = curves(TABLE, drawn)
-    assert before.get_supxlabel() == ""
+    assert note(curves(TABLE, drawn)) == ""
     for seed in (0, 1):
         folder = write(tmp_path, "least-nc1", seed)
         write_csv(folder / "metrics.csv", measured(seed, loss=True, test=False))
@@ -288,7 +293,7 @@ def test_a_loss_is_drawn_where_records_have_one(tmp_path: Path) -> None:
     (line,) = axis.lines
     assert list(line.get_ydata()) == [2.5, 2.0, 1.5]
     for found in (figure, curves(TABLE, drawn)):
-        assert 'measure-test = "end"' in found.get_supxlabel()
+        assert 'measure-test = "end"' in note(found)
 
 
 def test_test_curves_are_dashed_where_there_are_some(tmp_path: Path) -> None:
@@ -302,7 +307,7 @@ def test_test_curves_are_dashed_where_there_are_some(tmp_path: Path) -> None:
         (axis,) = figure.axes
         assert axis.get_ylabel() == f"validation (solid), test (dashed) {label}"
         assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
-        assert figure.get_supxlabel() == ""
+        assert note(figure) == ""
     assert list(accuracy.axes[0].lines[1].get_ydata()) == pytest.approx([0.4, 0.5, 0.6])
 
 
