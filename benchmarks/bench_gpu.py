@@ -54,7 +54,7 @@ JOB: dict[str, Any] = {
     "dataset": "cifar100", "model": "vit_small_patch16_224.dino", "weights": "random",
     "partition": "iid", "num-clients": 100, "fraction-train": 0.1, "local-steps": 4,
     "batch-size": 64, "lr": 1e-3, "momentum": 0.9, "engine": "in-process",
-    "eval-every": 10**6, "eval-size": 10, "checkpoint-every": 10**6,
+    "eval-every": 10**6, "eval-size": 10, "checkpoint-every": 10**6, "keep-model": "none",
 }  # fmt: skip
 TINY: dict[str, Any] = {"dataset": "digits", "model": "vit_digits", "batch-size": 8, "threads": 1}
 # A head that costs a round, so that a mask may cover the backbone; nothing is scored.

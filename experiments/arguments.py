@@ -61,6 +61,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--records": {"type": Path, "help": "default: results"},
     "--out": {"type": Path, "help": "default: results, or where the records are"},
+    "run": {"type": Path, "metavar": "RUN", "help": "the directory that the run printed"},
+    "file": {"type": Path, "metavar": "FILE", "help": "to write: NAME.safetensors, and NAME.md"},
+    "--weights": {"choices": ["last", "best"], "default": "last", "help": "best: by validation"},
+    "--split": {"choices": ["test", "validation"], "default": "test", "help": "default: test"},
 }
 _CELLS = (
     "selection", "--scale", "--engine", "--device", "--results-dir", "--data-dir", "--set"
@@ -85,6 +89,11 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "write tables and figures from the records",
         ("table", "--scale", "--records", "--out"),
     ),
+    "evaluate": (
+        "measure a finished run's model by class and by client",
+        ("run", "--weights", "--split", "--device", "--data-dir"),
+    ),
+    "export": ("write a finished run's model as a file of its own", ("run", "file", "--weights")),
 }
 
 

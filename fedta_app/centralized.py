@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
+from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Phase, RoundLoop, check_keys
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
@@ -19,7 +20,7 @@ from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
-from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
+from fedta_app.training.workspace import Workspace, model_facts, run_facts, shared_workspace
 from fedta_app.vectors.flat import weights_sha256
 from fedta_app.vectors.mask import FlatMask
 
@@ -37,7 +38,8 @@ def run_centralized(config: RunConfig) -> None:
             notes=baseline.notes,
         )
         with session.recording_failure():
-            RoundLoop(phases, {"baseline": baseline}, session, baseline.sha256).run()
+            keeper = ModelKeeper(session, lambda: workspace.model, model_facts(workspace))
+            RoundLoop(phases, {"baseline": baseline}, session, keeper, baseline.sha256).run()
     finally:
         shared_workspace.cache_clear()
 

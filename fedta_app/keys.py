@@ -187,6 +187,8 @@ class Keys:
         "when test images are read: always, end (once, at the end) or never")
     checkpoint_every: int = whole(1, 1, "place count",
         "rounds between checkpoints, which a crash may cost")
+    keep_model: str = choice("best-and-last", ("best-and-last", "last", "none"), "place",
+        "which named weights the folder model/ keeps; best is by validation")
     resume: bool = flag(True, "place",
         "continue the run in the directory; false: move it aside, begin anew")
     results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.client_memory import ClientMemory, Setup, bytes_vector, client_memory
 from engine.replies import replies_as_they_come
@@ -102,6 +102,12 @@ class ServerState:
         """Measure the global model on validation and, if due, test images."""
         self.memory.load_head(self.head)
         return measure(self.workspace, self.weights, last=last)
+
+    def model(self) -> nn.Module:
+        """Return the model with the global weights and the head."""
+        self.memory.load_head(self.head)
+        self.workspace.weights.load(self.weights)
+        return self.workspace.model
 
     def sha256(self) -> str:
         """Return the sha256 of all weights; those of a frozen head come last."""

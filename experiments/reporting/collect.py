@@ -28,6 +28,7 @@ from fedta_app.files import read_toml, write_atomically
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
+from fedta_app.runs.reading import Run
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.workspace import Workspace, build_workspace
 from fedta_app.vectors import FlatMask
@@ -63,7 +64,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
     folder.mkdir(parents=True, exist_ok=True)
-    mask = _final_mask(path, summary, checkpoint)
+    mask = Run(path).flat_mask
     if mask is not None:
         summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
         summary["mask-density"] = _densities(mask, workspace)
@@ -112,17 +113,6 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(entry) for entry in value]
     return _PATH.sub("", value) if isinstance(value, str) else value
-
-
-def _final_mask(path: Path, summary: dict[str, Any], checkpoint: Checkpoint) -> FlatMask | None:
-    """Return the mask of the weights that travelled, of a run that had one."""
-    if not (noted := summary.get("mask")):
-        return None
-    if "sha256" in noted:
-        bits = BlobStore(path / "blobs").get(noted["sha256"])
-    else:  # the baseline keeps it in its checkpoint
-        bits = _server(checkpoint)["mask"].numpy().tobytes()
-    return FlatMask.from_bits(bits, _server(checkpoint)["weights"].numel(), torch.device("cpu"))
 
 
 def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:

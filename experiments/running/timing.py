@@ -78,7 +78,7 @@ def measure_parts(config: RunConfig) -> Parts:
     """
     with tempfile.TemporaryDirectory(prefix="fedta-plan-") as folder:
         here = config.with_values(
-            name="plan", results_dir=folder, max_minutes=0.0, resume=False,
+            name="plan", results_dir=folder, max_minutes=0.0, resume=False, keep_model="none",
             engine="in-process" if config.engine == "flower" else config.engine,
         )  # fmt: skip
         with redirect_stdout(io.StringIO()):

@@ -74,7 +74,9 @@ class Study:
 
     def __init__(self, config: RunConfig, label: str, space: Space) -> None:
         check_space(space)
-        self._config = config.with_values(name=f"tune/{label}", measure_test="never", resume=True)
+        self._config = config.with_values(
+            name=f"tune/{label}", measure_test="never", keep_model="none", resume=True
+        )
         self._space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = run_path(self._config).parent

@@ -122,6 +122,11 @@ class RunSession:
                 "it was started; restore what was there, or choose another name"
             )
 
+    @property
+    def code(self) -> Mapping[str, Any]:
+        """What this session runs: see `fedta_app.runs.provenance.code_facts`."""
+        return self._code
+
     def add(self, row: Row, state: State) -> None:
         """Record a round, with the memory it took; `state` is called if a checkpoint is due."""
         row = row.with_peaks(peaks())

@@ -154,9 +154,13 @@ class Workspace:
             images = random_crop_flip(
                 images, padding=self.data.crop_padding, flip=self.data.flip, generator=generator
             )
-        mean = self.built.mean or self.data.mean
-        std = self.built.std or self.data.std
+        mean, std = self.normalisation
         return to_input(images, size=self.built.image_size, mean=mean, std=std)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, of the model or else of the data set."""
+        return self.built.mean or self.data.mean, self.built.std or self.data.std
 
 
 def _cut(images: ImageSet, config: RunConfig, split: str) -> ImageSet:
@@ -239,8 +243,44 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
             "parameters-sha256": workspace.weights.fingerprint,
         },
         "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
+        "model": _network(workspace),
         "device": device_name(workspace.device),
         "kernels": workspace.kernels,
         "precision": workspace.precision,
         "warnings": list(workspace.built.warnings),
+    }
+
+
+def model_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what the file of a model says of it: how it is built, its data and its start."""
+    config, data, source = workspace.config, workspace.data, workspace.built.source
+    path = Path(source.location)
+    facts: dict[str, Any] = {
+        "model": _network(workspace),
+        "data": {
+            "name": data.name,
+            "sha256": data.digest,
+            "training-images": len(data.train),
+            "validation-images": len(workspace.evaluation_sets[0]),
+            "test-images": len(workspace.evaluation_sets[1]),
+        },
+        "start": {
+            "kind": source.kind,
+            "from": path.name if path.is_absolute() else source.location,
+            "sha256": source.sha256,
+        },
+    }
+    return facts if config.engine == "centralized" else facts | {"num-clients": config.num_clients}
+
+
+def _network(workspace: Workspace) -> dict[str, Any]:
+    """Return what has to be known to build the model again and to feed it with images."""
+    mean, std = workspace.normalisation
+    return {
+        "name": workspace.config.model,
+        "classes": workspace.data.num_classes,
+        "channels": workspace.data.train.images.shape[1],
+        "image-size": workspace.built.image_size,
+        "mean": list(mean),
+        "std": list(std),
     }
