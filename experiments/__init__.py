@@ -7,4 +7,7 @@ single questions. The presets are in `tables`. `python -m experiments` is the co
 
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"  # the records that are committed
+ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = any(ROOT.glob("fedta-*.dist-info"))  # by pip, from a wheel: nothing is written to ROOT
+# The records that are committed; away from a checkout, those of the working directory.
+RESULTS = (Path.cwd() if INSTALLED else ROOT) / "results"
