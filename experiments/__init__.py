@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RESULTS", "load_run"]
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"  # the records that are committed
+ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = any(ROOT.glob("fedta-*.dist-info"))  # by pip, from a wheel: nothing is written to ROOT
+# The records that are committed; away from a checkout, those of the working directory.
+RESULTS = (Path.cwd() if INSTALLED else ROOT) / "results"
 
 
 def load_run(path: str | Path, *, unfinished: bool = False) -> "Run":

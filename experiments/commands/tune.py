@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         from experiments.running.tuned import changed_presets, save_study, write_choice
     except ModuleNotFoundError as error:
         raise ConfigError(
-            'tuning needs optuna, which is not installed: pip install -e ".[dev]"'
+            "tuning needs optuna, which is not installed: pip install optuna"
         ) from error
     table, chosen = select(options.selection, options.scale)
     if len(chosen) != 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import tomli_w
 
-from experiments.running.presets import Table, tuned_path
+from experiments.running.presets import Table, tuned_paths
 from experiments.running.tune import Chosen
 from fedta_app.files import read_toml, write_atomically
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent, use_logarithms
@@ -25,11 +25,12 @@ _HEADER = (
 
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
     """Write the chosen values of the presets that a pattern names; return the file."""
-    path, header, sections = tuned_path(table, scale), _HEADER, {}
+    path, header, sections = tuned_paths(table, scale)[-1], _HEADER, {}
     if path.exists():
         lines = path.read_text().splitlines()
         comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
         header, sections = "\n".join([*comment, "", ""]), read_toml(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A section that is there keeps its place: what is said after it is still stronger.
     write_atomically(path, header + tomli_w.dumps(sections | {pattern: values}))
     return path

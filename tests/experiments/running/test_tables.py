@@ -8,7 +8,7 @@ from experiments.reporting.figures import FIGURES
 from experiments.reporting.frames import check_comparison
 from experiments.reporting.report import kept_tables
 from experiments.running.cells import deciding_keys, identity
-from experiments.running.presets import load_table, tables, tuned_path
+from experiments.running.presets import load_table, tables, tuned_paths
 from experiments.running.scales import scales
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
@@ -64,7 +64,7 @@ def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
 
 @pytest.mark.parametrize("table", RESEARCH)
 def test_masked_presets_of_the_small_scale_have_rates_of_their_own(table: str) -> None:
-    path = tuned_path(table, "small")
+    (path,) = tuned_paths(table, "small")
     sections = read_toml(path) if path.exists() else {}
     patterns = [pattern for pattern, values in sections.items() if "lr" in values]
     for name, config in configs(table, "small").items():

@@ -28,7 +28,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the chosen values out of the repository."""
     path = tmp_path / "tuned.toml"
     for module in ("presets", "tuned"):
-        monkeypatch.setattr(f"experiments.running.{module}.tuned_path", lambda table, scale: path)
+        monkeypatch.setattr(f"experiments.running.{module}.tuned_paths", lambda *_: [path])
     return path
 
 
