@@ -189,7 +189,7 @@ def client_scores(
             model, sensitivities, batches, labels=labels, output=output, generator=generator
         )
         if rule.statistic is not None:
-            with evaluation_mode(model), torch.enable_grad():
+            with evaluation_mode(model):
                 message[size:] = rule.statistic(model, layout.names, batches)
     return message
 

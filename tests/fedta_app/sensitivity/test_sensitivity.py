@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedta_app.seeding import derive_seed
-from fedta_app.sensitivity import UnsupportedModelError, fisher_diagonal, fisher_into
+from fedta_app.sensitivity import fisher_diagonal, fisher_into
 from fedta_app.sensitivity.keyed import keyed_uniform
 from fedta_app.vectors import Layout
 from tests.fedta_app.sensitivity.sensitivity_models import (
     CLASSES,
     Custom,
     Shared,
-    TokensFirst,
     assert_scores_close,
     cnn,
     flat,
@@ -244,13 +243,6 @@ def test_batch_statistics_are_refused():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4, track_running_stats=False))
     with pytest.raises(ValueError, match="'1' normalises over the batch"):
         fisher_diagonal(model, [])
-
-
-def test_a_model_that_turns_out_unsupported_late_is_an_error():
-    model, [(images, labels), (rest, others)] = prepare(TokensFirst, (8, 16))
-    pair = (images[:2], labels[:2])  # two tokens, two examples: nothing to tell them apart
-    with pytest.raises(UnsupportedModelError, match="give it at least 3 examples"):
-        fisher_diagonal(model, [pair, (rest, others)])
 
 
 def test_no_examples_score_zero():
