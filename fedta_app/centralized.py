@@ -15,11 +15,12 @@ from fedta_app.runs.loop import Phase, RoundLoop, check_keys
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
+from fedta_app.training.facts import run_facts
 from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
-from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
+from fedta_app.training.workspace import Workspace, shared_workspace
 from fedta_app.vectors.flat import weights_sha256
 from fedta_app.vectors.mask import FlatMask
 
@@ -164,7 +165,7 @@ class Train(_BaselinePhase):
         workspace, optimizer = self.workspace, self.baseline.optimizer
         lr = learning_rate(workspace.config, number)
         with optimizer.skip_frozen_tensors():
-            return train_steps(workspace, optimizer, workspace.data.train, lr=lr, key=(number,))
+            return train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
 
     def run_round(self, number: int) -> Row:
         """Train for one round, and measure the model when that is due."""

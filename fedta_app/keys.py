@@ -44,6 +44,7 @@ SOME_CALIBRATE = FEDERATED & Condition(
     ),
 )
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
+SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
 STEP = key_is("lr-schedule", "step")
 
 
@@ -73,8 +74,13 @@ class Keys:
         "result build start", "pretrained, random, or the path of a weights file")
     image_size: int = whole(0, 0, "result time step build start",
         "pixels a side that images are resized to; 0: the model's own", high=1024)
+    trained_blocks: int = whole(0, 0, "result time step build start",
+        "last blocks of a transformer that are trained; 0: all weights", high=1000)
     augment: bool = flag(True, "result time",
         "random crops, and flips where the data set allows them")
+    cached_views: int = whole(0, 0, "result time",
+        "cached augmented views of an image; 0: new ones each step", high=64,
+        read_when=SOME_BLOCKS & key_is("augment", True))
     partition: str = choice("dirichlet", ("iid", "classes", "dirichlet"), "result partition",
         "iid, classes (Nc per client) or dirichlet, which fits any K", read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
@@ -190,6 +196,11 @@ class Keys:
     resume: bool = flag(True, "place",
         "continue the run in the directory; false: move it aside, begin anew")
     results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")
+    cache_dir: str = text("~/fedta/cache", "a folder, or nothing for no cache", "place",
+        "where outputs of frozen blocks are kept; empty: in memory", read_when=SOME_BLOCKS,
+        check=lambda value: True)
+    cache_gb: float = number(20.0, POSITIVE, "place",
+        "largest size of that folder in gigabytes; unused entries go first", read_when=SOME_BLOCKS)
     max_minutes: float = number(0.0, or_zero("minutes", "for no limit"), "place",
         "stop, with a checkpoint, before so many minutes; 0: no limit")
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",

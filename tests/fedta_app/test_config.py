@@ -139,10 +139,11 @@ def test_an_entry_is_complete(key: Key) -> None:
 
 
 def some_configurations(number: int) -> list[RunConfig]:
-    """Valid configurations, drawn from the options of the keys that have some."""
+    """Return valid configurations, drawn from the options of the keys that have some."""
     draw, found = random.Random(0), list[RunConfig]()
     while len(found) < number:
         values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
+        values["trained-blocks"] = draw.choice((0, 1))  # which other keys depend on
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found
