@@ -67,6 +67,14 @@ class Baseline:
         self.mask: FlatMask | None = None
         self.notes: dict[str, Any] = {}
 
+    def solve_head(self) -> None:
+        """Solve the ridge head over all training images under the weights of now, and freeze it."""
+        workspace = self.workspace
+        fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
+        assert workspace.head is not None
+        workspace.head.load(fitted.vector)
+        self.notes["head"] = fitted.facts()
+
     def use_mask(self, mask: FlatMask) -> None:
         """Train only the entries of the mask from now on."""
         self.mask = mask
@@ -135,11 +143,7 @@ class Head(_BaselinePhase):
 
     def work(self, number: int) -> None:
         """Solve for the head and freeze it."""
-        workspace = self.workspace
-        fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
-        assert workspace.head is not None
-        workspace.head.load(fitted.vector)
-        self.baseline.notes["head"] = fitted.facts()
+        self.baseline.solve_head()
 
 
 class Calibrate(_BaselinePhase):
@@ -165,7 +169,10 @@ class Train(_BaselinePhase):
         workspace, optimizer = self.workspace, self.baseline.optimizer
         lr = learning_rate(workspace.config, number)
         with optimizer.skip_frozen_tensors():
-            return train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
+            loss = train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
+        if workspace.config.head_refresh and number % workspace.config.head_refresh == 0:
+            self.baseline.solve_head()
+        return loss
 
     def run_round(self, number: int) -> Row:
         """Train for one round, and measure the model when that is due."""

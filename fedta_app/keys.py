@@ -43,6 +43,7 @@ SOME_CALIBRATE = FEDERATED & Condition(
         SCORED.holds(c) or (MASKED.holds(c) and c.mask_scope in ("vote", "union", "intersection"))
     ),
 )
+REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
 SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
 STEP = key_is("lr-schedule", "step")
@@ -128,6 +129,11 @@ class Keys:
         "penalty, relative to the features' variance; 0: by validation", read_when=RIDGE)
     head_temperature: float = number(0.0, or_zero("a temperature", "to fit it"), "result",
         "what the ridge head's logits are divided by; 0: by validation", read_when=RIDGE)
+    head_refresh: int = whole(0, 0, "result time",
+        "rounds after which the ridge head is solved again; 0: never", read_when=RIDGE)
+    head_refresh_clients: str = choice("all", ("all", "sampled"), "result time",
+        "whose images the head is then solved from: all, or the round's",
+        read_when=REFRESHED)
     probe_rounds: int = whole(20, 1, "result count",
         "rounds of FedAvg on the head alone, for head probe", read_when=PROBE)
     probe_lr: float = number(0.1, POSITIVE, "result", "learning rate of those rounds",
@@ -169,6 +175,11 @@ class Keys:
     pull: float = number(0.01, NOT_NEGATIVE, "result",
         "mu of fedprox, towards the global weights; 0: that is FedAvg",
         read_when=strategy_reads("pull"))
+    prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
+        "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))
+    prior_smoothing: float = number(0.1, POSITIVE, "result",
+        "what a class without images counts in a client's prior, of a mean class",
+        read_when=strategy_reads("prior_smoothing"))
     server_lr: float = number(0.0, or_zero("a number", "for the algorithm's own"), "result",
         "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
         read_when=strategy_reads("server_lr"))

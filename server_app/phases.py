@@ -4,17 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from engine.client_memory import Setup
-from engine.transport import MEMORY, pack, unpack
+from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate
+from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy
@@ -49,12 +50,15 @@ class FederatedPhase(Phase):
         clients: list[int],
         message_type: str,
         *,
+        arrays: ArrayRecord | None = None,
         setup: Setup = _NO_SETUP,
         config: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Send a message to each client; yield partition id and vector of each good reply."""
         exchange = self.state.exchange
-        messages = exchange.messages(clients, message_type, config=config, setup=lambda _: setup)
+        messages = exchange.messages(
+            clients, message_type, arrays=arrays, config=config, setup=lambda _: setup
+        )
         for answer in exchange.in_order(clients, self.state.send(messages)):
             exchange.remember(answer.partition_id, setup)
             yield answer.partition_id, answer.vectors["vector"]
@@ -87,7 +91,23 @@ class Train(FederatedPhase):
         state.set_travelling_weights(weights)
         if self.strategy.memories_lost:
             state.notes["client-memories-lost"] = self.strategy.memories_lost
+        if state.config.head_refresh and number % state.config.head_refresh == 0:
+            self._refresh_head()
         return loss
+
+    def _refresh_head(self) -> None:
+        """Solve the ridge head again, over the features that the weights of now give."""
+        state, exchange = self.state, self.state.exchange
+        everybody = state.config.head_refresh_clients == "all"
+        clients = list(range(len(exchange.nodes))) if everybody else self.strategy.answered
+        step, sums = state.clients_per_round, RidgeSums(state)
+        sent = pack_many({"vector": state.travelling_weights()}, exchange.transport)
+        setup = Setup(head=state.head, down=state.mask)
+        for first in range(0, len(clients), step):
+            group = clients[first : first + step]
+            sums.add(self.ask(group, "train.head", arrays=sent, setup=setup))
+        release(sent, exchange.transport)
+        sums.solve()
 
     def run_round(self, number: int) -> Row:
         """Train for one round, and measure the model and its task vectors when that is due."""
