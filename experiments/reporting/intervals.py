@@ -74,7 +74,7 @@ def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float
     Examples
     --------
     >>> round(equivalence_p([0.80, 0.81, 0.82], [0.80, 0.812, 0.819], margin=0.01), 4)
-    0.0045
+    0.0041
     """
     differences = np.subtract(first, second)
     number = len(differences)
