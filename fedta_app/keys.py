@@ -195,6 +195,9 @@ class Keys:
         read_when=strategy_reads("server_tau"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
+    interference_every: int = whole(0, 0, "result time",
+        "rounds between measurements of the updates' interference; 0: none",
+        scales_with_rounds=True, read_when=FEDERATED)
     eval_every: int = whole(5, 1, "result count",
         "rounds between measurements; the last round always has one", scales_with_rounds=True)
     eval_size: int = whole(0, 0, "result count start",

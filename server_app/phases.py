@@ -15,6 +15,7 @@ from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate
+from server_app.interference import InterferenceLog
 from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
@@ -81,6 +82,7 @@ class Train(FederatedPhase):
     def __init__(self, state: ServerState, strategy: FederatedStrategy) -> None:
         super().__init__(state, state.config.num_server_rounds)
         self.strategy = strategy
+        self.interference = InterferenceLog(state)
         # Made before a checkpoint is read, when the weights are still those before training.
         self._start = state.weights.clone() if state.config.task_figures else state.weights
 
@@ -113,13 +115,26 @@ class Train(FederatedPhase):
         """Train for one round, and measure the model and its task vectors when that is due."""
         state, config = self.state, self.state.config
         report = TaskReport() if config.task_figures and number == self.num_rounds else None
-        self.strategy.watch = report.watch if report else None
+        interference = self.interference if self.interference.due(number) else None
+        self.strategy.watch = [part.watch for part in (report, interference) if part]
+        if interference:
+            interference.begin()
         row = measured_when_due(super().run_round(number), config, state.measure)
         if report:
             report.save(run_path(config))
             found = report.save_arithmetic(run_path(config), state, self._start)
             state.notes["task-vectors"] = found
+        if interference:
+            interference.measure(number)
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured of the updates' interference."""
+        return self.interference.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what was measured."""
+        self.interference.load_state_dict(state)
 
 
 def make_strategy(state: ServerState) -> FederatedStrategy:

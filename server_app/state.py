@@ -123,6 +123,15 @@ class ServerState:
         else:
             mask.scatter_(self.weights, weights.to(self.weights.device))
 
+    def whole(self, vector: Tensor) -> Tensor:
+        """Return a vector over the weights that travel, (P,), over all of them, (N,)."""
+        travelling = self.travelling()
+        if travelling is None:
+            return vector.to(self.weights.device)
+        whole = torch.zeros_like(self.weights)
+        travelling.scatter_(whole, vector.to(whole.device))
+        return whole
+
     def expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a client's vector over the weights that travel, (P,), and a mask over it.
 

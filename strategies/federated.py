@@ -63,8 +63,8 @@ class FederatedStrategy(Strategy):
         Digests of what the algorithm keeps on clients, as of their last replies that counted.
     answered : list of int
         The clients whose replies counted in the last round.
-    watch : callable or None
-        Sees every update that is added: partition id, update, trained entries.
+    watch : list of callable
+        Each sees every update that is added: partition id, update, trained entries.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FederatedStrategy(Strategy):
         self.setup = setup
         self.expand = expand
         self.message_type = message_type
-        self.watch: Callable[[int, Tensor, Tensor | None], None] | None = None
+        self.watch: list[Callable[[int, Tensor, Tensor | None], None]] = []
         self.state: Vectors | None = None
         self.memories: dict[int, str] = {}
         self.memories_lost = 0
@@ -147,8 +147,8 @@ class FederatedStrategy(Strategy):
             reply = self._reply(partition_id, metrics, vectors, server_round)
             combined.add(reply)
             self.answered.append(partition_id)
-            if self.watch is not None:
-                self.watch(partition_id, reply.update, reply.trained)
+            for watch in self.watch:
+                watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
             self._remember_memory(partition_id, message)
             loss += reply.num_examples * float(metrics["train-loss"])
