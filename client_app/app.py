@@ -21,7 +21,7 @@ from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_man
 from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.runs.memory import peaks, reset_peaks
-from fedta_app.training.client import LocalResult, train_client, train_head
+from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
 from fedta_app.training.head_fit import head_statistics
 from fedta_app.training.scoring import client_batches, own_mask, scores
 from fedta_app.training.workspace import shared_workspace
@@ -106,8 +106,11 @@ def probe(message: Message, context: Context) -> Message:
 
 @app.train("head")
 def head(message: Message, context: Context) -> Message:
-    """Return the client's sums for the ridge head."""
+    """Return the client's sums for the ridge head, under the weights sent, if there are any."""
     memory, settings = _prepare(message, context)
+    if "arrays" in message.content.array_records:
+        weights = _received(message, settings)["vector"]
+        load_weights(memory.workspace, weights, memory.mask(str(settings["down"])))
     images = memory.workspace.head_data(int(settings["partition-id"]))
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
 

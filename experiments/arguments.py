@@ -59,6 +59,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "PATTERN",
         "help": "presets that get the values, such as nc5-*",
     },
+    "--cache-dir": {"help": "default ~/fedta/cache"},
+    "--clear": {"action": "store_true", "help": "delete all entries"},
     "--records": {"type": Path, "help": "default: results"},
     "--out": {"type": Path, "help": "default: results, or where the records are"},
     "run": {"type": Path, "metavar": "RUN", "help": "the directory that the run printed"},
@@ -85,6 +87,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*_CELLS, "--max-minutes", *_RESOURCES, "--trials", "--for", "--out"),
     ),
     "collect": ("keep finished cells as small records", (*_CELLS, "--seeds", "--out")),
+    "cache": ("show what is kept for later runs, or delete it", ("--cache-dir", "--clear")),
     "report": (
         "write tables and figures from the records",
         ("table", "--scale", "--records", "--out"),

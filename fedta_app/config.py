@@ -126,6 +126,11 @@ def _check_masks(config: RunConfig) -> None:
         raise ConfigError(
             "head = 'probe' is not allowed with engine = 'centralized': head is random or ridge"
         )
+    if config.head_refresh and config.head != "ridge":
+        raise ConfigError(
+            f"head-refresh = {config.head_refresh} is not allowed with head = '{config.head}': "
+            "only head = 'ridge' is solved, and can be solved again"
+        )
     rule = None if config.mask_rule == "none" else rule_named(config.mask_rule)
     if config.score_threshold and (
         rule is None

@@ -47,10 +47,11 @@ class Condition:
 ALWAYS = Condition("always", lambda config: True)
 
 
-def key_is(key: str, *values: str) -> Condition:
+def key_is(key: str, *values: Value) -> Condition:
     """Return the condition that a key has one of the values."""
     name = key.replace("-", "_")
-    return Condition(f"{key} is {' or '.join(values)}", lambda c: getattr(c, name) in values)
+    words = " or ".join(str(value).lower() for value in values)
+    return Condition(f"{key} is {words}", lambda c: getattr(c, name) in values)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class ServerState:
         """Return the model with the global weights and the head."""
         self.memory.load_head(self.head)
         self.workspace.weights.load(self.weights)
-        return self.workspace.model
+        return self.workspace.built.model  # frozen blocks included
 
     def sha256(self) -> str:
         """Return the sha256 of all weights; those of a frozen head come last."""
@@ -128,6 +128,15 @@ class ServerState:
             self.weights.copy_(weights)
         else:
             mask.scatter_(self.weights, weights.to(self.weights.device))
+
+    def whole(self, vector: Tensor) -> Tensor:
+        """Return a vector over the weights that travel, (P,), over all of them, (N,)."""
+        travelling = self.travelling()
+        if travelling is None:
+            return vector.to(self.weights.device)
+        whole = torch.zeros_like(self.weights)
+        travelling.scatter_(whole, vector.to(whole.device))
+        return whole
 
     def expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a client's vector over the weights that travel, (P,), and a mask over it.

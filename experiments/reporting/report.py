@@ -163,6 +163,16 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
     return ["## Differences", how, _pipes(print_comparisons(comparisons))]
 
 
+def _equivalence(table: Table) -> str:
+    margin = table.report.get("margin")
+    if margin is None:
+        return "The table states no margin within which a pair would be equivalent."
+    return (
+        f"It is *equivalent* where two one-sided tests, corrected likewise, put the difference "
+        f"within {100 * margin:g} points, the margin that the table stated before it ran."
+    )
+
+
 def _pipes(frame: pd.DataFrame) -> str:
     """Return a data frame as a Markdown table."""
     header = [str(column) for column in frame.columns]

@@ -26,10 +26,11 @@ from fedta_app.errors import RunError
 from fedta_app.masks import needs_scores
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
+from fedta_app.training.facts import run_facts
 from fedta_app.training.head_fit import head_statistics
 from fedta_app.training.scoring import ScoringBatches, calibration, scores
 from fedta_app.training.steps import evaluate, steps_of
-from fedta_app.training.workspace import Workspace, build_workspace, run_facts
+from fedta_app.training.workspace import Workspace, build_workspace
 
 _ROUNDS = 4  # the first one, with its warm-up, is not counted
 _STEPS = 8  # steps that stand for an epoch of the baseline

@@ -262,7 +262,7 @@ def evaluate_run(
             f"{run.path} was trained on another {run.config.dataset!r} than the one in "
             f"{workspace.config.data_dir}: the sha256 of its images differ"
         )
-    workspace.model.load_state_dict(kept.tensors)
+    workspace.built.model.load_state_dict(kept.tensors)
     images = workspace.evaluation_sets[split == "test"]
     loss, predicted = predict(workspace, images)
     labels, classes = images.labels.cpu().numpy(), workspace.data.num_classes

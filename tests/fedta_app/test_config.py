@@ -96,6 +96,7 @@ BAD = [
         "together they hold 8 of the 10 classes",
     ),
     ({"lr": [0.1]}, "lr = [0.1] is not allowed"),
+    ({"head": "probe", "head-refresh": 2}, "head-refresh = 2 is not allowed with head = 'probe'"),
 ]
 
 
@@ -139,10 +140,12 @@ def test_an_entry_is_complete(key: Key) -> None:
 
 
 def some_configurations(number: int) -> list[RunConfig]:
-    """Valid configurations, drawn from the options of the keys that have some."""
+    """Return valid configurations, drawn from the options of the keys that have some."""
     draw, found = random.Random(0), list[RunConfig]()
     while len(found) < number:
         values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
+        # Numbers that other keys depend on.
+        values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found

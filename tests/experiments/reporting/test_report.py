@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import without_paths
 from experiments.reporting.figures import groups
-from experiments.reporting.frames import comparisons_frame, page_frame
+from experiments.reporting.frames import comparisons_frame, page_frame, verdict
 from experiments.reporting.gate import sanity_gate
 from experiments.reporting.line_figures import against_bytes, curves, losses, negated, scaled
 from experiments.reporting.map_figures import mask_density
@@ -85,8 +86,32 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert frame is not None
     assert frame["partition"].tolist() == ["iid", "nc1"]
     assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
-    assert frame["verdict"].tolist() == ["better", "none"]
+    assert frame["verdict"].tolist() == ["differs", "cannot be told"]
     assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+
+
+@pytest.mark.parametrize(
+    ("differ", "equal", "word"),
+    [
+        (0.01, 0.9, "differs"),
+        (0.01, 0.01, "differs"),
+        (0.05, 0.049, "equivalent"),
+        (0.5, 0.05, "cannot be told"),
+        (math.nan, math.nan, "cannot be told"),
+    ],
+)
+def test_three_words(differ: float, equal: float, word: str) -> None:
+    assert verdict(differ, equal) == word
+
+
+def test_a_margin_makes_equal_pairs_equivalent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACCURACY, "random-nc1", ACCURACY["least-nc1"])
+    write_all(tmp_path)
+    table = replace(TABLE, report={**TABLE.report, "margin": 0.01})
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None and frame["verdict"].tolist()[1] == "equivalent"
 
 
 def test_comparisons_that_are_planned_count_before_they_are_run(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""What a run says of itself in summary.json."""
+
+from pathlib import Path
+from typing import Any
+
+from fedta_app.runs.provenance import device_name
+from fedta_app.training.workspace import Workspace
+
+
+def run_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what summary.json says of weights, data and device.
+
+    The entries under "identity" must be the same when a run is resumed.
+    """
+    source = workspace.built.source
+    return {
+        "identity": {
+            "data-sha256": workspace.data.digest,
+            "weights-file-sha256": source.sha256,
+            "parameters-sha256": workspace.weights.fingerprint,
+        },
+        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
+        "model": _network(workspace),
+        "device": device_name(workspace.device),
+        "kernels": workspace.kernels,
+        "precision": workspace.precision,
+        "trained-blocks": workspace.config.trained_blocks or "all",
+        "warnings": list(workspace.built.warnings),
+    }
+
+
+def model_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what the file of a model says of it: how it is built, its data and its start."""
+    config, data, source = workspace.config, workspace.data, workspace.built.source
+    path = Path(source.location)
+    facts: dict[str, Any] = {
+        "model": _network(workspace),
+        "data": {
+            "name": data.name,
+            "sha256": data.digest,
+            "training-images": len(data.train),
+            "validation-images": len(workspace.evaluation_sets[0]),
+            "test-images": len(workspace.evaluation_sets[1]),
+        },
+        "start": {
+            "kind": source.kind,
+            "from": path.name if path.is_absolute() else source.location,
+            "sha256": source.sha256,
+        },
+    }
+    return facts if config.engine == "centralized" else facts | {"num-clients": config.num_clients}
+
+
+def _network(workspace: Workspace) -> dict[str, Any]:
+    """Return what has to be known to build the model again and to feed it with images."""
+    mean, std = workspace.normalisation
+    return {
+        "name": workspace.config.model,
+        "classes": workspace.data.num_classes,
+        "channels": workspace.data.train.images.shape[1],
+        "image-size": workspace.built.image_size,
+        "mean": list(mean),
+        "std": list(std),
+    }
