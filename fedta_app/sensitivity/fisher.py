@@ -24,6 +24,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedta_app.seeding import checked_seed
 from fedta_app.sensitivity.keyed import keyed_uniform
 from fedta_app.sensitivity.layers import UnsupportedModelError
 from fedta_app.sensitivity.tape import SquaredGradientTape
@@ -83,8 +84,9 @@ def fisher_diagonal(
     Raises
     ------
     ValueError
-        If an option is unknown, a batch is malformed, the model does not return one row of logits
-        per example, or it normalises over the batch even in evaluation mode.
+        If an option is unknown, there are no examples, a batch is malformed, the model does not
+        return one row of logits per example, or it normalises over the batch even in evaluation
+        mode.
 
     Examples
     --------
@@ -133,6 +135,7 @@ def fisher_into(
         device, for example a view of one flat vector.
     """
     _check_options(model, labels, output)
+    seed = checked_seed(seed)
     if generator is not None:
         device = generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
@@ -247,6 +250,11 @@ def _numbered(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> It
         start += len(images)
         if len(images):
             yield _Batch(images.detach().to(device), labels, ids)
+    if start == 0:
+        raise ValueError(
+            "batches holds no examples, so there is nothing to measure; an iterator that was read "
+            "before is used up."
+        )
 
 
 def _unequal_parts(batch: _Batch) -> list[_Batch]:
