@@ -20,6 +20,7 @@ from fedta_app.partition.schemes import partition
 from fedta_app.runs.provenance import device_name
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.passes import Passes
+from fedta_app.training.schedule import schedule_warning
 from fedta_app.vectors.flat import FlatWeights
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -242,5 +243,7 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
         "device": device_name(workspace.device),
         "kernels": workspace.kernels,
         "precision": workspace.precision,
-        "warnings": list(workspace.built.warnings),
+        "warnings": [
+            *filter(None, [*workspace.built.warnings, schedule_warning(workspace.config)])
+        ],
     }
