@@ -96,10 +96,11 @@ def _unknown_key_sentence(key: str) -> str:
 
 def check_combinations(config: RunConfig) -> None:
     """Raise ConfigError when keys that are fine alone contradict each other."""
-    if config.lr_schedule == "warmup-cosine" and not config.warmup_rounds >= 1:
+    if config.lr_schedule == "warmup-cosine" and config.warmup_rounds < 2:
         raise ConfigError(
             f"warmup-rounds = {config.warmup_rounds} is not allowed with lr-schedule = "
-            "'warmup-cosine': warmup-rounds is at least 1 there"
+            "'warmup-cosine': warmup-rounds is at least 2 there, because lr is reached in the last "
+            "of them"
         )
     if config.lr_schedule != "warmup-cosine" and config.warmup_rounds:
         raise ConfigError(

@@ -106,7 +106,8 @@ class Keys:
     lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
         "constant, step, cosine or warmup-cosine, over rounds")
     warmup_rounds: int = whole(0, 0, "result",
-        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True)
+        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True,
+        fewest_rounds=2)
     lr_step_rounds: int = whole(10, 1, "result",
         "rounds from one step to the next, for lr-schedule step", scales_with_rounds=True,
         read_when=STEP)

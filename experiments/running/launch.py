@@ -56,8 +56,6 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
 
 
 def _warn(workspace: Workspace) -> None:
-    for warning in workspace.built.warnings:
-        print(f"warning: {warning}", flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):
         kind, better = ("GPU", "fp16") if workspace.device.type == "cuda" else ("CPU", "fp32")
         print(

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedta_app.data.sets import DATASETS
 from fedta_app.data.sets.base import ImageSet
 from fedta_app.errors import DataError
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import checked_seed, numpy_generator
 
 __all__ = ["DATASETS", "DataSplits", "ImageSet", "channel_statistics", "load_data"]
 
@@ -129,6 +129,8 @@ def stratified_split(
     ------
     DataError
         If `val_size` leaves one of the two empty.
+    ValueError
+        If the seed is not an integer.
     """
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
     total = len(classes)
@@ -138,7 +140,7 @@ def stratified_split(
             f"val_size must be between 0 and 1 and leave at least one of the {total} images for "
             f"training and for validation, got {val_size!r}"
         )
-    rng = numpy_generator("validation split", seed)
+    rng = numpy_generator("validation split", checked_seed(seed))
     taken = _apportion(np.bincount(classes), round(val_size * total), rng)
     is_val = np.zeros(total, dtype=bool)
     for c, count in enumerate(taken):

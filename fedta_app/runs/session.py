@@ -68,6 +68,8 @@ class RunSession:
         check_logger(config)
         self.directory = RunDirectory(config)
         print(f"run directory: {self.directory.path}", flush=True)
+        for warning in facts.get("warnings", ()):
+            print(f"warning: {warning}", flush=True)
         try:
             self._open(facts)
         except BaseException:

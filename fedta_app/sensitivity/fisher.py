@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedta_app.seeding import checked_seed
 from fedta_app.sensitivity.layers import BatchStatisticsError
 from fedta_app.sensitivity.paths import Batch, Objective, accumulate
 from fedta_app.sensitivity.state import evaluation_mode
@@ -75,9 +76,9 @@ def fisher_diagonal(
     Raises
     ------
     ValueError
-        If an option is unknown, a batch is malformed, the model does not return one row of logits
-        per example, or it normalises by statistics of the batch even in evaluation mode, so that an
-        example has no gradient of its own.
+        If an option is unknown, there are no examples, a batch is malformed, the model does not
+        return one row of logits per example, or it normalises by statistics of the batch even in
+        evaluation mode, so that an example has no gradient of its own.
 
     Examples
     --------
@@ -127,6 +128,7 @@ def fisher_into(
         device, for example a view of one flat vector.
     """
     _check_options(model, labels, output)
+    seed = checked_seed(seed)
     if generator is not None:
         device = generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
@@ -158,6 +160,11 @@ def _numbered(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> It
         start += len(images)
         if len(images):
             yield Batch(images.detach().to(device), labels, ids)
+    if start == 0:
+        raise ValueError(
+            "batches holds no examples, so there is nothing to measure; an iterator that was read "
+            "before is used up."
+        )
 
 
 def _check_options(model: nn.Module, labels: str, output: str) -> None:

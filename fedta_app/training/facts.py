@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedta_app.runs.provenance import device_name
+from fedta_app.training.schedule import schedule_warning
 from fedta_app.training.workspace import Workspace
 
 
@@ -25,7 +26,9 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
         "kernels": workspace.kernels,
         "precision": workspace.precision,
         "trained-blocks": workspace.config.trained_blocks or "all",
-        "warnings": list(workspace.built.warnings),
+        "warnings": [
+            *filter(None, [*workspace.built.warnings, schedule_warning(workspace.config)])
+        ],
     }
 
 
