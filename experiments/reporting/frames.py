@@ -151,7 +151,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                 )
         adjusted = holm([row["p"] for row in family], planned[setting])
         for row, p in zip(family, adjusted, strict=True):
-            rows.append({**row, "p (Holm)": p, "verdict": _verdict(row["difference"], p)})
+            rows.append({**row, "p (Holm)": p, "verdict": verdict(row["difference"], p)})
     return pd.DataFrame(rows) if rows else None
 
 
@@ -200,7 +200,8 @@ def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:
     return list(itertools.combinations(methods, 2))
 
 
-def _verdict(difference: float, p: float) -> str:
+def verdict(difference: float, p: float) -> str:
+    """Return what a corrected p-value says of a difference."""
     if math.isnan(p):
         return NO_TEST
     if p >= ALPHA:
@@ -218,3 +219,11 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     for column in ("p", "p (Holm)"):
         page[column] = ["" if math.isnan(p) else f"{p:.3f}" for p in frame[column]]
     return page.drop(columns="± (95 %)")
+
+
+def pipes(frame: pd.DataFrame) -> str:
+    """Return a data frame as a Markdown table."""
+    header = [str(column) for column in frame.columns]
+    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
