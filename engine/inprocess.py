@@ -17,8 +17,8 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedta_app.config import RunConfig
+from fedta_app.finished.reading import Run
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.reading import Run
 
 _SERVER_NODE = 1
 _FIRST_CLIENT_NODE = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedta_app.runs.reading import Run
+    from fedta_app.finished.reading import Run
 
 __all__ = ["RESULTS", "load_run"]
 
@@ -39,6 +39,6 @@ def load_run(path: str | Path, *, unfinished: bool = False) -> "Run":
     RunError
         When the directory holds no run, one that is not finished, or a damaged one.
     """
-    from fedta_app.runs import reading  # imports torch, which help and list do without
+    from fedta_app.finished import reading  # imports torch, which help and list do without
 
     return reading.load_run(path, unfinished=unfinished)

@@ -24,6 +24,7 @@ ORDER: list[set[str]] = [
     {"fedta_app.keys"},
     {"fedta_app.config"},
     {"fedta_app.runs"},
+    {"fedta_app.finished"},
     {"fedta_app.training"},
     {"fedta_app.analysis", "fedta_app.centralized"},
     {"engine"},

@@ -4,7 +4,7 @@ import argparse
 
 from experiments import load_run
 from experiments.exit_status import ExitStatus
-from fedta_app.runs.export import export_run
+from fedta_app.finished.export import export_run
 
 
 def run(options: argparse.Namespace) -> ExitStatus:

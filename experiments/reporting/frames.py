@@ -233,3 +233,11 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     for column in ("p (Holm)", "p (equivalence, Holm)"):
         page[column] = ["" if math.isnan(p) else f"{p:.3f}" for p in frame[column]]
     return page.drop(columns=["± (95 %)", "p", "p (equivalence)"])
+
+
+def pipes(frame: pd.DataFrame) -> str:
+    """Return a data frame as a Markdown table."""
+    header = [str(column) for column in frame.columns]
+    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -193,7 +193,7 @@ def _draw(
     )
     planned = table.axes.get(table.report.get("lines", ""))
     labels = planned or dict.fromkeys(line for lines in drawn.values() for line in lines)
-    styles = {label: _style(number, label) for number, label in enumerate(labels)}
+    styles = {label: line_style(number, label) for number, label in enumerate(labels)}
     for axis, (panel, lines) in zip(axes, drawn.items(), strict=True):
         axis.set_title(panel, fontsize="medium")
         axis.grid(alpha=0.3)
@@ -218,7 +218,8 @@ def _draw(
     return figure
 
 
-def _style(number: int, label: str) -> dict[str, Any]:
+def line_style(number: int, label: str) -> dict[str, Any]:
+    """Return colour, marker and label of the line of a number, from 0 up."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],

@@ -27,6 +27,7 @@ from experiments.running.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.errors import RunError
 from fedta_app.files import remove_tree
+from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 from strategies.nodes import num_nodes
 
 SCRIPTS = flower_scripts()
@@ -86,6 +87,7 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
             # Flower starts its scripts by name.
             "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
             "FLWR_HOME": folder,
+            CHECKOUT_VARIABLE: str(app),  # Flower runs a copy without the history
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

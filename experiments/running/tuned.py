@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,25 @@ def changed_presets(before: Table, after: Table) -> list[str]:
     return lines
 
 
-def save_study(folder: Path, chosen: Chosen, title: str) -> None:
-    """Save the trials as CSV, and as a figure of each value against validation accuracy."""
+def save_study(folder: Path, chosen: Chosen, title: str, searched: Mapping[str, Any]) -> None:
+    """Save the trials as CSV, a figure of them, and what was searched as search.toml.
+
+    Parameters
+    ----------
+    searched : mapping
+        What search.toml says besides the number of trials and the best one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    outcome = {
+        "trials": len(chosen.trials),
+        "stopped-early": sum(trial["state"] == "pruned" for trial in chosen.trials),
+        "best": chosen.values | {"validation-accuracy": chosen.accuracy},
+    }
+    if chosen.start is not None:
+        outcome["start-accuracy"] = chosen.start
+    tables = {key: value for key, value in searched.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in searched.items() if key not in tables}
+    write_atomically(folder / "search.toml", tomli_w.dumps(plain | outcome | tables))
     frame = pd.DataFrame(chosen.trials)
     text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_atomically(folder / "trials.csv", text)

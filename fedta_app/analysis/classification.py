@@ -18,8 +18,8 @@ from sklearn.metrics import confusion_matrix
 from fedta_app.analysis.confusion_figure import save_confusion
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
+from fedta_app.finished.reading import Run
 from fedta_app.partition.schemes import class_counts
-from fedta_app.runs.reading import Run
 from fedta_app.training.steps import predict
 from fedta_app.training.workspace import build_workspace
 
@@ -231,7 +231,7 @@ def evaluate_run(
     Parameters
     ----------
     run : Run
-        What `fedta_app.runs.reading.load_run` returns.
+        What `fedta_app.finished.reading.load_run` returns.
     weights : {"last", "best"}
         After the last round, or of the round with the highest validation accuracy.
     split : {"test", "validation"}

@@ -20,12 +20,13 @@ from fedta_app.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fedta_app.runs.command import to_continue, typed_command
 from fedta_app.runs.curves_figure import save_curves
 from fedta_app.runs.directory import RunDirectory, run_path
 from fedta_app.runs.loggers import check_logger, open_loggers
 from fedta_app.runs.memory import peaks, reset_peaks
 from fedta_app.runs.metrics import Row, best_row, write_csv
-from fedta_app.runs.provenance import code_facts, versions
+from fedta_app.runs.provenance import code_facts, uncommitted, versions
 
 INTERRUPTED = "interrupted"
 State = Callable[[], dict[str, Any]]  # returns tensors and JSON values to be saved
@@ -83,7 +84,7 @@ class RunSession:
         stored = self.checkpoint.state if self.checkpoint else {}
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
-        self._code = code_facts()  # read now, because the checkout may change during the run
+        self._code = code_facts(config)  # read now, because the checkout may change during the run
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
@@ -97,6 +98,8 @@ class RunSession:
         self._loggers = open_loggers(config, self.directory.path, self.rows, str(first))
         write_csv(self.directory.path / "metrics.csv", self.rows)
         self._write_summary("running", "", None)
+        if changed := not typed_command() and uncommitted(self._code):
+            print(f"warning: {changed}", flush=True)  # the command line says it for all its runs
         if self.rows:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
             self._warn_of_another_processor()
@@ -163,7 +166,7 @@ class RunSession:
         if status == "finished":
             print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)
         else:
-            print(f"stopped ({reason}) after {where}: the same command continues it", flush=True)
+            print(f"stopped ({reason}) after {where}; {to_continue()}", flush=True)
         print(f"run directory: {self.directory.path}", flush=True)
 
     @contextmanager
@@ -206,6 +209,7 @@ class RunSession:
             "precision": self._facts.get("precision"),
             "kernels": self._facts.get("kernels"),
             "code": self._code,
+            "command": typed_command(),
             "rows": [self._first_step, len(self.rows)],
             "seconds": round(time.monotonic() - self._started, 1),
         }

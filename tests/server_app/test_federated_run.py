@@ -242,7 +242,7 @@ def test_another_precision_or_code_after_a_resume_is_said(
     monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "")
     monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
     codes = iter("abcd")  # looked at once in a session, when it begins
-    monkeypatch.setattr("fedta_app.runs.session.code_facts", lambda: {"sha256": next(codes)})
+    monkeypatch.setattr("fedta_app.runs.session.code_facts", lambda _: {"sha256": next(codes)})
     assert run(tmp_path, precision="auto")["final"]["round"] == 1
     monkeypatch.setattr(local, "train_steps", train)
     monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")

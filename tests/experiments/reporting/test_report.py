@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.reporting.collect import without_paths
+from experiments.reporting.collect import portable_command, without_paths
 from experiments.reporting.figures import groups
 from experiments.reporting.frames import comparisons_frame, page_frame, verdict
 from experiments.reporting.gate import sanity_gate
@@ -22,6 +22,7 @@ from experiments.reporting.line_figures import against_bytes, curves, losses, ne
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
+from experiments.reporting.report import commands_that_made
 from experiments.running.cells import read_rows
 from experiments.running.presets import Preset, load_table
 from fedta_app.config import to_toml
@@ -148,11 +149,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"identity": {"data-sha256": "x", "weights-file-sha256": "w"}}, "different data sets"),
         ({"identity": {"data-sha256": "d1", "weights-file-sha256": "x"}}, "different weights"),
         ({"weights": {"kind": "random"}}, "different weights"),
-        ({"code": {"sha256": "x", "commit": "f" * 40}}, "2 versions of the code (commits 01234567"),
-        (
-            {"code": {"sha256": "c", "commit": "f" * 40, "changed": True}},
-            "changes that are not committed",
-        ),
         (
             {"config": {"lr": 0.5}},
             "smoke/random-nc1 seed 1 with 0.5, and not both as their presets say",
@@ -164,10 +160,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"final-weights-sha256": "random-nc1 0"}, "random-nc1 seed 1 end with equal weights"),
         ({"final-weights-sha256": "least-iid 1"}, "seeds and presets are different runs"),
         ({"mask": None}, "smoke/random-nc1 seed 1 has no mask"),
-        (
-            {"sessions": [{"seconds": 1, "code": {"sha256": "x", "commit": "f" * 40}}]},
-            "2 versions of the code (commits 01234567, ffffffff)",
-        ),
         ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
         ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
         ({"mask": {"density": 0.1, "trained": 101, "of": 1000}}, "101 of 1000, not 100"),
@@ -218,18 +210,6 @@ def test_starts_are_held_against_chance_and_each_other(tmp_path: Path) -> None:
     assert "10.0%" in checks[0].detail and "random-nc1 seed 1: 10.00%" in checks[1].detail
 
 
-def test_several_versions_of_the_code_need_a_reason(tmp_path: Path) -> None:
-    write_all(tmp_path)
-    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": False})
-    (tmp_path / "smoke/origin.toml").write_text('mixed-code = "it prints more"')
-    records = read_records(TABLE, tmp_path)
-    notes = check_origin(records, tmp_path / "smoke")
-    assert notes == ["cells of 2 versions of the code: it prints more"]
-    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": True})
-    with pytest.raises(RecordError, match="changes that are not committed"):  # no reason helps
-        check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
-
-
 def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:
     write_all(tmp_path)
     write(tmp_path, "least-iid", 0, device="Tesla T4", precision="fp16")
@@ -268,6 +248,45 @@ def test_equal_departures_are_named_in_the_caption(tmp_path: Path) -> None:
             write(tmp_path, preset, seed, config={"lr": 0.5, "weights": "/home/me/w.pth"})
     notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
     assert notes == ["lr = 0.5, not the presets'"]
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    run = "`python -m experiments run smoke --set lr=0.5`"
+    assert made == f"{run}, then `collect smoke --set lr=0.5` and `report smoke`"
+
+
+def test_the_commands_that_made_a_table_are_those_that_were_typed(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    run = "python -m experiments run smoke"
+    for seed in (0, 1):
+        sessions = [{"seconds": 1, "command": f"{run} --seeds {seed + 1}"}]
+        write(tmp_path, "least-iid", seed, sessions=sessions)
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    assert made.startswith(f"`{run}`, then")  # of the others nobody knows
+    for preset in ACCURACY:
+        write(tmp_path, preset, 0, sessions=[{"seconds": 1, "command": f"{run} --seeds 1"}])
+        write(
+            tmp_path, preset, 1, sessions=[{"seconds": 1, "command": f"{run} --engine in-process"}]
+        )
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    assert made.startswith(f"`{run} --seeds 1`, `{run} --engine in-process`, then `collect smoke`")
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("fedta run 'a/*' --results-dir '/x y' --jobs=2", "fedta run 'a/*'"),
+        (
+            "fedta run a --set lr=0.1 --set data-dir=/x --set=seed=3",
+            "fedta run a --set lr=0.1 --set seed=3",
+        ),
+        ("fedta run a --no-resume --max-minutes 3 --engine flower", "fedta run a --engine flower"),
+        (
+            "fedta run a --set 'weights=/x y/w.pth' --client-gpus auto",
+            "fedta run a --set 'weights=/x y/w.pth'",
+        ),
+    ],
+)
+def test_a_kept_command_says_what_was_run_and_not_where(typed: str, kept: str) -> None:
+    assert portable_command(typed) == kept
 
 
 def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
@@ -414,7 +433,7 @@ def test_paths_are_cut_down_to_names() -> None:
 
 
 def test_cells_are_collected_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, results = str(tmp_path / "runs"), tmp_path / "results"
     run = ["--engine", "in-process", "--results-dir", runs, "--seeds", "1"]
@@ -435,9 +454,12 @@ def test_cells_are_collected_and_reported(
     assert record.mask is not None and other.mask is not None
     assert record.mask.mean() == pytest.approx(0.1, abs=0.01)
     assert record.classes is not None and record.classes.shape == (50, 10)
-    monkeypatch.setattr("experiments.reporting.report.check_origin", lambda *_: [])  # changed
     assert main(["report", "--records", str(results)]) == ExitStatus.FINISHED
     assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
+    # What was typed, without what only says where; and what collects and reports the same.
+    typed = "`python -m experiments run 'smoke/*-nc1' --engine in-process --seeds 1`"
+    page = (results / "smoke/report.md").read_text()
+    assert f"{typed}, then `collect smoke --seeds 1` and `report smoke`. 2 cells" in page
 
 
 def test_cells_with_a_record_can_be_left_out(

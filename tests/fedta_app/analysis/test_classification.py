@@ -20,7 +20,7 @@ from fedta_app.analysis import class_accuracy, client_accuracy, evaluate_run
 from fedta_app.analysis.confusion_figure import save_confusion
 from fedta_app.data import to_input
 from fedta_app.errors import RunError
-from fedta_app.runs.reading import Run
+from fedta_app.finished.reading import Run
 from fedta_app.training.workspace import build_workspace
 from server_app.app import app as server_app
 

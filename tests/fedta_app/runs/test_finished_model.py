@@ -15,11 +15,11 @@ from engine.inprocess import run_in_process
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
+from fedta_app.finished.reading import Run, load_run
 from fedta_app.models import build_model
 from fedta_app.runs import finished_model
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.finished_model import read_facts, read_model, write_model
-from fedta_app.runs.reading import Run, load_run
 from fedta_app.runs.session import RunSession
 from fedta_app.training.workspace import build_workspace, shared_workspace
 from fedta_app.vectors.flat import weights_sha256

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from timm.models import get_pretrained_cfg
 
 from fedta_app.files import file_sha256
+from fedta_app.finished.reading import Run
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.committed import committed_weights
 from fedta_app.runs.finished_model import KeptModel
-from fedta_app.runs.reading import Run
 
 _CARD = """\
 # {model}, trained on {data}

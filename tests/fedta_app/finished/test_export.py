@@ -17,9 +17,9 @@ from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.data import to_input
 from fedta_app.errors import RunError
+from fedta_app.finished.export import export_run, loading_code
+from fedta_app.finished.reading import Run
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.export import export_run, loading_code
-from fedta_app.runs.reading import Run
 from fedta_app.training.workspace import build_workspace, shared_workspace
 
 QUICK = {

@@ -6,11 +6,11 @@ from typing import Any
 
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
+from fedta_app.finished.model_card import model_card
+from fedta_app.finished.reading import Run
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.names import timm_keywords
 from fedta_app.runs.finished_model import FOLDER
-from fedta_app.runs.model_card import model_card
-from fedta_app.runs.reading import Run
 
 _PREPROCESS = """\
 MEAN = torch.tensor({mean}).view(-1, 1, 1)
