@@ -4,9 +4,9 @@ VENV_PYTHON := .venv/bin/python
 PYTHON ?= $(VENV_PYTHON)
 READY := $(if $(filter $(VENV_PYTHON),$(PYTHON)),.venv/.ready)
 
-.PHONY: help install demo test test-slow check format docs bench
+.PHONY: help install demo test test-slow test-lowest check format docs wheel bench
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .venv/.ready: pyproject.toml
 	python3 -m venv .venv
@@ -24,6 +24,9 @@ test: $(READY) ## the tests (under 10 minutes on two cores)
 test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included
 	$(PYTHON) -m pytest -q
 
+test-lowest: $(READY) ## the tests with the lowest versions that pyproject.toml admits
+	PYTHON=$(PYTHON) .ci/lowest
+
 check: $(READY) ## formatting, lint and types; changes nothing
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
@@ -36,6 +39,9 @@ format: $(READY) ## write the formatting that `make check` wants
 docs: $(READY) ## the documentation as HTML in build/docs; a warning is an error
 	$(PYTHON) -m docs.keys
 	$(PYTHON) -m sphinx -a -W --keep-going -q -c docs . build/docs
+
+wheel: $(READY) ## build dist/*.whl, and use it in a clean environment without this checkout
+	PYTHON=$(PYTHON) .ci/wheel
 
 bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (half an hour)
 	$(PYTHON) -m benchmarks

@@ -12,7 +12,6 @@ Without CIFAR-100 the images are noise of its shape, which take the same time.
 
 import argparse
 import contextlib
-import csv
 import gc
 import io
 import json
@@ -34,6 +33,7 @@ from benchmarks.operations import (
     operations_by_name,
 )
 from benchmarks.round_parts import round_parts
+from experiments.running.cells import read_rows
 from experiments.running.launch import run_here
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
@@ -54,7 +54,7 @@ JOB: dict[str, Any] = {
     "dataset": "cifar100", "model": "vit_small_patch16_224.dino", "weights": "random",
     "partition": "iid", "num-clients": 100, "fraction-train": 0.1, "local-steps": 4,
     "batch-size": 64, "lr": 1e-3, "momentum": 0.9, "engine": "in-process",
-    "eval-every": 10**6, "eval-size": 10, "checkpoint-every": 10**6,
+    "eval-every": 10**6, "eval-size": 10, "checkpoint-every": 10**6, "keep-model": "none",
 }  # fmt: skip
 TINY: dict[str, Any] = {"dataset": "digits", "model": "vit_digits", "batch-size": 8, "threads": 1}
 # A head that costs a round, so that a mask may cover the backbone; nothing is scored.
@@ -87,8 +87,13 @@ def run_rounds(config: RunConfig) -> tuple[list[float], list[str]]:
 
 def train_seconds(config: RunConfig) -> list[float]:
     """Return the seconds of each round of training that a run recorded."""
-    with (run_path(config) / "metrics.csv").open() as stream:
-        return [float(row["seconds"]) for row in csv.DictReader(stream) if row["phase"] == "train"]
+    return [float(row["seconds"]) for row in read_rows(run_path(config)) if row["phase"] == "train"]
+
+
+def peak_memory(config: RunConfig) -> int | None:
+    """Return the most bytes on the GPU in any round that a run recorded, None without a GPU."""
+    found = [row["gpu_memory_mb"] for row in read_rows(run_path(config))]
+    return round(1e6 * max(map(float, filter(None, found)))) if any(found) else None
 
 
 def measure_round(config: RunConfig, device: torch.device, ceiling: float) -> dict[str, Any]:
@@ -96,9 +101,7 @@ def measure_round(config: RunConfig, device: torch.device, ceiling: float) -> di
     gc.collect()  # what the row before held
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     seconds, said = run_rounds(config)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     workspace = build_workspace(config)
     operations = _round_operations(workspace)
     steady = statistics.median(seconds[1:])
@@ -112,7 +115,7 @@ def measure_round(config: RunConfig, device: torch.device, ceiling: float) -> di
         "operations": operations,
         "operations-per-second": operations / steady,
         "share-of-matrix-rate": operations / steady / ceiling,
-        "peak-memory-bytes": peak,
+        "peak-memory-bytes": peak_memory(config),
         "parts": round_parts(workspace, steady),
         "said": said,
     }

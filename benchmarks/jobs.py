@@ -28,6 +28,7 @@ _SHARED: dict[str, Any] = {
     "eval-every": 10_000,
     "eval-size": 10,
     "checkpoint-every": 10_000,
+    "keep-model": "none",
     "device": "cpu",
 }
 # A mask costs nothing to find here, and little the head that it needs.

@@ -5,6 +5,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from engine.client_memory import (
@@ -19,12 +20,28 @@ from engine.shared_memory import SharingError
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
-from fedta_app.training.client import LocalResult, train_client, train_head
+from fedta_app.runs.memory import peaks, reset_peaks
+from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
 from fedta_app.training.head_fit import head_statistics
 from fedta_app.training.scoring import client_batches, own_mask, scores
 from fedta_app.training.workspace import shared_workspace
 
-app = ClientApp()
+
+def report_memory(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Add to the reply how much memory this process took for it.
+
+    On the in-process engine the clients live in the server's process, which measures itself.
+    """
+    training = message.metadata.message_type.startswith("train")
+    if context.run_config.get("engine") == "in-process" or not training:
+        return call_next(message, context)
+    reset_peaks()
+    reply = call_next(message, context)
+    reply.content["memory"] = MetricRecord({f"client_{name}": mb for name, mb in peaks().items()})
+    return reply
+
+
+app = ClientApp(mods=[report_memory])
 
 
 @app.query()
@@ -89,8 +106,11 @@ def probe(message: Message, context: Context) -> Message:
 
 @app.train("head")
 def head(message: Message, context: Context) -> Message:
-    """Return the client's sums for the ridge head."""
+    """Return the client's sums for the ridge head, under the weights sent, if there are any."""
     memory, settings = _prepare(message, context)
+    if "arrays" in message.content.array_records:
+        weights = _received(message, settings)["vector"]
+        load_weights(memory.workspace, weights, memory.mask(str(settings["down"])))
     images = memory.workspace.head_data(int(settings["partition-id"]))
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
 

@@ -13,8 +13,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 # Flower does not document these as public; only this module uses them.
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedta_app.config import RunConfig
+from fedta_app.finished.reading import Run
+from fedta_app.runs.directory import run_path
 
 _SERVER_NODE = 1
 _FIRST_CLIENT_NODE = 2
@@ -35,16 +39,16 @@ class InProcessGrid(Grid):
         self._run_config = dict(run_config)
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
-        self._run = cast(Run, None)
+        self._run = cast(FlowerRun, None)
         TaskIdentity.task_id = TaskIdentity.run_id = 1
         TaskIdentity.node_id = _SERVER_NODE
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: FlowerRun) -> None:
         """Set the run."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FlowerRun:
         """The run that was set."""
         return self._run
 
@@ -117,8 +121,29 @@ def run_in_process(
     client_app: ClientApp,
     run_config: Mapping[str, Any],
     num_supernodes: int,
-) -> None:
-    """Run an app to its end in this process; errors of the ServerApp are raised."""
+) -> Run:
+    """Run an app to its end in this process and return the run, with its figures.
+
+    Parameters
+    ----------
+    server_app, client_app
+        Those of `server_app.app` and `client_app.app`, or others.
+    run_config : mapping
+        The keys of the configuration that differ from their defaults.
+    num_supernodes : int
+        Number of nodes, each of which is a client.
+
+    Returns
+    -------
+    Run
+        What the run directory holds: `metrics`, `final`, `best`, `mask`, `model(...)`, `path`.
+        Nothing is read before it is asked for.
+
+    Raises
+    ------
+    Exception
+        Whatever the ServerApp raises.
+    """
     grid = InProcessGrid(client_app, num_supernodes, run_config)
     context = Context(
         run_id=1,
@@ -128,3 +153,5 @@ def run_in_process(
         run_config=dict(run_config),
     )
     server_app(grid=grid, context=context)
+    place = {key: run_config[key] for key in ("name", "seed", "results-dir") if key in run_config}
+    return Run(run_path(RunConfig.from_mapping(place)))

@@ -1,17 +1,25 @@
 """`fedta COMMAND`, which is `python -m experiments COMMAND`: tables of presets."""
 
+import argparse
 import importlib
 import os
 import sys
 
-from experiments.arguments import check, parse
+from experiments.arguments import check, parse, program
 from experiments.exit_status import ExitStatus
 from fedta_app.errors import RunError
+from fedta_app.runs.command import to_continue, typed
 
 
 def main(arguments: list[str] | None = None) -> ExitStatus:
     """Run the command and return its exit status."""
-    options = parse(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parse(words)
+    with typed([*program(), *words]):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> ExitStatus:
     try:
         check(options)
         command = importlib.import_module(f"experiments.commands.{options.command}")
@@ -27,7 +35,7 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return ExitStatus.FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", flush=True)
+        print(f"interrupted; {to_continue()}", flush=True)
         return ExitStatus.INTERRUPTED
     return status
 

@@ -29,6 +29,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "dest": "overrides",
         "help": "in place of the preset's; once for each key (pyproject.toml lists them)",
     },
+    "--name": {
+        "help": "of the runs, in place of TABLE/PRESET, so that a variant by --set does not meet "
+        "the preset's own runs; several presets are NAME/PRESET",
+    },
+    "runs": {
+        "nargs": "+",
+        "metavar": "RUN",
+        "help": "a run directory, or the folder above its seeds; also without --results-dir in "
+        "front, such as demo/masked",
+    },
     "--seeds": {
         "type": int,
         "metavar": "N",
@@ -59,8 +69,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "PATTERN",
         "help": "presets that get the values, such as nc5-*",
     },
+    "--cache-dir": {"help": "default ~/fedta/cache"},
+    "--clear": {"action": "store_true", "help": "delete all entries"},
     "--records": {"type": Path, "help": "default: results"},
-    "--out": {"type": Path, "help": "default: results, or where the records are"},
+    "--out": {
+        "type": Path,
+        "help": "default: results; of report, where the records are; of compare, comparison",
+    },
+    "run": {"type": Path, "metavar": "RUN", "help": "the directory that the run printed"},
+    "file": {"type": Path, "metavar": "FILE", "help": "to write: NAME.safetensors, and NAME.md"},
+    "--weights": {"choices": ["last", "best"], "default": "last", "help": "best: by validation"},
+    "--split": {"choices": ["test", "validation"], "default": "test", "help": "default: test"},
 }
 _CELLS = (
     "selection", "--scale", "--engine", "--device", "--results-dir", "--data-dir", "--set"
@@ -70,34 +89,58 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "list": ("show the tables and their presets", ()),
     "run": (
         "run a table, or one preset of it",
-        (*_CELLS, "--seeds", "--jobs", "--max-minutes", "--resume", "--skip-kept", *_RESOURCES),
+        (
+            *_CELLS,
+            "--name",
+            "--seeds",
+            "--jobs",
+            "--max-minutes",
+            "--resume",
+            "--skip-kept",
+            *_RESOURCES,
+        ),
     ),
     "plan": (
         "say what a table will take, before anything runs",
-        (*_CELLS, "--seeds", "--jobs", "--skip-kept", "--session-minutes"),
+        (*_CELLS, "--name", "--seeds", "--jobs", "--skip-kept", "--session-minutes"),
     ),
     "tune": (
         "search a preset's hyper-parameters",
-        (*_CELLS, "--max-minutes", *_RESOURCES, "--trials", "--for", "--out"),
+        (*_CELLS, "--name", "--max-minutes", *_RESOURCES, "--trials", "--for", "--out"),
+    ),
+    "compare": (
+        "draw runs together, and say in what they differ",
+        ("runs", "--results-dir", "--out"),
     ),
     "collect": ("keep finished cells as small records", (*_CELLS, "--seeds", "--out")),
+    "cache": ("show what is kept for later runs, or delete it", ("--cache-dir", "--clear")),
     "report": (
         "write tables and figures from the records",
         ("table", "--scale", "--records", "--out"),
     ),
+    "evaluate": (
+        "measure a finished run's model by class and by client",
+        ("run", "--weights", "--split", "--device", "--data-dir"),
+    ),
+    "export": ("write a finished run's model as a file of its own", ("run", "file", "--weights")),
 }
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def program() -> list[str]:
+    """Return the words that call this command line: `fedta`, or `python -m experiments`."""
+    return ["fedta"] if Path(sys.argv[0]).stem == "fedta" else ["python", "-m", "experiments"]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command line; the command's name is the option `command`."""
-    called = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(
-        prog="fedta" if called == "fedta" else "python -m experiments",
+        prog=" ".join(program()),
         description="Tables of presets: run them, and report what they say.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (purpose, options) in _COMMANDS.items():
-        command = commands.add_parser(name, help=purpose)
+        # Without abbreviations, a command that is printed again is read as it was typed.
+        command = commands.add_parser(name, help=purpose, allow_abbrev=False)
         for option in options:
             command.add_argument(option, **_OPTIONS[option])
     return parser.parse_args(arguments)

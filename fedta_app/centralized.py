@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
+from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Phase, RoundLoop, check_keys
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
+from fedta_app.training.facts import model_facts, run_facts
 from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
-from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
+from fedta_app.training.workspace import Workspace, shared_workspace
 from fedta_app.vectors.flat import weights_sha256
 from fedta_app.vectors.mask import FlatMask
 
@@ -37,7 +39,8 @@ def run_centralized(config: RunConfig) -> None:
             notes=baseline.notes,
         )
         with session.recording_failure():
-            RoundLoop(phases, {"baseline": baseline}, session, baseline.sha256).run()
+            keeper = ModelKeeper(session, lambda: workspace.built.model, model_facts(workspace))
+            RoundLoop(phases, {"baseline": baseline}, session, keeper, baseline.sha256).run()
     finally:
         shared_workspace.cache_clear()
 
@@ -65,6 +68,14 @@ class Baseline:
         self.optimizer = make_optimizer(workspace.config, workspace.model)
         self.mask: FlatMask | None = None
         self.notes: dict[str, Any] = {}
+
+    def solve_head(self) -> None:
+        """Solve the ridge head over all training images under the weights of now, and freeze it."""
+        workspace = self.workspace
+        fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
+        assert workspace.head is not None
+        workspace.head.load(fitted.vector)
+        self.notes["head"] = fitted.facts()
 
     def use_mask(self, mask: FlatMask) -> None:
         """Train only the entries of the mask from now on."""
@@ -134,11 +145,7 @@ class Head(_BaselinePhase):
 
     def work(self, number: int) -> None:
         """Solve for the head and freeze it."""
-        workspace = self.workspace
-        fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
-        assert workspace.head is not None
-        workspace.head.load(fitted.vector)
-        self.baseline.notes["head"] = fitted.facts()
+        self.baseline.solve_head()
 
 
 class Calibrate(_BaselinePhase):
@@ -164,7 +171,10 @@ class Train(_BaselinePhase):
         workspace, optimizer = self.workspace, self.baseline.optimizer
         lr = learning_rate(workspace.config, number)
         with optimizer.skip_frozen_tensors():
-            return train_steps(workspace, optimizer, workspace.data.train, lr=lr, key=(number,))
+            loss = train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
+        if workspace.config.head_refresh and number % workspace.config.head_refresh == 0:
+            self.baseline.solve_head()
+        return loss
 
     def run_round(self, number: int) -> Row:
         """Train for one round, and measure the model when that is due."""

@@ -96,10 +96,11 @@ def _unknown_key_sentence(key: str) -> str:
 
 def check_combinations(config: RunConfig) -> None:
     """Raise ConfigError when keys that are fine alone contradict each other."""
-    if config.lr_schedule == "warmup-cosine" and not config.warmup_rounds >= 1:
+    if config.lr_schedule == "warmup-cosine" and config.warmup_rounds < 2:
         raise ConfigError(
             f"warmup-rounds = {config.warmup_rounds} is not allowed with lr-schedule = "
-            "'warmup-cosine': warmup-rounds is at least 1 there"
+            "'warmup-cosine': warmup-rounds is at least 2 there, because lr is reached in the last "
+            "of them"
         )
     if config.lr_schedule != "warmup-cosine" and config.warmup_rounds:
         raise ConfigError(
@@ -125,6 +126,11 @@ def _check_masks(config: RunConfig) -> None:
     if config.engine == "centralized" and config.head == "probe":
         raise ConfigError(
             "head = 'probe' is not allowed with engine = 'centralized': head is random or ridge"
+        )
+    if config.head_refresh and config.head != "ridge":
+        raise ConfigError(
+            f"head-refresh = {config.head_refresh} is not allowed with head = '{config.head}': "
+            "only head = 'ridge' is solved, and can be solved again"
         )
     rule = None if config.mask_rule == "none" else rule_named(config.mask_rule)
     if config.score_threshold and (

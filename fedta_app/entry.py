@@ -5,6 +5,7 @@ to know about keys is asked of their entries, so that a new key needs no other l
 """
 
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import tomli_w
 from fedta_app.errors import ConfigError
 
 Value = bool | int | float | str
+_LONGEST = 60  # characters of a value that a message quotes
 
 # What a key can decide. Each key decides exactly one of the first four.
 DECIDES = {
@@ -43,14 +45,20 @@ class Condition:
         words = f"{self.words} and {other.words}"
         return Condition(words, lambda config: self.holds(config) and other.holds(config))
 
+    def __or__(self, other: "Condition") -> "Condition":
+        """Return the condition that one of them holds."""
+        words = f"{self.words} or {other.words}"
+        return Condition(words, lambda config: self.holds(config) or other.holds(config))
+
 
 ALWAYS = Condition("always", lambda config: True)
 
 
-def key_is(key: str, *values: str) -> Condition:
+def key_is(key: str, *values: Value) -> Condition:
     """Return the condition that a key has one of the values."""
     name = key.replace("-", "_")
-    return Condition(f"{key} is {' or '.join(values)}", lambda c: getattr(c, name) in values)
+    words = " or ".join(str(value).lower() for value in values)
+    return Condition(f"{key} is {words}", lambda c: getattr(c, name) in values)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Key:
         All allowed values, where they can be listed.
     scales_with_rounds : bool
         The value is a number of rounds of training, or from one event to the next in them.
+    fewest_rounds : int
+        The least value that it is scaled to.
     """
 
     name: str
@@ -89,24 +99,51 @@ class Key:
     read_when: Condition = ALWAYS
     options: tuple[str, ...] = ()
     scales_with_rounds: bool = False
+    fewest_rounds: int = 1
 
     def checked(self, value: Any) -> Value:
-        """Return the value in the key's type.
+        """Return the value in the key's type; numbers of NumPy become Python's.
 
         Raises
         ------
         ConfigError
             When the value is not allowed; the sentence says what is.
         """
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value) if abs(value) < 2**63 else math.inf
-        right_type = isinstance(value, self.kind) and isinstance(value, bool) == (self.kind is bool)
-        if not right_type or not self.check(value):
+        typed, limits = value, ""
+        if self.kind in (int, float) and isinstance(value, numbers.Real):
+            typed, limits = _number(value, self.kind)
+        right_type = isinstance(typed, self.kind) and isinstance(typed, bool) == (self.kind is bool)
+        if not right_type or limits or not self.check(typed):
             raise ConfigError(
-                f"{self.name} = {value!r} is not allowed: {self.name} is {self.allowed}"
+                f"{self.name} = {_shortened(value)} is not allowed: {self.name} is "
+                f"{limits}{self.allowed}"
             )
-        checked: Value = value
+        checked: Value = typed
         return checked
+
+
+def _number(value: numbers.Real, kind: type) -> tuple[Any, str]:
+    """Return a number as int or float, and which limit of every key of that type it is beyond."""
+    if isinstance(value, bool):
+        return value, ""
+    if kind is int:
+        if not isinstance(value, numbers.Integral):
+            return value, ""
+        return int(value), "" if int(value) < 2**63 else "below 2^63, "
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        found = math.inf
+    return found, "" if math.isfinite(found) else "finite, "
+
+
+def _shortened(value: Any) -> str:
+    """Return the value as it was typed, or its beginning if it is long."""
+    try:
+        words = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        words = hex(value)
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}... ({len(words)} characters)"
 
 
 class Range(NamedTuple):

@@ -44,7 +44,10 @@ SOME_CALIBRATE = FEDERATED & Condition(
         SCORED.holds(c) or (MASKED.holds(c) and c.mask_scope in ("vote", "union", "intersection"))
     ),
 )
+REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
+SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
+CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)
 STEP = key_is("lr-schedule", "step")
 
 
@@ -79,8 +82,13 @@ class Keys:
         "result build start", "pretrained, random, or the path of a weights file")
     image_size: int = whole(0, 0, "result time step build start",
         "pixels a side that images are resized to; 0: the model's own", high=1024)
+    trained_blocks: int = whole(0, 0, "result time step build start",
+        "last blocks of a transformer that are trained; 0: all weights", high=1000)
     augment: bool = flag(True, "result time",
         "random crops, and flips where the data set allows them")
+    cached_views: int = whole(0, 0, "result time",
+        "cached augmented views of an image; 0: new ones each step", high=64,
+        read_when=SOME_BLOCKS & key_is("augment", True))
     partition: str = choice("dirichlet", ("iid", "classes", "dirichlet"), "result partition",
         "iid, classes (Nc per client) or dirichlet, which fits any K", read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
@@ -105,7 +113,8 @@ class Keys:
     lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
         "constant, step, cosine or warmup-cosine, over rounds")
     warmup_rounds: int = whole(0, 0, "result",
-        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True)
+        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True,
+        fewest_rounds=2)
     lr_step_rounds: int = whole(10, 1, "result",
         "rounds from one step to the next, for lr-schedule step", scales_with_rounds=True,
         read_when=STEP)
@@ -128,6 +137,11 @@ class Keys:
         "penalty, relative to the features' variance; 0: by validation", read_when=RIDGE)
     head_temperature: float = number(0.0, or_zero("a temperature", "to fit it"), "result",
         "what the ridge head's logits are divided by; 0: by validation", read_when=RIDGE)
+    head_refresh: int = whole(0, 0, "result time",
+        "rounds after which the ridge head is solved again; 0: never", read_when=RIDGE)
+    head_refresh_clients: str = choice("all", ("all", "sampled"), "result time",
+        "whose images the head is then solved from: all, or the round's",
+        read_when=REFRESHED)
     probe_rounds: int = whole(20, 1, "result count",
         "rounds of FedAvg on the head alone, for head probe", read_when=PROBE)
     probe_lr: float = number(0.1, POSITIVE, "result", "learning rate of those rounds",
@@ -169,6 +183,11 @@ class Keys:
     pull: float = number(0.01, NOT_NEGATIVE, "result",
         "mu of fedprox, towards the global weights; 0: that is FedAvg",
         read_when=strategy_reads("pull"))
+    prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
+        "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))
+    prior_smoothing: float = number(0.1, POSITIVE, "result",
+        "what a class without images counts in a client's prior, of a mean class",
+        read_when=strategy_reads("prior_smoothing"))
     server_lr: float = number(0.0, or_zero("a number", "for the algorithm's own"), "result",
         "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
         read_when=strategy_reads("server_lr"))
@@ -184,6 +203,9 @@ class Keys:
         read_when=strategy_reads("server_tau"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
+    interference_every: int = whole(0, 0, "result time",
+        "rounds between measurements of the updates' interference; 0: none",
+        scales_with_rounds=True, read_when=FEDERATED)
     eval_every: int = whole(5, 1, "result count",
         "rounds between measurements; the last round always has one", scales_with_rounds=True)
     eval_size: int = whole(0, 0, "result count start",
@@ -193,9 +215,18 @@ class Keys:
         "when test images are read: always, end (once, at the end) or never")
     checkpoint_every: int = whole(1, 1, "place count",
         "rounds between checkpoints, which a crash may cost")
+    keep_model: str = choice("best-and-last", ("best-and-last", "last", "none"), "place",
+        "which named weights the folder model/ keeps; best is by validation")
     resume: bool = flag(True, "place",
         "continue the run in the directory; false: move it aside, begin anew")
     results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")
+    logger: str = choice("none", ("none", "wandb", "trackio"), "place",
+        "service that gets the figures too: none, wandb or trackio")
+    cache_dir: str = text("~/fedta/cache", "a folder, or nothing for no cache", "place",
+        "outputs of frozen blocks, decoded images; empty: in memory", read_when=CACHED,
+        check=lambda value: True)
+    cache_gb: float = number(20.0, POSITIVE, "place",
+        "largest size of that folder in gigabytes; unused entries go first", read_when=CACHED)
     max_minutes: float = number(0.0, or_zero("minutes", "for no limit"), "place",
         "stop, with a checkpoint, before so many minutes; 0: no limit")
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",

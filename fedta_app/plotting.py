@@ -5,6 +5,7 @@ state of pyplot is never used.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,13 +58,17 @@ def save_figure(path: Path, figure: "Figure") -> None:
 
 
 @contextmanager
-def two_panels(path: Path, title: str, across: str) -> Iterator[tuple["Axes", "Axes"]]:
+def two_panels(
+    path: Path, title: str, across: str, note: str = ""
+) -> Iterator[tuple["Axes", "Axes"]]:
     """Yield two panels to draw into, and save the figure when the block ends.
 
     Parameters
     ----------
     across : str
         Label of both horizontal axes.
+    note : str
+        A sentence below the panels.
     """
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
@@ -71,9 +76,14 @@ def two_panels(path: Path, title: str, across: str) -> Iterator[tuple["Axes", "A
     for axis in (left, right):
         axis.set_xlabel(across)
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(frameon=False)
+        if axis.lines:  # above the panel, where no line is
+            axis.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=len(axis.lines), frameon=False,
+                fontsize="small", borderaxespad=0,
+            )  # fmt: skip
     figure.suptitle(title)
+    if note:
+        figure.supxlabel(note, fontsize="small", color="0.35")
     save_figure(path, figure)
 
 
@@ -118,14 +128,72 @@ def show_percent(axis: "Axes", label: str) -> None:
 
 def use_logarithms(axis: "Axes") -> None:
     """Make the horizontal axis logarithmic, with plain numbers that do not overlap."""
+    axis.set_xscale("log")
+    _number_decades(axis.xaxis, axis.get_xlim(), 6)
+
+
+def _number_decades(axis: "Axis", limits: tuple[float, float], most: int) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    subs = (1.0, 2.0, 5.0) if limits[1] < 100 * limits[0] else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=most))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def fit_losses(axes: Sequence["Axes"]) -> None:
+    """Fit the vertical axes of panels to the losses of all their lines, not to bands around them.
+
+    The axes are logarithmic where the losses span more than a factor of ten.
+    """
+    heights = np.concatenate([_heights(axis) for axis in axes])
+    if not len(heights):
+        return
+    low, high = float(heights.min()), float(heights.max())
+    logarithmic = 0 < 10 * low < high
+    if logarithmic:
+        margin = (high / low) ** 0.05
+        limits = (low / margin, high * margin)
+    else:
+        margin = 0.05 * max(high - low, 0.05)
+        limits = (max(0.0, low - margin), high + margin)
+    for axis in axes:
+        axis.set_yscale("log" if logarithmic else "linear")
+        axis.set_ylim(*limits)
+        if logarithmic:
+            _number_decades(axis.yaxis, limits, 9)
+
+
+def fit_shares(axis: "Axes") -> None:
+    """Set the limits of a vertical axis of shares so that what comes after the start is seen.
+
+    Where the lines rise steeply at first, as from chance to a few percent below the end, all that
+    follows would be a flat line at the top. Then the last three quarters of the horizontal axis
+    get 40 % of the height, and a note names the lowest point below the axis. No axis is shorter
+    than five percent points, so that single images are no cliffs.
+    """
+    heights = _heights(axis)
+    if not len(heights):
+        return
+    left, right = axis.dataLim.intervalx
+    later = _heights(axis, first=left + 0.25 * (right - left))
+    low, high = float(heights.min()), float(heights.max())
+    bottom = max(low, high - 2.5 * max(high - float(later.min(initial=high)), 0.02))
+    margin = max(0.05 * (high - bottom), (0.05 - (high - bottom)) / 2)
+    axis.set_ylim(max(0.0, bottom - margin), min(1.0, high + margin))
+    if low < bottom - margin:
+        axis.text(
+            0.98, 0.02, f"lowest: {low:.1%}, below the axis", transform=axis.transAxes, ha="right",
+            fontsize="small", color="0.35",
+        )  # fmt: skip
+
+
+def _heights(axis: "Axes", first: float = -np.inf) -> npt.NDArray[np.float64]:
+    """Return the finite heights of all lines of a panel, from a place on the horizontal axis on."""
+    lines = [np.asarray(line.get_xydata(), float) for line in axis.lines]
+    points = np.concatenate([np.empty((0, 2)), *lines])
+    heights: npt.NDArray[np.float64] = points[points[:, 0] >= first, 1]
+    return heights[np.isfinite(heights)]
 
 
 def use_integers(axis: "Axis", most: int) -> None:
@@ -135,8 +203,10 @@ def use_integers(axis: "Axis", most: int) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, nbins=most))
 
 
-def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 1) -> None:
-    """Put one legend for all axes below the figure, with each label once."""
+def legend_below(
+    figure: "Figure", axes: Sequence["Axes"], columns: int = 1, note: str = ""
+) -> None:
+    """Put one legend for all axes below the figure, with each label once, under a note."""
     entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -144,6 +214,7 @@ def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 1) -> 
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", frameon=False,
         fontsize="small", ncols=min(len(entries), columns),
+        title=textwrap.fill(note, int(15 * figure.get_figwidth())), title_fontsize="small",
     )  # fmt: skip
 
 

@@ -3,13 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fedta_app.errors import RunError
-from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.runs.loop import check_keys
-from fedta_app.training.head_fit import empty_statistics, fit_head
 from server_app.phases import FederatedPhase
+from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from strategies import FedAvg
 
@@ -26,37 +23,24 @@ class RidgeHead(FederatedPhase):
     def __init__(self, state: ServerState) -> None:
         clients = len(state.exchange.nodes)
         super().__init__(state, -(-clients // state.clients_per_round))
-        self._statistics = empty_statistics(state.workspace)
+        self._sums = RidgeSums(state)
 
     def work(self, number: int) -> None:
         """Add the sums of the next clients; after the last ones, solve."""
         state, step = self.state, self.state.clients_per_round
         clients = list(range(len(state.exchange.nodes)))[(number - 1) * step : number * step]
-        for _, vector in self.ask(clients, "train.head"):
-            self._statistics = self._statistics + self._unpacked(vector)
-        if state.exchange.costs.errors:
-            # Without some clients, the head would depend on which ones failed.
-            raise RunError(f"the head needs every client: {state.exchange.costs.errors[0]}")
+        self._sums.add(self.ask(clients, "train.head"))
         if number == self.num_rounds:
-            self._solve()
-
-    def _unpacked(self, vector: Tensor) -> RidgeStatistics:
-        features, classes = self._statistics.gram.shape[0], len(self._statistics.class_counts)
-        return RidgeStatistics.from_vector(vector, features, classes)
-
-    def _solve(self) -> None:
-        fitted = fit_head(self.state.workspace, self._statistics)
-        self.state.set_head(fitted.vector)
-        self.state.notes["head"] = {**fitted.facts(), "images": self._statistics.count}
+            self._sums.solve()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""
-        return {"statistics": self._statistics.to_vector()}
+        return {"statistics": self._sums.statistics.to_vector()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums so far."""
         check_keys(state, ("statistics",), "head")
-        self._statistics = self._unpacked(state["statistics"])
+        self._sums.statistics = self._sums.unpacked(state["statistics"])
 
 
 class ProbeHead(FederatedPhase):

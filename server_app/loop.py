@@ -14,10 +14,12 @@ from fedta_app.partition.figure import save_partition_figure
 from fedta_app.partition.schemes import class_counts, partition_digest
 from fedta_app.runs.checkpoint import kept_values
 from fedta_app.runs.directory import run_path
+from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Part, Phase, RoundLoop
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start
-from fedta_app.training.workspace import Workspace, run_facts, shared_workspace
+from fedta_app.training.facts import model_facts, run_facts
+from fedta_app.training.workspace import Workspace, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Train, make_strategy
@@ -42,10 +44,12 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             saved=lambda: forget_memories(workspace, strategy) if strategy.memories else None,
         )
         with session.recording_failure():
+            workspace.fill_cache()
             forget_memories(workspace, strategy)
             save_partition(workspace, session)
             parts: dict[str, Part] = {"server": state, "algorithm": strategy}
-            RoundLoop(phases, parts, session, state.sha256).run()
+            keeper = ModelKeeper(session, state.model, model_facts(workspace))
+            RoundLoop(phases, parts, session, keeper, state.sha256).run()
     finally:
         forget_run()
 

@@ -4,17 +4,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from engine.client_memory import Setup
-from engine.transport import MEMORY, pack, unpack
+from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate
+from server_app.interference import InterferenceLog
+from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy
@@ -42,19 +44,22 @@ class FederatedPhase(Phase):
             bytes_up=costs.bytes_up,
             clients_ok=costs.clients_ok,
             clients_failed=len(costs.errors),
-        )
+        ).with_peaks(costs.peaks)
 
     def ask(
         self,
         clients: list[int],
         message_type: str,
         *,
+        arrays: ArrayRecord | None = None,
         setup: Setup = _NO_SETUP,
         config: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Send a message to each client; yield partition id and vector of each good reply."""
         exchange = self.state.exchange
-        messages = exchange.messages(clients, message_type, config=config, setup=lambda _: setup)
+        messages = exchange.messages(
+            clients, message_type, arrays=arrays, config=config, setup=lambda _: setup
+        )
         for answer in exchange.in_order(clients, self.state.send(messages)):
             exchange.remember(answer.partition_id, setup)
             yield answer.partition_id, answer.vectors["vector"]
@@ -77,6 +82,7 @@ class Train(FederatedPhase):
     def __init__(self, state: ServerState, strategy: FederatedStrategy) -> None:
         super().__init__(state, state.config.num_server_rounds)
         self.strategy = strategy
+        self.interference = InterferenceLog(state)
         # Made before a checkpoint is read, when the weights are still those before training.
         self._start = state.weights.clone() if state.config.task_figures else state.weights
 
@@ -87,19 +93,48 @@ class Train(FederatedPhase):
         state.set_travelling_weights(weights)
         if self.strategy.memories_lost:
             state.notes["client-memories-lost"] = self.strategy.memories_lost
+        if state.config.head_refresh and number % state.config.head_refresh == 0:
+            self._refresh_head()
         return loss
+
+    def _refresh_head(self) -> None:
+        """Solve the ridge head again, over the features that the weights of now give."""
+        state, exchange = self.state, self.state.exchange
+        everybody = state.config.head_refresh_clients == "all"
+        clients = list(range(len(exchange.nodes))) if everybody else self.strategy.answered
+        step, sums = state.clients_per_round, RidgeSums(state)
+        sent = pack_many({"vector": state.travelling_weights()}, exchange.transport)
+        setup = Setup(head=state.head, down=state.mask)
+        for first in range(0, len(clients), step):
+            group = clients[first : first + step]
+            sums.add(self.ask(group, "train.head", arrays=sent, setup=setup))
+        release(sent, exchange.transport)
+        sums.solve()
 
     def run_round(self, number: int) -> Row:
         """Train for one round, and measure the model and its task vectors when that is due."""
         state, config = self.state, self.state.config
         report = TaskReport() if config.task_figures and number == self.num_rounds else None
-        self.strategy.watch = report.watch if report else None
+        interference = self.interference if self.interference.due(number) else None
+        self.strategy.watch = [part.watch for part in (report, interference) if part]
+        if interference:
+            interference.begin()
         row = measured_when_due(super().run_round(number), config, state.measure)
         if report:
             report.save(run_path(config))
             found = report.save_arithmetic(run_path(config), state, self._start)
             state.notes["task-vectors"] = found
+        if interference:
+            interference.measure(number)
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured of the updates' interference."""
+        return self.interference.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what was measured."""
+        self.interference.load_state_dict(state)
 
 
 def make_strategy(state: ServerState) -> FederatedStrategy:

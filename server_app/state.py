@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.client_memory import ClientMemory, Setup, bytes_vector, client_memory
 from engine.replies import replies_as_they_come
@@ -103,6 +103,12 @@ class ServerState:
         self.memory.load_head(self.head)
         return measure(self.workspace, self.weights, last=last)
 
+    def model(self) -> nn.Module:
+        """Return the model with the global weights and the head."""
+        self.memory.load_head(self.head)
+        self.workspace.weights.load(self.weights)
+        return self.workspace.built.model  # frozen blocks included
+
     def sha256(self) -> str:
         """Return the sha256 of all weights; those of a frozen head come last."""
         head = []
@@ -122,6 +128,15 @@ class ServerState:
             self.weights.copy_(weights)
         else:
             mask.scatter_(self.weights, weights.to(self.weights.device))
+
+    def whole(self, vector: Tensor) -> Tensor:
+        """Return a vector over the weights that travel, (P,), over all of them, (N,)."""
+        travelling = self.travelling()
+        if travelling is None:
+            return vector.to(self.weights.device)
+        whole = torch.zeros_like(self.weights)
+        travelling.scatter_(whole, vector.to(whole.device))
+        return whole
 
     def expand(self, partition_id: int, vector: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a client's vector over the weights that travel, (P,), and a mask over it.

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fedta_app.analysis import cosine_matrix, mask_overlap_matrix, sign_conflict_matrix
@@ -51,19 +50,9 @@ class TaskReport:
         """
         state.memory.load_head(state.head)
         scaled = scaling(state.workspace, start, state.weights)
-        vectors = {client: self._whole(state, client) for client in self._vectors}
+        vectors = {client: state.whole(self._vectors[client]) for client in self._vectors}
         negated = negation(state.workspace, start, state.weights, vectors)
         save_points(folder / "scaling.csv", scaled)
         save_points(folder / "negation.csv", negated)
         lost = forgotten(negated)
         return {"best-scale": best_scale(scaled)} | ({} if lost is None else {"forgotten": lost})
-
-    def _whole(self, state: ServerState, client: int) -> Tensor:
-        """Return a client's task vector over all weights, (N,), zero where they did not travel."""
-        vector = self._vectors[client].to(state.weights.device)
-        travelling = state.travelling()
-        if travelling is None:
-            return vector
-        whole = torch.zeros_like(state.weights)
-        travelling.scatter_(whole, vector)
-        return whole

@@ -21,6 +21,7 @@ from engine.transport import (
     unpack_many,
 )
 from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.metrics import CLIENT_PEAKS
 from strategies.nodes import Nodes
 
 Entries = Mapping[str, int | float | str]
@@ -35,6 +36,8 @@ class RoundCosts:
     ----------
     memory_lost : list of int
         Clients whose memory is gone.
+    peaks : dict from column of metrics.csv to float
+        The most memory that one of the clients' processes took, where they say so.
     """
 
     bytes_down: int = 0
@@ -42,6 +45,13 @@ class RoundCosts:
     clients_ok: int = 0
     errors: list[str] = field(default_factory=list)
     memory_lost: list[int] = field(default_factory=list)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def add_peaks(self, record: Mapping[str, Any]) -> None:
+        """Note what a client says of the memory that it took."""
+        for name in CLIENT_PEAKS:
+            if isinstance(size := record.get(name), int | float):
+                self.peaks[name] = max(size, self.peaks.get(name, 0.0))
 
 
 class Answer(NamedTuple):
@@ -167,6 +177,7 @@ class Exchange:
             self.costs.errors.append(f"client {partition_id} sent what cannot be read: {error}")
             return
         self.costs.clients_ok += 1
+        self.costs.add_peaks(reply.content.metric_records.get("memory", {}))
         self.costs.bytes_up += sum(v.numel() * v.element_size() for v in vectors.values())
         yield Answer(partition_id, reply, vectors)
         release(arrays, self.transport)

@@ -61,8 +61,10 @@ class FederatedStrategy(Strategy):
         What the algorithm keeps on the server.
     memories : dict from partition id to str
         Digests of what the algorithm keeps on clients, as of their last replies that counted.
-    watch : callable or None
-        Sees every update that is added: partition id, update, trained entries.
+    answered : list of int
+        The clients whose replies counted in the last round.
+    watch : list of callable
+        Each sees every update that is added: partition id, update, trained entries.
     """
 
     def __init__(
@@ -86,10 +88,11 @@ class FederatedStrategy(Strategy):
         self.setup = setup
         self.expand = expand
         self.message_type = message_type
-        self.watch: Callable[[int, Tensor, Tensor | None], None] | None = None
+        self.watch: list[Callable[[int, Tensor, Tensor | None], None]] = []
         self.state: Vectors | None = None
         self.memories: dict[int, str] = {}
         self.memories_lost = 0
+        self.answered: list[int] = []
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
         self._sampled: list[int] = []
@@ -138,13 +141,14 @@ class FederatedStrategy(Strategy):
             When no client answered.
         """
         combined = self.algorithm.accumulator()
-        loss, examples = 0.0, 0
+        loss, examples, self.answered = 0.0, 0, []
         for partition_id, message, vectors in self.exchange.in_order(self._sampled, replies):
             metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
             reply = self._reply(partition_id, metrics, vectors, server_round)
             combined.add(reply)
-            if self.watch is not None:
-                self.watch(partition_id, reply.update, reply.trained)
+            self.answered.append(partition_id)
+            for watch in self.watch:
+                watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
             self._remember_memory(partition_id, message)
             loss += reply.num_examples * float(metrics["train-loss"])

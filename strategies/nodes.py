@@ -17,7 +17,7 @@ from engine.replies import replies_as_they_come
 from engine.shared_memory import can_share
 from engine.transport import SHARED, pack, release
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import checked_seed, numpy_generator
 
 _TIMEOUT = 600.0  # seconds: the first answer waits for every actor to import torch
 
@@ -41,7 +41,7 @@ class Nodes:
 
     def sample(self, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
         """Return `count(fraction)` sorted partition ids, the same for the same seed and round."""
-        generator = numpy_generator(seed, "clients", purpose, server_round)
+        generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round)
         size = self.count(fraction)
         return sorted(generator.choice(len(self), size=size, replace=False).tolist())
 

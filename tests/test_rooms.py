@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER: list[set[str]] = [
     {"fedta_app.errors"},
     {"fedta_app.seeding", "fedta_app.files", "fedta_app.discovery"},
-    {"fedta_app.vectors", "fedta_app.plotting"},
+    {"fedta_app.vectors", "fedta_app.plotting", "fedta_app.cache"},
     {"fedta_app.device"},
     {
         "fedta_app.data", "fedta_app.partition", "fedta_app.models", "fedta_app.sensitivity",
@@ -24,6 +24,7 @@ ORDER: list[set[str]] = [
     {"fedta_app.keys"},
     {"fedta_app.config"},
     {"fedta_app.runs"},
+    {"fedta_app.finished"},
     {"fedta_app.training"},
     {"fedta_app.analysis", "fedta_app.centralized"},
     {"engine"},

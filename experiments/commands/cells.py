@@ -8,6 +8,7 @@ from experiments import RESULTS
 from experiments.reporting.records import kept_cells
 from experiments.running.cells import Cell, identity, make_cells
 from experiments.running.presets import parse_overrides, select
+from fedta_app.errors import ConfigError
 
 
 def chosen_cells(options: argparse.Namespace) -> list[Cell]:
@@ -19,8 +20,13 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     for key in ("results-dir", "data-dir"):
         if (folder := getattr(options, key.replace("-", "_"))) is not None:
             overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
+    name = getattr(options, "name", None)
+    if name and "name" in overrides:
+        raise ConfigError(
+            f"--name {name} and --set name={overrides['name']} are two names: give one"
+        )
     table, chosen = select(options.selection, options.scale)
-    return make_cells(chosen, overrides, options.seeds or table.seeds)
+    return make_cells(chosen, overrides, options.seeds or table.seeds, name)
 
 
 def cells_left(options: argparse.Namespace) -> list[Cell]:

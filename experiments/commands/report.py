@@ -15,17 +15,23 @@ def run(options: argparse.Namespace) -> ExitStatus:
     """Write the report of a table, or of each that has records."""
     records = options.records or RESULTS
     chosen = [load_table(options.table, options.scale)] if options.table else kept_tables(records)
+    if options.scale and not options.table:
+        chosen = [table for table in chosen if table.scale and table.scale.name == options.scale]
     if not chosen:
-        raise RecordError(f"{records} holds no cells: finish some, and collect them")
+        at = f" at --scale {options.scale}" if options.scale else ""
+        raise RecordError(
+            f"{records.absolute()} holds no cells of any table{at}: after `run TABLE`, "
+            "`collect TABLE` puts them there"
+        )
     out, status = options.out or records, ExitStatus.FINISHED
     for table in chosen:
         try:
-            checks = write_report(table, records, out)
+            lines = write_report(table, records, out)
         except (RecordError, ConfigError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             status = ExitStatus.FAILED
             continue
         print(f"{table.label}: {(out / table.label / 'report.md').absolute()}")
-        for line in checks:
+        for line in lines:
             print(f"  {line}", flush=True)
     return status

@@ -3,11 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
+from experiments import RESULTS
 from experiments.commands.cells import cells_left
 from experiments.exit_status import ExitStatus
 from experiments.reporting.comparison import save_comparison
-from experiments.running.cells import Cell
+from experiments.reporting.versions import code_warnings
+from experiments.running.cells import Cell, FinishedRuns
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
+from fedta_app.runs.command import typed_command
 from fedta_app.runs.directory import run_path
 
 _MOST_LINES = 10  # runs that one comparison can show
@@ -18,6 +21,10 @@ def run(options: argparse.Namespace) -> ExitStatus:
     cells = cells_left(options)
     if not cells:
         return ExitStatus.FINISHED
+    finished = FinishedRuns(cells[0].results)
+    left = [cell for cell in cells if not cell.config.resume or not finished.path(cell.config)]
+    for warning in code_warnings(left, RESULTS) if left else ():
+        print(f"warning: {warning}", flush=True)
     outcomes = run_cells(
         cells,
         client_cpus=options.client_cpus,
@@ -28,7 +35,8 @@ def run(options: argparse.Namespace) -> ExitStatus:
     if len(outcomes) > 1:
         print_summary(outcomes)
     elif outcomes[0].word.startswith(BEFORE):
-        print(f"{BEFORE}: {outcomes[0].path}; --no-resume starts it over", flush=True)
+        over = f"{typed_command()} --no-resume"
+        print(f"{outcomes[0].word}: {outcomes[0].path}; to start it over: {over}", flush=True)
     elif outcomes[0].word == ELSEWHERE:
         print(f"{ELSEWHERE}: {outcomes[0].path}", flush=True)
     status = exit_status(outcomes)

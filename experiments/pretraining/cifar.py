@@ -17,6 +17,7 @@ paused has less time to train. Exit status: 0 finished, 2 refused, 3 stopped ear
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -70,7 +71,9 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
         max_minutes=options.max_minutes or float("inf"),
     )
     if not done:
-        print(f"stopped after step {training.step} of {training.steps}; the same command goes on")
+        words = sys.argv[1:] if arguments is None else arguments
+        typed = shlex.join(["python", "-m", "experiments.pretraining.cifar", *words])
+        print(f"stopped after step {training.step} of {training.steps}; to continue: {typed}")
         return ExitStatus.STOPPED
     if "knn" not in training.rows[-1]:  # planned anew, to end where it was
         training.rows[-1] |= measure(options.epochs)

@@ -6,6 +6,7 @@ can only be checked while the weights are there.
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from experiments.running.cells import Cell, read_summary
 from fedta_app.analysis import block_density, mask_overlap_matrix
 from fedta_app.config import RunConfig, keys_that_decide
 from fedta_app.files import read_toml, write_atomically
+from fedta_app.finished.reading import Run
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
@@ -34,7 +36,15 @@ from fedta_app.vectors import FlatMask
 
 MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
 _MOST_OWN_MASKS = 20  # clients whose masks are compared
+_PLACE_OPTIONS = (
+    "--results-dir", "--data-dir", "--jobs", "--max-minutes", "--client-cpus", "--client-gpus"
+)  # fmt: skip
 _PATH = re.compile(r"(?<![\w.])[~.]{0,2}/[^\s'\"]*/")
+
+
+def record_folder(cell: Cell, results: Path) -> Path:
+    """Return where the record of a cell is kept."""
+    return results / cell.preset.table / CELLS / cell.preset.name / f"seed{cell.config.seed}"
 
 
 def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Path:
@@ -54,8 +64,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
     RecordError
         When the weights that the run started from are not found any more.
     """
-    table, _, preset = cell.preset.label.partition("/")
-    folder = results / table / CELLS / preset / f"seed{cell.config.seed}"
+    folder = record_folder(cell, results)
     config = RunConfig.from_mapping(read_toml(path / "config.toml"))
     summary, checkpoint = read_summary(path), load_checkpoint(path / "checkpoint")
     assert checkpoint is not None
@@ -63,7 +72,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
     folder.mkdir(parents=True, exist_ok=True)
-    mask = _final_mask(path, summary, checkpoint)
+    mask = Run(path).flat_mask
     if mask is not None:
         summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
         summary["mask-density"] = _densities(mask, workspace)
@@ -86,6 +95,9 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
             folder / CLASSES_FILE, "".join(",".join(map(str, row)) + "\n" for row in counts)
         )
     summary["name"] = cell.preset.label
+    for session in summary["sessions"]:
+        if command := session.get("command"):
+            session["command"] = portable_command(command)
     text = json.dumps(without_paths(summary), indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text)
     write_atomically(folder / "metrics.csv", (path / "metrics.csv").read_bytes())
@@ -103,6 +115,25 @@ def _portable(config: RunConfig, name: str) -> str:
     return tomli_w.dumps(without_paths(kept) | {"name": name})
 
 
+def portable_command(command: str) -> str:
+    """Return a command of `run` without what only says where it works, or for how long."""
+    words, kept = shlex.split(command), list[str]()
+    place = keys_that_decide("place")
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--set":
+            value = value if equals else words.pop(0)
+            if value.partition("=")[0].strip() not in place:
+                kept += ["--set", value]
+        elif name in _PLACE_OPTIONS:
+            if not equals:
+                words.pop(0)
+        elif word not in ("--resume", "--no-resume", "--skip-kept"):
+            kept.append(word)
+    return shlex.join(kept)
+
+
 def without_paths(value: Any) -> Any:
     """Return the value with every path in its strings cut down to the file's name."""
     if isinstance(value, dict):
@@ -112,17 +143,6 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(entry) for entry in value]
     return _PATH.sub("", value) if isinstance(value, str) else value
-
-
-def _final_mask(path: Path, summary: dict[str, Any], checkpoint: Checkpoint) -> FlatMask | None:
-    """Return the mask of the weights that travelled, of a run that had one."""
-    if not (noted := summary.get("mask")):
-        return None
-    if "sha256" in noted:
-        bits = BlobStore(path / "blobs").get(noted["sha256"])
-    else:  # the baseline keeps it in its checkpoint
-        bits = _server(checkpoint)["mask"].numpy().tobytes()
-    return FlatMask.from_bits(bits, _server(checkpoint)["weights"].numel(), torch.device("cpu"))
 
 
 def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:

@@ -1,15 +1,42 @@
-"""The runs of a table in one figure: accuracy against rounds."""
+"""Runs in one figure: those of a table, or those that `fedta compare` was given."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from experiments.reporting.intervals import interval
+from experiments.reporting.line_figures import line_style
 from experiments.reporting.records import partition_name
+from experiments.reporting.variants import Variant
 from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import FOLDER
-from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent
+from fedta_app.plotting import (
+    fit_shares,
+    legend_below,
+    new_figure,
+    panel_grid,
+    save_figure,
+    show_percent,
+    use_integers,
+)
+from fedta_app.runs.curves_figure import round_label
 from fedta_app.runs.directory import run_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CURVES = {  # columns of metrics.csv that are drawn, each in a panel of its own
+    "val_accuracy": "validation accuracy",
+    "test_accuracy": "test accuracy",
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+}
 
 
 def save_comparison(path: Path, configs: list[RunConfig]) -> None:
@@ -31,9 +58,10 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
         axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
     axis.set_title(_title(configs), fontsize="medium")
-    axis.set_xlabel("round")
+    axis.set_xlabel(" or ".join(sorted({round_label(config) for config in configs})))
     show_percent(axis, f"{split} accuracy")
-    axis.set_ylim(0, 1)
+    fit_shares(axis)
+    use_integers(axis.xaxis, 8)
     axis.grid(alpha=0.3)
     legend_below(figure, [axis])
     save_figure(path, figure)
@@ -65,3 +93,51 @@ def _label(config: RunConfig) -> str:
     if moved := (summary["bytes-up"] + summary["bytes-down"]) / 1e6:
         parts.append(f"{moved:.0f} MB moved")
     return f"{config.name.rpartition('/')[2]}: {', '.join(parts)}"
+
+
+def curves_figure(variants: Sequence[Variant]) -> "Figure":
+    """Draw accuracies and losses against rounds, each in a panel: a line per run, over its seeds.
+
+    Bands are 95 % intervals of accuracies over seeds. A panel whose figures were measured once is
+    left out.
+    """
+    seeds = [seed for variant in variants for seed in variant.seeds.values()]
+    shown = [c for c in _CURVES if any(len(seed.values(c)) > 1 for seed in seeds)] or [
+        "val_accuracy"
+    ]
+    figure, axes = panel_grid(len(shown), panel=(3.4, 2.7), margin=(0.6, 0.9), least_width=4.6)
+    for axis, column in zip(axes, shown, strict=True):
+        for number, variant in enumerate(variants):
+            _draw_mean(axis, variant, column, line_style(number, variant.name))
+        axis.set_title(_CURVES[column], fontsize="medium")
+        axis.set_xlabel("round")
+        use_integers(axis.xaxis, 6)
+        axis.grid(alpha=0.3)
+        if column.endswith("accuracy"):
+            show_percent(axis, "")
+        _fit(axis, 1.0 if column.endswith("accuracy") else math.inf)
+    legend_below(figure, axes, 3)
+    return figure
+
+
+def _draw_mean(axis: "Axes", variant: Variant, column: str, style: dict[str, Any]) -> None:
+    found = [seed.values(column) for seed in variant.seeds.values()]
+    rounds = sorted(set.intersection(*(set(values) for values in found)))
+    means = [interval([values[r] for values in found]) for r in rounds]
+    if not rounds:
+        return  # nothing was measured, or not yet
+    middle = np.array([mean.mean for mean in means])
+    half = np.nan_to_num([mean.half for mean in means])
+    axis.plot(rounds, middle, **style, markevery=max(1, len(rounds) // 8))
+    if column.endswith("accuracy"):
+        low, high = middle - half, middle + half
+        axis.fill_between(rounds, low, high, color=style["color"], alpha=0.15, lw=0)
+
+
+def _fit(axis: "Axes", highest: float) -> None:
+    """Let the lines decide the scale: bands of few seeds are wide."""
+    heights = [float(value) for line in axis.lines for value in np.asarray(line.get_ydata())]
+    if heights:
+        low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
+        margin = 0.08 * max(high - low, 0.05)
+        axis.set_ylim(max(0.0, low - margin), min(highest, high + margin))

@@ -25,6 +25,10 @@ FIGURES = {
         line_figures.curves,
         "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
     ),
+    "loss": Kind(
+        line_figures.losses,
+        "Validation loss (cross-entropy) against rounds; bands are 95 % intervals over seeds.",
+    ),
     "bytes": Kind(
         line_figures.against_bytes,
         "Validation accuracy against what was moved, head and calibration included.",
@@ -89,7 +93,7 @@ def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {}
-    for kind in table.report.get("figures", ["curves"]):
+    for kind in table.report.get("figures", ["curves", "loss"]):
         if kind not in FIGURES:
             raise RecordError(
                 f"table {table.name!r} has a figure {kind!r}; figures are: {', '.join(FIGURES)}"

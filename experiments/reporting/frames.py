@@ -7,12 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.reporting.intervals import Interval, holm, interval, paired_test
+from experiments.reporting.intervals import (
+    Interval,
+    equivalence_p,
+    holm,
+    interval,
+    paired_test,
+    smallest_detectable,
+)
 from experiments.reporting.records import TASK_FIGURES, Record, RecordError, by_preset
 from experiments.running.presets import Preset, Table
 
 ALPHA = 0.05
-NONE, NO_TEST = "none", "no test"
+DIFFERS, EQUIVALENT, UNDECIDED = "differs", "equivalent", "cannot be told"
 
 
 def cells_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -117,12 +124,13 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     Methods are the labels of the axis `compare`, or of several, joined. Each is compared with
     `reference`, or with each other, where everything else is equal; a pair is a seed. Holm's
     correction is over the comparisons that the table plans in one setting of the other axes
-    (`family`), run or not.
+    (`family`), run or not. The verdict is "differs", "equivalent" (within the table's `margin`,
+    where it states one) or "cannot be told".
     """
     if not table.compared:
         return None
     check_comparison(table)
-    reference = table.report.get("reference")
+    reference, margin = table.report.get("reference"), float(table.report.get("margin", 0.0))
     planned = {s: len(_pairs(methods, reference)) for s, methods in _methods(table).items()}
     found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in records:
@@ -137,6 +145,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
             if seeds := sorted(methods[first].keys() & methods[second].keys()):
                 one, other = ([methods[name][seed] for seed in seeds] for name in (first, second))
                 difference, p = paired_test(one, other)
+                size = planned[setting]
                 family.append(
                     {
                         **place,
@@ -145,13 +154,19 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                         "seeds": len(seeds),
                         "difference": difference.mean,
                         "± (95 %)": difference.half,
+                        "detectable": smallest_detectable(one, other, size),
                         "p": p,
-                        "family": planned[setting],
+                        "p (equivalence)": equivalence_p(one, other, margin),
+                        "family": size,
                     }
                 )
-        adjusted = holm([row["p"] for row in family], planned[setting])
-        for row, p in zip(family, adjusted, strict=True):
-            rows.append({**row, "p (Holm)": p, "verdict": _verdict(row["difference"], p)})
+        differ, equal = (
+            holm([row[column] for row in family], planned[setting])
+            for column in ("p", "p (equivalence)")
+        )
+        for row, p, q in zip(family, differ, equal, strict=True):
+            corrected = {"p (Holm)": p, "p (equivalence, Holm)": q, "verdict": verdict(p, q)}
+            rows.append({**row, **corrected})
     return pd.DataFrame(rows) if rows else None
 
 
@@ -200,12 +215,11 @@ def _pairs(methods: list[str], reference: str | None) -> list[tuple[str, str]]:
     return list(itertools.combinations(methods, 2))
 
 
-def _verdict(difference: float, p: float) -> str:
-    if math.isnan(p):
-        return NO_TEST
-    if p >= ALPHA:
-        return NONE
-    return "better" if difference > 0 else "worse"
+def verdict(p_difference: float, p_equivalence: float) -> str:
+    """Return one of three words for a pair of p-values, each corrected for its family."""
+    if p_difference < ALPHA:
+        return DIFFERS
+    return EQUIVALENT if p_equivalence < ALPHA else UNDECIDED
 
 
 def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +229,15 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
         f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
         for mean, half in zip(frame["difference"], frame["± (95 %)"], strict=True)
     ]
-    for column in ("p", "p (Holm)"):
+    page["detectable"] = ["" if math.isnan(d) else f"{100 * d:.1f}" for d in frame["detectable"]]
+    for column in ("p (Holm)", "p (equivalence, Holm)"):
         page[column] = ["" if math.isnan(p) else f"{p:.3f}" for p in frame[column]]
-    return page.drop(columns="± (95 %)")
+    return page.drop(columns=["± (95 %)", "p", "p (equivalence)"])
+
+
+def pipes(frame: pd.DataFrame) -> str:
+    """Return a data frame as a Markdown table."""
+    header = [str(column) for column in frame.columns]
+    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

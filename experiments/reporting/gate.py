@@ -49,24 +49,21 @@ def _above_chance(records: Sequence[Record]) -> Check:
         return Check(name, None, "every head is trained from random weights")
     wrong = []
     for accuracy, record in starts:
-        highest = highest_by_chance(_fact(record, "classes"), _validation_images(record))
+        highest = highest_by_chance(*_classes_and_images(record))
         if highest is not None and accuracy <= highest:
             wrong.append(f"{record.label}: {accuracy:.1%}")
     lowest = min(accuracy for accuracy, _ in starts)
     return _check(name, wrong, f"the lowest of {len(starts)} starts is {lowest:.1%}")
 
 
-def _validation_images(record: Record) -> int:
-    images = _fact(record, "validation-images")
-    return min(images, record.config.eval_size or images)
-
-
-def _fact(record: Record, name: str) -> int:
-    """Return a number of classes or images; older records say none, of data sets known by name."""
-    if facts := record.summary.get("data"):
-        return int(facts[name])
-    known = DATASETS[record.config.dataset]
-    return known.classes if name == "classes" else round(record.config.val_size * known.images)
+def _classes_and_images(record: Record) -> tuple[int, int]:
+    """Return the numbers of classes and of validation images; old records do not say them."""
+    summary, config = record.summary, record.config
+    if "data" in summary:
+        return summary["model"]["classes"], summary["data"]["validation-images"]
+    known = DATASETS[config.dataset]
+    images = round(config.val_size * known.images)
+    return known.classes, min(images, config.eval_size or images)
 
 
 def _equal_starts(records: Sequence[Record]) -> Check:

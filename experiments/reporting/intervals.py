@@ -1,9 +1,12 @@
-"""Intervals and tests over seeds: Student's t, paired, with Holm's correction.
+"""Intervals, tests of difference and of equivalence over seeds: Student's t, paired, with Holm.
 
 Seeds are few, so every interval is that of Student's t with n - 1 degrees of freedom, and a
 comparison is paired: a seed decides partition, sampled clients and initial weights, and two methods
 with the same seed share them. Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
-Scandinavian Journal of Statistics 6, 1979.
+Scandinavian Journal of Statistics 6, 1979. That two methods are equal is never shown by a large
+p-value, but by two one-sided tests within a margin that was stated before: Schuirmann, "A
+Comparison of the Two One-Sided Tests Procedure and the Power Approach", Journal of
+Pharmacokinetics and Biopharmaceutics 15, 1987.
 """
 
 import math
@@ -60,6 +63,46 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[Interv
     if np.ptp(differences) <= _ROUNDING:
         return found, math.nan
     return found, float(stats.ttest_rel(first, second).pvalue)
+
+
+def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float) -> float:
+    """Return the p-value of |mean of first - second| >= margin: small where both are equivalent.
+
+    It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN.
+    Differences that are all equal have no spread to test by: 0 within the margin, else 1.
+
+    Examples
+    --------
+    >>> round(equivalence_p([0.80, 0.81, 0.82], [0.80, 0.812, 0.819], margin=0.01), 4)
+    0.0041
+    """
+    differences = np.subtract(first, second)
+    number = len(differences)
+    if number < 2:
+        return math.nan
+    mean = float(differences.mean())
+    if np.ptp(differences) <= _ROUNDING:
+        return 0.0 if abs(mean) < margin else 1.0
+    distance = (margin - abs(mean)) / float(stats.sem(differences))
+    return float(stats.t.sf(distance, number - 1))
+
+
+def smallest_detectable(first: Sequence[float], second: Sequence[float], family: int) -> float:
+    """Return the smallest mean difference that the paired test could have told, in a family.
+
+    That is the one whose p-value, at the spread that the differences have, is 5 % over the size of
+    the family: Holm's first step. NaN for fewer than two pairs.
+
+    Examples
+    --------
+    >>> round(smallest_detectable([0.80, 0.81, 0.82], [0.80, 0.82, 0.81], family=1), 3)
+    0.025
+    """
+    differences = np.subtract(first, second)
+    if len(differences) < 2:
+        return math.nan
+    quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * family), len(differences) - 1)
+    return float(quantile * stats.sem(differences))
 
 
 def holm(p_values: Sequence[float], family: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Accuracy against rounds, bytes, and multiples of task vectors: means over seeds.
+"""Accuracy and loss against rounds, bytes, and multiples of task vectors: means over seeds.
 
 Lines are the labels of the report's axis `lines`, panels those of `panels`; a table with more axes
 has a figure for each label of the others.
@@ -14,7 +14,15 @@ import pandas as pd
 from experiments.reporting.intervals import interval
 from experiments.reporting.records import Group, Record
 from experiments.running.presets import Table
-from fedta_app.plotting import MOST_COLUMNS, legend_below, panel_grid, show_percent, use_logarithms
+from fedta_app.plotting import (
+    MOST_COLUMNS,
+    fit_losses,
+    legend_below,
+    panel_grid,
+    show_percent,
+    use_logarithms,
+)
+from fedta_app.runs.curves_figure import note_on_test, round_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,15 +39,48 @@ _MARKERS = "os^Dvp*X"
 
 
 def curves(table: Table, drawn: Group) -> "Figure":
-    """Draw validation accuracy against rounds: the mean of the seeds, and its 95 % interval."""
+    """Draw validation accuracy against rounds: the mean of the seeds, and its 95 % interval.
+
+    Test accuracy is a dashed line where it was measured in more than one round.
+    """
+    return _against_rounds(table, drawn, "accuracy")
+
+
+def losses(table: Table, drawn: Group) -> "Figure | None":
+    """Draw validation loss, and test loss, as `curves` does; None if no record has the former."""
+    known = _only(drawn, lambda record: record.curve("val_loss"))
+    return _against_rounds(table, known, "loss") if known else None
+
+
+def _against_rounds(table: Table, drawn: Group, figure: str) -> "Figure":
+    records = [record for lines in drawn.values() for group in lines.values() for record in group]
+    test_curve = any(len(record.curve(f"test_{figure}")) > 1 for record in records)
 
     def plot(axis: "Axes", group: list[Record], style: dict[str, Any]) -> None:
-        rounds, means, halves, _ = _mean_curve(group)
+        rounds, means, halves, _ = _mean_curve(group, f"val_{figure}")
         axis.plot(rounds, means, **style, markevery=_sparse(rounds))
         low, high = means - halves, means + halves
         axis.fill_between(rounds, low, high, color=style["color"], alpha=0.15, lw=0)
+        tests = _mean_curve(group, f"test_{figure}")
+        if tests.shape[1] > 1:
+            axis.plot(tests[0], tests[1], color=style["color"], linestyle="--", linewidth=1)
 
-    return _draw(table, drawn, plot, "round")
+    # Records from before there was a validation loss keep the figures that they had.
+    silent = test_curve or not any(record.curve("val_loss") for record in records)
+    splits = "validation (solid), test (dashed)" if test_curve else "validation"
+    drawing = _draw(
+        table,
+        drawn,
+        plot,
+        "round",
+        label=f"{splits} {figure}",
+        shares=figure == "accuracy",
+        note="" if silent else note_on_test(records[0].config.measure_test),
+    )
+    for axis, lines in zip(drawing.axes, drawn.values(), strict=False):
+        if all(round_label(group[0].config) == "epoch" for group in lines.values()):
+            axis.set_xlabel("epoch")
+    return drawing
 
 
 def against_bytes(table: Table, drawn: Group) -> "Figure | None":
@@ -93,28 +134,31 @@ def _by_points(
         for column, dashes in zip(columns, ("-", "--"), strict=False):
             axis.plot(means.index, means[column], **style | {"linestyle": dashes})
 
-    known = {
-        panel: {
-            line: group
-            for line, group in lines.items()
-            if any(record.points(name) is not None for record in group)
-        }
-        for panel, lines in drawn.items()
-    }
-    known = {panel: lines for panel, lines in known.items() if lines}
+    known = _only(drawn, lambda record: record.points(name) is not None)
     return _draw(table, known, plot, label) if known else None
 
 
-def _mean_curve(group: Sequence[Record]) -> Values:
-    """Return rounds, mean accuracies, half widths of their intervals (or 0) and mean megabytes."""
-    columns = ["round", "moved", "accuracy"]
-    points = pd.DataFrame([point for record in group for point in record.curve()], columns=columns)
+def _only(drawn: Group, known: Callable[[Record], object]) -> Group:
+    """Return the lines, and panels, of which at least one record has what is to be drawn."""
+    found = {
+        panel: {line: group for line, group in lines.items() if any(map(known, group))}
+        for panel, lines in drawn.items()
+    }
+    return {panel: lines for panel, lines in found.items() if lines}
+
+
+def _mean_curve(group: Sequence[Record], column: str = "val_accuracy") -> Values:
+    """Return rounds, means of a column, half widths of their intervals (or 0), mean megabytes."""
+    points = pd.DataFrame(
+        [point for record in group for point in record.curve(column)],
+        columns=["round", "moved", "value"],
+    )
     rows = []
     for server_round, found in points.groupby("round"):
         if len(found) == len(group):  # else its mean would be over other seeds
-            accuracy = interval(found["accuracy"].tolist())
+            value = interval(found["value"].tolist())
             moved = np.mean(found["moved"].tolist())
-            rows.append((server_round, accuracy.mean, np.nan_to_num(accuracy.half), moved))
+            rows.append((server_round, value.mean, np.nan_to_num(value.half), moved))
     return np.array(rows, float).reshape(-1, 4).T
 
 
@@ -123,23 +167,47 @@ def _sparse(values: Values) -> int:
     return max(1, len(values) // 8)
 
 
-def _draw(table: Table, drawn: Group, plot: Plot, across: str) -> "Figure":
-    """Return a figure with a panel per entry, in which a line has the same style everywhere."""
+def _draw(
+    table: Table,
+    drawn: Group,
+    plot: Plot,
+    across: str,
+    *,
+    label: str = "validation accuracy",
+    shares: bool = True,
+    note: str = "",
+) -> "Figure":
+    """Return a figure with a panel per entry, in which a line has the same style everywhere.
+
+    Parameters
+    ----------
+    across, label : str
+        Labels of the axes.
+    shares : bool
+        Whether the lines are shares, shown in percent, or losses.
+    note : str
+        A sentence above the legend.
+    """
     figure, axes = panel_grid(
         len(drawn), panel=(3.2, 2.7), margin=(0.6, 0.9), least_width=4.6, sharey=True
     )
     planned = table.axes.get(table.report.get("lines", ""))
     labels = planned or dict.fromkeys(line for lines in drawn.values() for line in lines)
-    styles = {label: _style(number, label) for number, label in enumerate(labels)}
+    styles = {label: line_style(number, label) for number, label in enumerate(labels)}
     for axis, (panel, lines) in zip(axes, drawn.items(), strict=True):
         axis.set_title(panel, fontsize="medium")
         axis.grid(alpha=0.3)
-        show_percent(axis, "")
+        axis.set_xlabel(across)
+        if shares:
+            show_percent(axis, "")
         for line, group in lines.items():
             plot(axis, group, styles[line])
-        axis.set_xlabel(across)
     for axis in axes[::MOST_COLUMNS]:
-        axis.set_ylabel("validation accuracy")
+        axis.set_ylabel(label)
+    legend_below(figure, axes, 3 if len(axes) == 1 else 5, note)
+    if not shares:
+        fit_losses(axes)
+        return figure
     # Bands of few seeds are wide: the lines decide the scale.
     heights = [np.asarray(line.get_ydata(), float) for axis in axes for line in axis.lines]
     reach = np.concatenate(heights)
@@ -147,11 +215,11 @@ def _draw(table: Table, drawn: Group, plot: Plot, across: str) -> "Figure":
         low, high = float(reach.min()), float(reach.max())
         margin = 0.08 * max(high - low, 0.05)
         axes[0].set_ylim(max(0.0, low - margin), min(1.0, high + margin))
-    legend_below(figure, axes, 3 if len(axes) == 1 else 5)
     return figure
 
 
-def _style(number: int, label: str) -> dict[str, Any]:
+def line_style(number: int, label: str) -> dict[str, Any]:
+    """Return colour, marker and label of the line of a number, from 0 up."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],

@@ -1,11 +1,12 @@
-"""Where the cells of a table come from: a table of mixed origin is refused.
+"""Where the cells of a table come from: a table of mixed data, weights or settings is refused.
 
-Data, weights and code must be those of one experiment. Code is compared by the hash of what a run
-executes (`fedta_app.runs.provenance`), so commits that change only documents, tests or the runner
-are the same code. A table may keep cells of several versions when `results/<table>/origin.toml`
-says why that changes no figure; its caption then says so too:
+Code is compared by what a run uses of it (`experiments.reporting.versions`), so commits that change
+only documents, tests, the runner or another rule are the same code. The caption says which cells
+are of another version, and which were run with code that is not committed. Where several versions
+compute the same, `results/<table>/origin.toml` says why, and the caption repeats it:
 
     mixed-code = "the later version only prints more"
+    commits = ["1ba75d7", "d079585"]    # that it is about; without them, any
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.records import Record, RecordError
+from experiments.reporting.versions import (
+    Code,
+    cells_by_version,
+    code_versions,
+    codes_of,
+    commit_name,
+    some,
+)
 from experiments.running.cells import deciding_keys, identity
 from fedta_app.data.folder import FOLDER
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
+
+ORIGIN = "origin.toml"
 
 
 def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
@@ -31,12 +42,13 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     Raises
     ------
     RecordError
-        When data, weights, code or settings are mixed.
+        When data, weights or settings are mixed.
     """
     _one_name_each(records)
     for what, facts in (("data sets", _data), ("weights", _kind), ("weights", _weights)):
         _one(records, what, facts)
-    notes = _departures(records) + _versions(records, folder)
+    notes = [f"{key} = {value!r}, not the presets'" for key, value in departures(records).items()]
+    notes += _code_notes(records, folder)
     for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
         if len(found) > 1:
             notes.append(f"cells of several {what}: {' and '.join(found)}")
@@ -92,38 +104,49 @@ def _weights(record: Record) -> tuple[str, str]:
     return f"{config.model} {config.image_size} {draw}", sha256
 
 
-def _versions(records: Sequence[Record], folder: Path) -> list[str]:
-    """Refuse cells of changed code, or of several versions without a reason; else note that."""
-    for record in records:
-        if any(code.get("changed") for code in _codes(record)):
-            raise RecordError(
-                f"{record.label} was run with changes that are not committed: run it again from a "
-                "commit"
-            )
-    versions = {code["sha256"] for record in records for code in _codes(record)}
-    if len(versions) == 1:
-        return []
-    path = folder / "origin.toml"
-    if excuse := read_toml(path).get("mixed-code") if path.exists() else None:
-        return [f"cells of {len(versions)} versions of the code: {excuse}"]
-    raise RecordError(
-        f"{folder.name} mixes cells of {len(versions)} versions of the code (commits "
-        f"{commits(records)}): run them again, or say in {path} why it changes no figure, as "
-        'mixed-code = "..."'
-    )
-
-
-def _codes(record: Record) -> list[dict[str, Any]]:
-    """Return what every session of a run says of its code; old records know of the last only."""
-    sessions = [session["code"] for session in record.summary["sessions"] if "code" in session]
-    return [*sessions, record.summary["code"]]
-
-
-def _departures(records: Sequence[Record]) -> list[str]:
-    """Return the keys in which cells differ from their presets: by the same value everywhere."""
-    departures = [_departure(record) for record in records]
+def _code_notes(records: Sequence[Record], folder: Path) -> list[str]:
+    """Return notes on code that is not committed, and on cells of several versions of the code."""
     notes = []
-    for key in sorted(set().union(*departures)):
+    changed = {record.label for record in records if any(c.get("changed") for c in _codes(record))}
+    if changed:
+        notes.append(
+            f"{len(changed)} of {len(records)} cells were run with code that is not committed, as "
+            f"{min(changed)}, and cannot be repeated from a commit"
+        )
+    versions = code_versions(code for record in records for code in _codes(record))
+    if len(versions) == 1:
+        return notes
+    excuse = read_toml(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
+    cells = cells_by_version(versions, [(record.label, record.summary) for record in records])
+    said, named = [], excuse.get("commits")
+    for version, labels in zip(versions, cells, strict=True):
+        known = named is None or all(c.startswith(tuple(named)) for c in version.commits)
+        if "mixed-code" not in excuse or not known:
+            said.append(f"{version.name} ran {some(labels)}")
+    begin = f"cells of {len(versions)} versions of the code"
+    if "mixed-code" in excuse:
+        notes.append(f"{begin}: {excuse['mixed-code']}")
+        begin = "of other code than that sentence is about"
+    if said:
+        notes.append(f"{begin}, so that a difference may be one of code: {', '.join(said)}")
+    return notes
+
+
+def _codes(record: Record) -> list[Code]:
+    return codes_of(record.summary)
+
+
+def departures(records: Sequence[Record]) -> dict[str, Value]:
+    """Return the keys, and their values, in which cells differ from their presets.
+
+    Raises
+    ------
+    RecordError
+        When they do so by different values.
+    """
+    found = [_departure(record) for record in records]
+    values = {}
+    for key in sorted(set().union(*found)):
         ran: dict[Value, Record] = {}
         for record in records:
             keys = deciding_keys(record.config)
@@ -135,8 +158,8 @@ def _departures(records: Sequence[Record]) -> list[str]:
                 f"{first.label} ran with {key} = {one!r} and {second.label} with {other!r}, and "
                 "not both as their presets say: run one of them again"
             )
-        notes.append(f"{key} = {next(iter(ran))!r}, not the presets'")
-    return notes
+        values[key] = next(iter(ran))
+    return values
 
 
 def _departure(record: Record) -> dict[str, Any]:
@@ -173,5 +196,5 @@ def _torches(records: Sequence[Record]) -> list[str]:
 
 def commits(records: Sequence[Record]) -> str:
     """Return the commits that the cells ran at, shortened."""
-    found = {str(code["commit"])[:8] for record in records for code in _codes(record)}
+    found = {commit_name(code) for record in records for code in _codes(record)}
     return ", ".join(sorted(found))

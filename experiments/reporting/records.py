@@ -8,6 +8,7 @@ classes.csv      clients x classes, for the first seed
 scaling.csv, negation.csv    of task vectors, where the run saved them
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.running.cells import by_identity, read_rows, read_summary
+from experiments import RESULTS
+from experiments.running.cells import by_identity, finished_folders, read_rows, read_summary
 from experiments.running.presets import Preset, Table
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
@@ -93,13 +95,14 @@ class Record:
         """Wall time of all sessions of the run."""
         return float(sum(session["seconds"] for session in self.summary["sessions"])) / 60
 
-    def curve(self) -> list[tuple[int, float, float]]:
-        """Return round, megabytes so far and validation accuracy, wherever that was measured."""
+    def curve(self, column: str = "val_accuracy") -> list[tuple[int, float, float]]:
+        """Return round, megabytes so far and a column of metrics.csv, wherever it was measured."""
         points, moved = [], 0
         for row in self.rows:
             moved += int(row["bytes_up"]) + int(row["bytes_down"])
-            if row["val_accuracy"] and row["phase"] in ("start", "train"):
-                points.append((int(row["round"]), moved / 1e6, float(row["val_accuracy"])))
+            # Records of earlier releases lack some columns.
+            if row.get(column) and row["phase"] in ("start", "train"):
+                points.append((int(row["round"]), moved / 1e6, float(row[column])))
         return points
 
     def points(self, name: str) -> pd.DataFrame | None:
@@ -141,10 +144,26 @@ def read_records(table: Table, results: Path) -> list[Record]:
             raise RecordError(f"{summary.parent} belongs to no preset of table {table.name!r}")
         records.append(_read(summary.parent, presets[name]))
     if not records:
-        raise RecordError(
-            f"{folder} holds no cells: finish some, then python -m experiments collect {table.name}"
-        )
+        raise RecordError(_no_records(table, results))
     return sorted(records, key=lambda record: (order[record.preset.name], record.seed))
+
+
+def _no_records(table: Table, results: Path) -> str:
+    """Return which folder holds no records, which runs there are, and what makes records."""
+    runs = Path(RunConfig().results_dir).expanduser()
+    finished = len(
+        [f for f in finished_folders(runs) if f.relative_to(runs).parts[0] == table.label]
+    )
+    options = f" --scale {table.scale.name}" if table.scale else ""
+    out = "" if results.absolute() == RESULTS else f" --out {shlex.quote(str(results))}"
+    collect = f"python -m experiments collect {table.name}{options}"
+    number = f"{finished} finished run{'s' * (finished != 1)}" if finished else "no finished run"
+    first = "" if finished else f"python -m experiments run {table.name}{options}, then "
+    return (
+        f"{(results / table.label / CELLS).absolute()} holds no cells; {runs} holds {number} of "
+        f"{table.label} (--results-dir of run and collect names another folder): {first}"
+        f"{collect}{out}"
+    )
 
 
 def _read(folder: Path, preset: Preset) -> Record:

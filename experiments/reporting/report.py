@@ -5,13 +5,16 @@
     results/<table>/cells.csv  presets.csv  comparisons.csv
     results/<table>/figures/      SVG and PNG
 
-The same records give the same bytes. What fails the sanity gate, or mixes origins, is refused.
+The same records give the same bytes. What fails the sanity gate, or mixes data, weights or
+settings, is refused.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import tomli_w
 
 from experiments.reporting.figures import save_figures
 from experiments.reporting.frames import (
@@ -19,15 +22,18 @@ from experiments.reporting.frames import (
     cells_frame,
     comparisons_frame,
     page_frame,
+    pipes,
     presets_frame,
     print_comparisons,
 )
 from experiments.reporting.gate import Check, sanity_gate
-from experiments.reporting.origin import check_origin, commits, hardware
+from experiments.reporting.origin import check_origin, commits, departures, hardware
 from experiments.reporting.records import CELLS, Record, RecordError, by_preset, read_records
 from experiments.running.presets import Table, load_table, tables
 from experiments.running.scales import scales
 from fedta_app.files import write_atomically
+
+_MOST_COMMANDS = 4  # that a report names
 
 
 def kept_tables(results: Path) -> list[Table]:
@@ -40,8 +46,8 @@ def kept_tables(results: Path) -> list[Table]:
     ]
 
 
-def write_report(table: Table, results: Path, out: Path) -> list[Check]:
-    """Write a table's report and return what its sanity gate says.
+def write_report(table: Table, results: Path, out: Path) -> list[str]:
+    """Write a table's report; return its origin, the caption's notes and what its gate says.
 
     Raises
     ------
@@ -67,7 +73,8 @@ def write_report(table: Table, results: Path, out: Path) -> list[Check]:
     figures = save_figures(table, records, folder / "figures")
     text = _markdown(table, records, caption, checks, page, comparisons, figures)
     write_atomically(folder / "report.md", text)
-    return checks
+    read = f"{len(records)} cells of {results / table.label / CELLS}, commit {commits(records)}"
+    return [read, *(f"note: {note}" for note in notes), *map(str, checks)]
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -119,17 +126,15 @@ def _markdown(
     comparisons: pd.DataFrame | None,
     figures: Mapping[str, str],
 ) -> str:
-    scale = f" --scale {table.scale.name}" if table.scale else ""
     hours = sum(record.minutes for record in records) / 60
     origin = (
-        f"`python -m experiments run {table.name}{scale}`, then `collect {table.name}{scale}` and "
-        f"`report {table.name}{scale}`. {len(records)} cells; commit {commits(records)}; "
+        f"{commands_that_made(table, records)}. {len(records)} cells; commit {commits(records)}; "
         f"{hardware(records)}; {hours:.1f} hours. Learning rates: {_rates(records)}."
     )
     parts = [
         f"# {table.label}",
         caption,
-        _pipes(page),
+        pipes(page),
         *([] if comparisons is None else _comparison_part(table, comparisons)),
         *(f"![{title}](figures/{name}.png)\n\n{title}" for name, title in figures.items()),
         "## Where it comes from",
@@ -138,6 +143,27 @@ def _markdown(
         "\n".join(f"- {check}" for check in checks),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def commands_that_made(table: Table, records: Sequence[Record]) -> str:
+    """Return the commands that made the table, as they were typed where the runs noted that."""
+    named = f"{table.name} --scale {table.scale.name}" if table.scale else table.name
+    options = [
+        f"--set {shlex.quote(tomli_w.dumps({key: value}).strip().replace(' = ', '=', 1))}"
+        for key, value in departures(records).items()
+    ]
+    seeds = sorted({record.seed for record in records})
+    if seeds and seeds[0] != records[0].preset.config({}).seed:
+        options.append(f"--set seed={seeds[0]}")
+    if len(seeds) != table.seeds:
+        options.append(f"--seeds {len(seeds)}")
+    same = " ".join([named, *options])
+    notes = [record.summary["sessions"][-1].get("command") for record in records]
+    typed = list(dict.fromkeys(note for note in notes if note))
+    if not typed or len(typed) > _MOST_COMMANDS or not all(notes):
+        typed = [f"python -m experiments run {same}"]
+    runs = ", ".join(f"`{command}`" for command in typed)
+    return f"{runs}, then `collect {same}` and `report {named}`"
 
 
 def _rates(records: Sequence[Record]) -> str:
@@ -157,15 +183,19 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
     how = (
         f"Paired t-tests over seeds, each {' and '.join(table.compared)} {whom}; Holm's correction "
         f"over the comparisons that the table plans{others and f' in each {others}'}, run or not "
-        "(family). Differences are percent points of test accuracy, with their own 95 % interval; "
-        f"one with a corrected p of {ALPHA} or more is called none."
+        "(family). Differences are percent points of test accuracy, with their own 95 % interval. "
+        f"A pair *differs* where the corrected p is below {ALPHA}. {_equivalence(table)} What is "
+        "neither *cannot be told*. Detectable is the smallest difference that the seeds could have "
+        "told, at the spread that they have."
     )
-    return ["## Differences", how, _pipes(print_comparisons(comparisons))]
+    return ["## Differences", how, pipes(print_comparisons(comparisons))]
 
 
-def _pipes(frame: pd.DataFrame) -> str:
-    """Return a data frame as a Markdown table."""
-    header = [str(column) for column in frame.columns]
-    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _equivalence(table: Table) -> str:
+    margin = table.report.get("margin")
+    if margin is None:
+        return "The table states no margin within which a pair would be equivalent."
+    return (
+        f"It is *equivalent* where two one-sided tests, corrected likewise, put the difference "
+        f"within {100 * margin:g} points, the margin that the table stated before it ran."
+    )

@@ -19,9 +19,9 @@ from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.runs.directory import LOCK_FILE, run_path
-from fedta_app.runs.metrics import COLUMNS
+from fedta_app.runs.metrics import ADDED, COLUMNS
 
-_SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
+SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
 
 
 class State(StrEnum):
@@ -46,6 +46,11 @@ class Cell:
     def label(self) -> str:
         """The name of the cell in messages."""
         return f"{self.config.name} seed {self.config.seed}"
+
+    @property
+    def own_name(self) -> bool:
+        """Whether its run is named after the preset, and not by the user."""
+        return self.config.name == self.preset.label
 
     @property
     def path(self) -> Path:
@@ -74,8 +79,15 @@ class Progress:
         return f"{self.state} at {last['phase']} round {last['round']}"
 
 
-def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: int) -> list[Cell]:
+def make_cells(
+    presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: int, name: str | None = None
+) -> list[Cell]:
     """Return a cell for each preset and each of `seeds` seeds, from the configured seed up.
+
+    Parameters
+    ----------
+    name : str, optional
+        Of the runs in place of the preset's label; with several presets, its first part.
 
     Raises
     ------
@@ -87,12 +99,17 @@ def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: i
         keys = dict(overrides)
         if preset.values.get("engine") == "centralized":
             keys.pop("engine", None)
+        if name:
+            keys["name"] = f"{name}/{preset.name}" if len(presets) > 1 else name
         first = preset.config(keys)
         cells += [
             Cell(preset, first.with_values(seed=first.seed + number)) for number in range(seeds)
         ]
     if len({cell.path for cell in cells}) < len(cells):
-        raise ConfigError("two runs would share one run directory: leave name to the presets")
+        raise ConfigError(
+            "two runs would share one run directory: in place of the key name, --name NAME gives "
+            "every preset a folder of its own in NAME"
+        )
     seen: dict[str, Cell] = {}
     for cell in cells:
         other = seen.setdefault(identity(cell.config), cell)
@@ -124,6 +141,16 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
 def identity(config: RunConfig) -> str:
     """Return the sha256 (hexadecimal) of the keys that decide what a cell computes."""
     return hashlib.sha256(json.dumps(deciding_keys(config), sort_keys=True).encode()).hexdigest()
+
+
+def differing_keys(config: RunConfig, other: RunConfig) -> dict[str, Value | None]:
+    """Return the keys that decide what is computed and in which another run differs.
+
+    The values are those of the other run, None where nothing reads the key there.
+    """
+    wanted, found = deciding_keys(config), deciding_keys(other)
+    keys = sorted(wanted.keys() | found.keys())
+    return {key: found.get(key) for key in keys if found.get(key) != wanted.get(key)}
 
 
 def progress(config: RunConfig) -> Progress:
@@ -163,20 +190,43 @@ def by_identity(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _identity_of(folder: Path) -> str | None:
-    """Return the identity of a run, or None if this release cannot read its configuration."""
+    config = read_config(folder)
+    return identity(config) if config else None
+
+
+def read_config(folder: Path) -> RunConfig | None:
+    """Return the configuration of a run, None if it is missing or this release cannot read it."""
     with suppress(ConfigError):
-        return identity(RunConfig.from_mapping(read_toml(folder / "config.toml")))
+        return RunConfig.from_mapping(read_toml(folder / "config.toml"))
     return None
 
 
 def finished_folders(results: Path) -> list[Path]:
     """Return the directories of all finished runs, except those that were moved aside."""
-    found = (summary.parent for summary in sorted(results.glob("*/*/seed*/summary.json")))
     return [
         folder
-        for folder in found
-        if _SEED_FOLDER.fullmatch(folder.name) and read_summary(folder).get("status") == "finished"
+        for folder in run_folders(results)
+        if read_summary(folder).get("status") == "finished"
     ]
+
+
+def run_folders(folder: Path, depth: int = 3) -> list[Path]:
+    """Return the run directories below a folder, sorted; a name has at most `depth` parts."""
+    found = []
+    for entry in sorted(entry for entry in _entries(folder) if entry.is_dir()):
+        if SEED_FOLDER.fullmatch(entry.name):
+            if (entry / "config.toml").exists():
+                found.append(entry)
+        elif depth and not entry.name.startswith((".", "seed")):  # seed0.old-1
+            found += run_folders(entry, depth - 1)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # missing, or not ours
+        return []
 
 
 def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
@@ -185,9 +235,12 @@ def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
         with (folder / "metrics.csv").open() as stream:
             rows = tuple(csv.DictReader(stream))
         for row in rows:
+            if None in row.values():
+                return ()  # the row was cut off
             for name in COLUMNS:
-                _ = row[name] if name == "phase" else float(row[name] or 0)
-    except (OSError, ValueError, KeyError, TypeError):  # TypeError: a row that was cut off
+                if name in row or name not in ADDED:
+                    _ = row[name] if name == "phase" else float(row[name] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
         return ()
     return rows
 

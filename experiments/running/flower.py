@@ -21,14 +21,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments import INSTALLED, ROOT
+from experiments.installed import flower_scripts, write_app
 from experiments.running.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.errors import RunError
 from fedta_app.files import remove_tree
+from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 from strategies.nodes import num_nodes
 
-APP = Path(__file__).resolve().parents[2]
-SCRIPTS = Path(sys.executable).parent
+SCRIPTS = flower_scripts()
 _START_TIMEOUT = 60.0  # seconds
 # Flower's simulation polls every node ten times a second. With more clients than this, each node
 # stands for several of them.
@@ -63,21 +65,29 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         f"num-supernodes={nodes} client-resources-num-cpus={client_cpus} "
         f"client-resources-num-gpus={float(client_gpus)}"
     )
-    run_app(APP, to_toml(config), federation)
+    run_app(None if INSTALLED else ROOT, to_toml(config), federation)
 
 
-def run_app(app: Path, run_config: str, federation: str) -> None:
-    """Run any Flower app of this machine in a SuperLink of its own; see `run_on_flower`."""
+def run_app(app: Path | None, run_config: str, federation: str) -> None:
+    """Run a Flower app of this machine in a SuperLink of its own; see `run_on_flower`.
+
+    Parameters
+    ----------
+    app : Path or None
+        The folder of the app; None for fedta as it is installed.
+    """
     _remove_stale_homes()
     with tempfile.TemporaryDirectory(prefix=f"{_HOME_PREFIX}{os.getpid()}-") as folder:
         home = Path(folder)
+        app = app or write_app(home / "app")
         values = home / "run.toml"
         values.write_text(run_config)
         environment = {
             **os.environ,
-            # Flower starts its scripts by name; they lie beside this Python.
+            # Flower starts its scripts by name.
             "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
             "FLWR_HOME": folder,
+            CHECKOUT_VARIABLE: str(app),  # Flower runs a copy without the history
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -16,6 +16,7 @@ from fedta_app.device.cuda import has_bf16
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.directory import STOP_FILE, check_resumable, check_writable, run_path
+from fedta_app.runs.loggers import check_logger
 from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
@@ -33,7 +34,7 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
     Raises
     ------
     ValueError
-        When results directory, checkpoint, data set, weights or partition cannot be used.
+        When results directory, logger, checkpoint, data set, weights or partition cannot be used.
     """
     if config.engine != "centralized" and not config.num_clients:
         raise ConfigError(
@@ -45,6 +46,7 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
             f"--client-gpus {client_gpus:g} is not allowed here: torch finds no CUDA GPU on this "
             "machine; leave the option out, or use --client-gpus 0"
         )
+    check_logger(config)
     check_writable(config)
     check_resumable(config)
     if config.resume:
@@ -56,8 +58,6 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
 def _warn(workspace: Workspace) -> None:
     if workspace.data.note:
         print(workspace.data.note, flush=True)
-    for warning in workspace.built.warnings:
-        print(f"warning: {warning}", flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):
         kind, better = ("GPU", "fp16") if workspace.device.type == "cuda" else ("CPU", "fp32")
         print(

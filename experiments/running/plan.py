@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
+from fedta_app.training.schedule import schedule_warning
 
 
 def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> None:
@@ -37,6 +38,11 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     header = ("preset", "seeds", "state", "rounds", "takes", "left", "measured by")
     lines = [(line[0], ", ".join(map(str, those)), *line[1:]) for line, those in seeds.items()]
     _print_columns([header, *lines])
+    for name, warning in {
+        cell.config.name: schedule_warning(cell.config) for cell in cells
+    }.items():
+        if warning:
+            print(f"warning: {name}: {warning}")
     minutes = seconds / 60 / jobs
     sessions = math.ceil(minutes / session_minutes)
     at_a_time = f", {jobs} at a time" if jobs > 1 else ""

@@ -18,7 +18,9 @@ presets:
     reference = "iid"                # the method that all others are tested against
     [tune]                           # the keys that experiments.running.tune searches
 
-`tuned.toml` beside them holds the values that `python -m experiments tune` chose, by preset.
+`tuned.toml` beside them holds the values that `fedta tune` chose, by preset. Where fedta is
+installed without its checkout, further choices are kept in `results/tuning/<table>/tuned.toml` of
+the working directory, and are stronger.
 """
 
 import fnmatch
@@ -29,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import INSTALLED, RESULTS
 from experiments.running.scales import FOLDER, Scale, load_scale
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
@@ -109,9 +112,16 @@ def tables() -> list[str]:
     return sorted({path.parent.name for path in FOLDER.glob("*/*.toml")})
 
 
-def tuned_path(table: str, scale: str) -> Path:
-    """Return the path of the file with the tuned values of a table at a scale."""
-    return FOLDER / table / (f"tuned-{scale}.toml" if scale else "tuned.toml")
+def tuned_paths(table: str, scale: str) -> list[Path]:
+    """Return the files with the tuned values of a table at a scale.
+
+    Later ones are stronger, and `tune` writes into the last. In an installed package the files of
+    the tables are only read.
+    """
+    folders = [FOLDER, RESULTS / "tuning"] if INSTALLED else [FOLDER]
+    return [
+        folder / table / (f"tuned-{scale}.toml" if scale else "tuned.toml") for folder in folders
+    ]
 
 
 def load_table(name: str, scale: str = "") -> Table:
@@ -129,15 +139,16 @@ def load_table(name: str, scale: str = "") -> Table:
     about = read_toml(path) if path.exists() else {}
     if unknown := set(about) - _TABLE_KEYS:
         raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
-    tuned = tuned_path(name, scale)
-    choices = read_toml(tuned) if tuned.exists() else {}
     rows = [*_grid(about), *_files(name)]
-    _check_choices(tuned, choices, [row[0] for row in rows])
+    tuned = [tuned for tuned in tuned_paths(name, scale) if tuned.exists()]
+    choices = [_choices(tuned, [row[0] for row in rows]) for tuned in tuned]
     label = f"{name}-{scale}" if scale else name
     presets = []
     for preset, base, own, coordinates in rows:
         values = chosen.apply(base, own) if chosen else {**base, **own}
-        presets.append(Preset(label, preset, values | _tuned(choices, preset), coordinates))
+        for sections in choices:
+            values |= _tuned(sections, preset)
+        presets.append(Preset(label, preset, values, coordinates))
     return Table(
         name, presets, about.get("question", ""), about.get("seeds", 1),
         {axis: list(values) for axis, values in about.get("axes", {}).items()},
@@ -175,7 +186,9 @@ def _files(table: str) -> list[Row]:
     ]
 
 
-def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str]) -> None:
+def _choices(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Read tuned values, by patterns of the presets that have these names."""
+    choices = read_toml(path)
     for pattern, section in choices.items():
         if not isinstance(section, dict):
             raise ConfigError(
@@ -183,6 +196,7 @@ def _check_choices(path: Path, choices: Mapping[str, Any], names: Sequence[str])
                 "are presets, or patterns of them"
             )
         check_pattern(pattern, names, str(path))
+    return choices
 
 
 def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:

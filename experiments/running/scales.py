@@ -41,7 +41,7 @@ class Scale:
         for key in keys:
             if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:
                 factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
-                keys[key] = max(1, round(factor * keys[key]))
+                keys[key] = max(KEYS[key].fewest_rounds, round(factor * keys[key]))
         if keys.get("engine") == "centralized":
             keys |= self.centralized
         return keys

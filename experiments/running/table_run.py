@@ -12,6 +12,7 @@ from experiments.running.launch import NOT_STARTED, attempt, preflight
 from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.runs.command import to_continue
 
 BEFORE, ELSEWHERE = "finished before", "running in another process"
 
@@ -181,4 +182,4 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
     done = sum(outcome.status == ExitStatus.FINISHED for outcome in outcomes)
     print(f"{done} of {len(outcomes)} cells are finished", flush=True)
     if done < len(outcomes):
-        print("the same command goes on with the others", flush=True)
+        print(to_continue(), flush=True)

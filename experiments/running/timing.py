@@ -26,10 +26,12 @@ from fedta_app.errors import RunError
 from fedta_app.masks import needs_scores
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
+from fedta_app.training.datasets import find_dataset
+from fedta_app.training.facts import run_facts
 from fedta_app.training.head_fit import head_statistics
 from fedta_app.training.scoring import ScoringBatches, calibration, scores
 from fedta_app.training.steps import evaluate, steps_of
-from fedta_app.training.workspace import Workspace, build_workspace, find_dataset, run_facts
+from fedta_app.training.workspace import Workspace, build_workspace
 
 _ROUNDS = 4  # the first one, with its warm-up, is not counted
 _STEPS = 8  # steps that stand for an epoch of the baseline
@@ -78,7 +80,7 @@ def measure_parts(config: RunConfig) -> Parts:
     """
     with tempfile.TemporaryDirectory(prefix="fedta-plan-") as folder:
         here = config.with_values(
-            name="plan", results_dir=folder, max_minutes=0.0, resume=False,
+            name="plan", results_dir=folder, max_minutes=0.0, resume=False, keep_model="none",
             engine="in-process" if config.engine == "flower" else config.engine,
         )  # fmt: skip
         find_dataset(here).load(Path(here.data_dir).expanduser())  # downloaded or decoded, once

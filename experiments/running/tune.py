@@ -6,8 +6,9 @@ the same round is stopped. What is interrupted goes on with the same command, a 
 round.
 
 The chosen values go into `experiments/tables/<table>/tuned.toml` (`experiments.running.presets`),
-the trials and their figure into `results/tuning/`. A `[tune]` section of table.toml says what is
-searched:
+unless the search was under overrides, or no trial was better than no training. The trials, their
+figure and what was searched go into `results/tuning/`. A `[tune]` section of table.toml says what
+is searched:
 
     [tune]
     lr = { low = 1e-3, high = 0.3 }    # on a logarithmic scale
@@ -42,6 +43,7 @@ from experiments.running.cells import (
 from experiments.running.launch import attempt, preflight
 from fedta_app.config import KEYS, RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
 from fedta_app.seeding import derive_seed
 
@@ -52,11 +54,21 @@ _WARMUP_TRIALS = 4  # before any is stopped early
 
 
 class Chosen(NamedTuple):
-    """The best trial: its values, validation accuracy, and the trials that it was best of."""
+    """The best trial: its values, validation accuracy, and the trials that it was best of.
+
+    `start` is the validation accuracy of that trial in round 0, before any training; None where it
+    did not come so far.
+    """
 
     values: dict[str, Any]
     accuracy: float
+    start: float | None
     trials: list[dict[str, Any]]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the best trial is better than no training."""
+        return self.start is not None and self.accuracy > self.start
 
 
 class Study:
@@ -74,7 +86,9 @@ class Study:
 
     def __init__(self, config: RunConfig, label: str, space: Space) -> None:
         check_space(space)
-        self._config = config.with_values(name=f"tune/{label}", measure_test="never", resume=True)
+        self._config = config.with_values(
+            name=f"tune/{label}", measure_test="never", keep_model="none", resume=True
+        )
         self._space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = run_path(self._config).parent
@@ -123,7 +137,7 @@ class Study:
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
-                print(f"--max-minutes {minutes:g} is used up; the same command continues")
+                print(f"--max-minutes {minutes:g} is used up; {to_continue()}", flush=True)
                 return ExitStatus.INTERRUPTED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
@@ -135,8 +149,7 @@ class Study:
     def _try(self, trial: optuna.Trial, options: dict[str, Any]) -> ExitStatus:
         """Run a trial and tell the study its outcome; one without an outcome gives its status."""
         values = suggest(trial, self._space)
-        config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
-        config = config.with_values(name=f"{config.name}/{identity(config)[:12]}")
+        config = self._config_of(values)
         words = ", ".join(f"{key} = {value}" for key, value in values.items())
         print(f"trial {trial.number}: {words}", flush=True)
         watch = _Watch(trial, config)
@@ -155,6 +168,11 @@ class Study:
             return status
         return ExitStatus.FINISHED
 
+    def _config_of(self, values: Mapping[str, Any]) -> RunConfig:
+        """Return the configuration of a trial, whose run is named by what it computes."""
+        config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
+        return config.with_values(name=f"{config.name}/{identity(config)[:12]}")
+
     def chosen(self) -> Chosen:
         """Return the best trial so far; of equal ones the first."""
         trials = []
@@ -171,7 +189,11 @@ class Study:
                 }
             )
         best = self._study.best_trial
-        return Chosen(values_of(best.params, self._space), float(best.value or 0.0), trials)
+        values = values_of(best.params, self._space)
+        rows = read_rows(run_path(self._config_of(values)))
+        start = [row["val_accuracy"] for row in rows if row["phase"] == "start"]
+        measured_start = float(start[0]) if start and start[0] else None
+        return Chosen(values, float(best.value or 0.0), measured_start, trials)
 
 
 def _diverged(folder: Path) -> bool:

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import tomli_w
 
-from experiments.running.presets import Table, tuned_path
+from experiments.running.presets import Table, tuned_paths
 from experiments.running.tune import Chosen
 from fedta_app.files import read_toml, write_atomically
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent, use_logarithms
@@ -25,11 +26,12 @@ _HEADER = (
 
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
     """Write the chosen values of the presets that a pattern names; return the file."""
-    path, header, sections = tuned_path(table, scale), _HEADER, {}
+    path, header, sections = tuned_paths(table, scale)[-1], _HEADER, {}
     if path.exists():
         lines = path.read_text().splitlines()
         comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
         header, sections = "\n".join([*comment, "", ""]), read_toml(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A section that is there keeps its place: what is said after it is still stronger.
     write_atomically(path, header + tomli_w.dumps(sections | {pattern: values}))
     return path
@@ -45,9 +47,25 @@ def changed_presets(before: Table, after: Table) -> list[str]:
     return lines
 
 
-def save_study(folder: Path, chosen: Chosen, title: str) -> None:
-    """Save the trials as CSV, and as a figure of each value against validation accuracy."""
+def save_study(folder: Path, chosen: Chosen, title: str, searched: Mapping[str, Any]) -> None:
+    """Save the trials as CSV, a figure of them, and what was searched as search.toml.
+
+    Parameters
+    ----------
+    searched : mapping
+        What search.toml says besides the number of trials and the best one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    outcome = {
+        "trials": len(chosen.trials),
+        "stopped-early": sum(trial["state"] == "pruned" for trial in chosen.trials),
+        "best": chosen.values | {"validation-accuracy": chosen.accuracy},
+    }
+    if chosen.start is not None:
+        outcome["start-accuracy"] = chosen.start
+    tables = {key: value for key, value in searched.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in searched.items() if key not in tables}
+    write_atomically(folder / "search.toml", tomli_w.dumps(plain | outcome | tables))
     frame = pd.DataFrame(chosen.trials)
     text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_atomically(folder / "trials.csv", text)

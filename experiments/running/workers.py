@@ -11,13 +11,13 @@ import tomllib
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from experiments import ROOT
 from experiments.exit_status import ExitStatus
 from experiments.running.launch import attempt
 from experiments.running.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.runs.directory import STOP_FILE, run_path
 
-_ROOT = Path(__file__).resolve().parents[2]
 _STATUSES = (ExitStatus.FINISHED, ExitStatus.STOPPED, ExitStatus.INTERRUPTED)  # beside FAILED
 
 
@@ -37,7 +37,7 @@ class Workers:
         # More threads than cores are several times slower.
         share = max(1, (os.cpu_count() or 1) // jobs)
         self._environment.setdefault("OMP_NUM_THREADS", str(share))
-        paths = [str(_ROOT), self._environment.get("PYTHONPATH", "")]
+        paths = [str(ROOT), self._environment.get("PYTHONPATH", "")]
         self._environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
     def run(self, config: RunConfig) -> ExitStatus | None:

@@ -5,6 +5,7 @@ algorithm can move one. A round is
 
     received = algorithm.broadcast(state, server_round)        # server: down, beside the weights
     rule = algorithm.local(start, received, memory)            # client: how it trains
+    rule.begin(class_counts)                                   # client: what its data are
     update = <local SGD by the rule>                           # local minus global weights
     sent, memory = rule.finish(update, steps, rate)            # client: up, and what it keeps
     total = algorithm.accumulator() over the clients' replies  # server, one at a time, in order
@@ -65,6 +66,12 @@ class LocalRule:
 
     loss: Loss | None = None
     correction: Correction | None = None
+
+    def begin(self, class_counts: Tensor) -> None:
+        """Take the client's number of training images of each class, (C,), before the first step.
+
+        It stays on the client, unless the rule sends what it makes of it.
+        """
 
     def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
         """Return the vectors that are sent beside the update, and the client's new memory."""

@@ -1,4 +1,4 @@
-"""Decoding image files to one size, once on a machine: what was decoded is kept in a file."""
+"""Decoding image files to one size; decoded images are kept in the cache of the machine."""
 
 import hashlib
 import os
@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import numpy.typing as npt
 import PIL
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from fedta_app.cache import ArrayCache
 from fedta_app.errors import DataError, first_line
 
 _PROGRESS_SECONDS = 10.0
@@ -72,47 +70,33 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_images(folder: Path, files: Sequence[Path], size: int, cache: Path) -> Tensor:
-    """Return the images of files as uint8 (N, 3, size, size).
+def read_images(folder: Path, files: Sequence[Path], size: int, cache: ArrayCache) -> Tensor:
+    """Return the images of files as uint8 (N, 3, size, size), from the cache if they are there.
 
-    They are read from `cache` if they were decoded before; a file that is new or changed since then
-    (its size or a time stamp differs) decodes all of them again, and so does a damaged entry.
+    A file that is new or changed (its size or a time stamp differs) decodes all of them again.
 
     Parameters
     ----------
     folder : Path
-        Where the files are; what is kept is named after it.
+        Where the files are.
     files : sequence of Path
         Of the images, in the order of the result.
     size : int
         Height and width in pixels; see `decode`.
-    cache : Path
-        Folder for what was decoded; if it cannot be written, the images stay in memory.
+    cache : ArrayCache
+        Where decoded images are kept.
 
     Raises
     ------
     DataError
         If a file cannot be read as an image.
     """
-    where = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]
-    path = cache / f"{folder.name}-{where}-{size}px.safetensors"
-    fingerprint = _fingerprint(folder, files)
-    if (kept := _kept(path, fingerprint)) is not None:
-        return kept
-    images = _decode_all(folder.name, files, size)
-    facts = {"files": fingerprint, "sha256": _sha256(images)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images}, temporary, metadata=facts)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        print(f"warning: decoded images are not kept: {first_line(error)}", flush=True)
-        return images
-    kept = _kept(path, fingerprint)  # mapped from the file, which processes share
-    return images if kept is None else kept
+    key = {"kind": "images", "folder": folder.name, "files": _fingerprint(folder, files)}
+
+    def fill(images: Pixels) -> None:
+        _decode_all(folder.name, files, images)
+
+    return torch.from_numpy(cache.array(key, (len(files), 3, size, size), "uint8", fill))
 
 
 def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
@@ -129,32 +113,10 @@ def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: Path, fingerprint: str) -> Tensor | None:
-    """Return the images of an entry, or None if there is none, or it is damaged or of old files."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            if facts.get("files") != fingerprint:
-                return None
-            images: Tensor = file.get_tensor("images")
-    except (OSError, SafetensorError):
-        return None
-    return images if facts.get("sha256") == _sha256(images) else None
-
-
-def _sha256(images: Tensor) -> str:
-    return hashlib.sha256(images.numpy().data).hexdigest()
-
-
-def _decode_all(name: str, files: Sequence[Path], size: int) -> Tensor:
-    """Decode the files with all CPUs, and say how far that is."""
-    print(
-        f"{name}: decoding {len(files):,} images to {size} x {size} pixels, once on this machine",
-        flush=True,
-    )
-    images = np.empty((len(files), 3, size, size), dtype=np.uint8)
+def _decode_all(name: str, files: Sequence[Path], images: Pixels) -> None:
+    """Decode the files into images (N, 3, size, size) with all CPUs, and say how far that is."""
+    size = images.shape[-1]
+    print(f"{name}: decoding {len(files):,} images to {size} x {size} pixels", flush=True)
     began = said = time.monotonic()
 
     def place(number: int) -> None:
@@ -172,4 +134,3 @@ def _decode_all(name: str, files: Sequence[Path], size: int) -> Tensor:
                     print(f"{name}: {done:,} of {len(files):,} images, {left} left", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
-    return torch.from_numpy(images)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from fedta_app.cache import ArrayCache
 from fedta_app.data.decoding import read_images
 from fedta_app.data.loading import stratified_split
 from fedta_app.data.sets.base import Dataset, ImageSet
@@ -24,11 +25,12 @@ from fedta_app.errors import DataError
 
 FOLDER = "folder"  # the value of the key `dataset`
 TEST_SHARE = 0.2
+NO_CACHE = ArrayCache(None, 0)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _SPLITS = ("train", "val", "test")
 
 
-def image_folder(path: Path, size: int) -> Dataset:
+def image_folder(path: Path, size: int, cache: ArrayCache = NO_CACHE) -> Dataset:
     """Return the data set of a folder, from its listing; the images are read by `Dataset.load`.
 
     Parameters
@@ -37,6 +39,8 @@ def image_folder(path: Path, size: int) -> Dataset:
         The folder with `train`, and with `test` or `val` if there are such.
     size : int
         Height and width in pixels that every image gets (see `fedta_app.data.decoding.decode`).
+    cache : ArrayCache
+        Where decoded images are kept; by default, they are decoded at every load.
 
     Raises
     ------
@@ -57,7 +61,7 @@ def image_folder(path: Path, size: int) -> Dataset:
     >>> dataset.classes, dataset.images
     (3, 24)
     >>> data = load_data(dataset, root, val_size=0.25, seed=0)
-    colours: decoding 30 images to 16 x 16 pixels, once on this machine
+    colours: decoding 30 images to 16 x 16 pixels
     >>> data.train.images.shape, len(data.val), len(data.test)
     (torch.Size([18, 3, 16, 16]), 6, 6)
     """
@@ -65,14 +69,14 @@ def image_folder(path: Path, size: int) -> Dataset:
     files = [*listing.pool, *listing.test]
     _refuse_too_many(path, len(files), size)
 
-    def load(data_dir: Path) -> tuple[ImageSet, ImageSet]:
-        images = read_images(path, [file.path for file in files], size, data_dir / ".decoded")
+    def load(_: Path) -> tuple[ImageSet, ImageSet]:
+        images = read_images(path, [file.path for file in files], size, cache)
         everything = ImageSet(images, torch.tensor([file.label for file in files]))
         positions = torch.arange(len(files))
         split = len(listing.pool)
         if listing.test:
             return everything.subset(positions[:split]), everything.subset(positions[split:])
-        pool, test = stratified_split(everything.labels.numpy(), TEST_SHARE, "test images")
+        pool, test = stratified_split(everything.labels.numpy(), TEST_SHARE, 0, purpose="test")
         return everything.subset(pool), everything.subset(test)
 
     number = len(listing.pool) - (0 if listing.test else round(TEST_SHARE * len(listing.pool)))

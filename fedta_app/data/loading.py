@@ -12,7 +12,7 @@ from torch import Tensor
 from fedta_app.data.sets import DATASETS
 from fedta_app.data.sets.base import Dataset, ImageSet
 from fedta_app.errors import DataError
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import checked_seed, numpy_generator
 
 __all__ = ["DATASETS", "DataSplits", "ImageSet", "channel_statistics", "load_data"]
 
@@ -110,7 +110,7 @@ def load_data(
 
 
 def stratified_split(
-    labels: npt.ArrayLike, val_size: float, seed: int | str
+    labels: npt.ArrayLike, val_size: float, seed: int, *, purpose: str = "validation split"
 ) -> tuple[IntArray, IntArray]:
     """Return the indices of training and of validation samples, with equal class proportions.
 
@@ -122,8 +122,10 @@ def stratified_split(
         Share of validation samples, between 0 and 1; there are round(val_size * N) of them. Each
         class gives its exact share rounded down, and those with the largest remainders one more;
         ties are broken at random.
-    seed : int or str
+    seed : int
         Seed of the random choices.
+    purpose : str
+        Splits for different purposes are drawn independently.
 
     Returns
     -------
@@ -134,6 +136,8 @@ def stratified_split(
     ------
     DataError
         If `val_size` leaves one of the two empty.
+    ValueError
+        If the seed is not an integer.
     """
     classes = np.unique(np.asarray(labels), return_inverse=True)[1]
     total = len(classes)
@@ -143,7 +147,7 @@ def stratified_split(
             f"val_size must be between 0 and 1 and leave at least one of the {total} images for "
             f"training and for validation, got {val_size!r}"
         )
-    rng = numpy_generator("validation split", seed)
+    rng = numpy_generator(purpose, checked_seed(seed))
     taken = _apportion(np.bincount(classes), round(val_size * total), rng)
     is_val = np.zeros(total, dtype=bool)
     for c, count in enumerate(taken):

@@ -9,6 +9,7 @@ from fedta_app.masks.calibration import Calibration, client_scores
 from fedta_app.masks.rule import Batches, Entries
 from fedta_app.masks.rules import rule_named
 from fedta_app.masks.selection import Scope, select
+from fedta_app.seeding import checked_seed
 from fedta_app.vectors import FlatMask, Layout
 
 
@@ -74,7 +75,7 @@ def build_mask(
         layout,
         layout.flatten(parameters, "parameters", "cpu"),
         None if scores is None else layout.flatten(scores, "scores", "cpu"),
-        seed,
+        checked_seed(seed),
     )
     candidates = None
     if alive is not None:
@@ -126,7 +127,8 @@ def calibrate_mask(
     Raises
     ------
     ValueError
-        If an argument is unknown, out of range, or does not fit the model.
+        If an argument is unknown, out of range, or does not fit the model; or if there is no
+        evidence for a rule that needs scores, because a round found no examples or only zeros.
 
     Examples
     --------

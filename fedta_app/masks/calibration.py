@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedta_app.masks.rule import Batches, Entries, MaskRule
 from fedta_app.masks.selection import round_density, select
-from fedta_app.seeding import torch_generator
+from fedta_app.seeding import checked_seed, torch_generator
 from fedta_app.sensitivity import evaluation_mode, fisher_into
 from fedta_app.vectors import FlatMask, Layout
 
@@ -52,7 +52,7 @@ class Calibration:
     ------
     ValueError
         If the sparsity is outside [0, 1], if there are no rounds, or if `mask` is missing after a
-        round or given before the first.
+        round or given before the first, or if the seed is not an integer.
     """
 
     rule: MaskRule
@@ -67,6 +67,7 @@ class Calibration:
     mask: FlatMask | None = None
 
     def __post_init__(self) -> None:
+        self.seed = checked_seed(self.seed)
         if self.num_rounds < 1:
             raise ValueError(f"num_rounds is {self.num_rounds}; it must be at least 1.")
         if (self.mask is None) != (self.round == 0):
@@ -93,10 +94,13 @@ class Calibration:
         Raises
         ------
         ValueError
-            If all rounds are done, or as `fedta_app.masks.build_mask` does.
+            If all rounds are done, if the rule needs scores and all of them are zero, or as
+            `fedta_app.masks.build_mask` does.
         """
         if self.done:
             raise ValueError(f"all {self.num_rounds} rounds of the calibration are done.")
+        if scores is not None:
+            self._require_evidence(scores)
         number = self.round + 1
         sparsity = self.sparsity
         if sparsity is not None and number < self.num_rounds:
@@ -116,6 +120,17 @@ class Calibration:
         )
         self.round, self.mask = number, FlatMask(chosen.to(self.values.device))
         return self.mask
+
+    def _require_evidence(self, scores: Tensor) -> None:
+        """Refuse to let position alone decide, which breaks ties between equal scores."""
+        alive = scores if self.mask is None else scores[self.mask.mask.to(scores.device)]
+        if self.rule.needs_scores and not alive.any():
+            raise ValueError(
+                f"the scores of calibration round {self.round + 1} are zero for all "
+                f"{alive.numel()} weights that it chooses from, so nothing but their position "
+                "tells them apart: the model's output does not depend on them (its head is zero, "
+                "soft_value is 0), or nobody sent scores."
+            )
 
     def run(self, measure: Callable[[FlatMask | None, int], Tensor]) -> FlatMask:
         """Do all rounds that are left, with the scores of one client, and return the last mask.
@@ -178,7 +193,14 @@ def client_scores(
     -------
     Tensor of shape (N,) or (2 N,)
         The sensitivities, then the rule's statistic, if it has one.
+
+    Raises
+    ------
+    ValueError
+        If there are no examples, or as `fedta_app.sensitivity.fisher_diagonal` does.
     """
+    if isinstance(batches, Iterator) and rule.statistic is not None:
+        batches = list(batches)  # they are read twice
     size = layout.size
     dtype = torch.promote_types(torch.float32, weights[0].dtype)
     message = torch.empty(rule.message_size(size), dtype=dtype, device=weights[0].device)
@@ -189,7 +211,7 @@ def client_scores(
             model, sensitivities, batches, labels=labels, output=output, generator=generator
         )
         if rule.statistic is not None:
-            with evaluation_mode(model), torch.enable_grad():
+            with evaluation_mode(model):
                 message[size:] = rule.statistic(model, layout.names, batches)
     return message
 

@@ -18,7 +18,7 @@ from fedta_app.files import file_sha256
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.names import Design, misleading_names, own_design, timm_design, wrong_size
 from fedta_app.models.weights_files import fetch_from_hub, load_weights, read_weights, state_sha256
-from fedta_app.seeding import derive_seed
+from fedta_app.seeding import checked_seed, derive_seed
 
 __all__ = [
     "BuiltModel",
@@ -117,6 +117,8 @@ def build_model(
     ModelError
         If the name is unknown, the model does not take the image size, the weights are missing or
         do not fit, or the model has batch normalisation or no linear head.
+    ValueError
+        If the seed is not an integer.
 
     Examples
     --------
@@ -135,6 +137,7 @@ def build_model(
             f"{in_channels} are not allowed: the size is 0 for the model's own or above, and a "
             "classifier needs at least 2 classes and 1 channel"
         )
+    seed = checked_seed(seed)
     design = _design(name, in_channels)
     size = image_size or design.image_size
     model = _initialise(design, size, num_classes, in_channels, seed)

@@ -60,9 +60,7 @@ def timm_design(name: str, in_channels: int) -> Design:
     size = int(cfg.input_size[-1])
 
     def construct(image_size: int, num_classes: int, in_channels: int) -> nn.Module:
-        keywords: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
-        if cfg.fixed_input_size and image_size != size:
-            keywords["img_size"] = image_size
+        keywords = timm_keywords(name, image_size, num_classes, in_channels)
         return _create_timm(name, image_size, keywords)
 
     colour = in_channels == 3
@@ -75,6 +73,17 @@ def timm_design(name: str, in_channels: int) -> Design:
         std=tuple(cfg.std) if colour else None,
         hub=hub,
     )
+
+
+def timm_keywords(name: str, image_size: int, num_classes: int, in_channels: int) -> dict[str, Any]:
+    """Return what `timm.create_model` takes, beside the name, to build a model as fedta does."""
+    cfg = _pretrained_cfg(name)
+    if cfg is None:
+        raise _unknown_name(name)
+    keywords: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    if cfg.fixed_input_size and image_size != int(cfg.input_size[-1]):
+        keywords["img_size"] = image_size
+    return keywords
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg | None:

@@ -66,6 +66,21 @@ class Scratch:
             )
 
 
+def sgd_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
+    """Update parameters by the operations, foreach or not, that SGD uses for the group."""
+    foreach = group["foreach"]
+    if foreach is None:  # PyTorch has kernels for lists of tensors on CUDA
+        foreach = all(slot.param.is_cuda for slot in slots)
+    if not foreach:
+        plain_step(slots, group, scratch)
+        return
+    alike: dict[tuple[torch.device, torch.dtype], list[Slot]] = {}
+    for slot in slots:
+        alike.setdefault((slot.param.device, slot.param.dtype), []).append(slot)
+    for some in alike.values():
+        foreach_step(some, group, scratch)
+
+
 def plain_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
     """Update one parameter after another."""
     momentum, decay, nesterov = group["momentum"], group["weight_decay"], group["nesterov"]
@@ -96,7 +111,11 @@ def _plain_momentum(state: dict[str, Any], step: Tensor, group: Group) -> Tensor
 
 
 def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
-    """Update all parameters like `plain_step`, with one kernel for all tensors."""
+    """Update parameters of one device and dtype by torch's foreach operations.
+
+    On CUDA each of them is one kernel for all tensors. They round half precision otherwise than the
+    operations of `plain_step` do, on the CPU too: so these are the ones that SGD itself calls.
+    """
     momentum, decay = group["momentum"], group["weight_decay"]
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
     steps = list(torch._foreach_neg(grads)) if group["maximize"] else grads
@@ -115,14 +134,13 @@ def foreach_step(slots: list[Slot], group: Group, scratch: Scratch) -> None:
 
 
 def _foreach_momentum(slots: list[Slot], steps: list[Tensor], group: Group) -> list[Tensor]:
-    old = [i for i, slot in enumerate(slots) if slot.state.get("momentum_buffer") is not None]
-    for i in set(range(len(slots))).difference(old):
-        slots[i].state["momentum_buffer"] = steps[i].clone()
-    buffers = [slot.state["momentum_buffer"] for slot in slots]
-    if old:
-        known = [buffers[i] for i in old]
-        torch._foreach_mul_(known, group["momentum"])
-        torch._foreach_add_(known, [steps[i] for i in old], alpha=1 - group["dampening"])
+    known = [slot.state.get("momentum_buffer") for slot in slots]
+    buffers = [buffer for buffer in known if buffer is not None]
+    if len(buffers) < len(slots):  # torch then takes them one by one, which rounds otherwise
+        pairs = zip(slots, steps, strict=True)
+        return [_plain_momentum(slot.state, step, group) for slot, step in pairs]
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, steps, alpha=1 - group["dampening"])
     return buffers
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fedta_app.optim.sgd_steps import BITS, Group, Scratch, Slot, foreach_step, mask_, plain_step
+from fedta_app.optim.sgd_steps import BITS, Group, Scratch, Slot, mask_, sgd_step
 
 Masks: TypeAlias = (
     Mapping[str, Tensor] | Mapping[Parameter, Tensor] | Mapping[str | Parameter, Tensor]
@@ -28,8 +28,8 @@ Masks: TypeAlias = (
 class SparseSGDM(Optimizer):
     """SGD with momentum on the entries whose mask is True; every other entry keeps its bits.
 
-    A trained entry gets the bits that ``torch.optim.SGD`` gives it, with and without foreach. The
-    momentum of a frozen entry is exactly zero. ``step`` never modifies a gradient.
+    A trained entry gets the bits that ``torch.optim.SGD`` gives it, in every precision and with the
+    same `foreach`. The momentum of a frozen entry is exactly zero. ``step`` modifies no gradient.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class SparseSGDM(Optimizer):
     lr : float or Tensor
         Learning rate, finite and not negative.
     momentum, dampening, weight_decay, nesterov, maximize, foreach
-        As for ``torch.optim.SGD``; each parameter group may have its own. `foreach` has an effect
-        on CUDA only.
+        As for ``torch.optim.SGD``; each parameter group may have its own. With `foreach` None,
+        operations on lists of tensors are used where all parameters lie on CUDA.
     masks : mapping from name or parameter to bool Tensor, optional
         Which entries are trained (True), in the shape of the parameter. A parameter that is not
         listed is trained whole. After changing a mask in place, call `set_masks` again.
@@ -104,6 +104,12 @@ class SparseSGDM(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("_masks", "_frozen", "_skipping", "_scratch")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; options that its release of torch did not have are off."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group |= {"nesterov": False, "maximize": False, "foreach": None} | group
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, trained whole until `set_masks`."""
@@ -255,13 +261,7 @@ class SparseSGDM(Optimizer):
         ]
         if any(slot.grad.is_sparse for slot in slots):
             raise ValueError("a gradient is sparse; SparseSGDM takes dense gradients only")
-        if not slots:
-            return
-        # PyTorch has foreach kernels for CUDA only; elsewhere the plain step is faster.
-        if group["foreach"] is not False and all(slot.param.is_cuda for slot in slots):
-            foreach_step(slots, group, self._scratch)
-        else:
-            plain_step(slots, group, self._scratch)
+        sgd_step(slots, group, self._scratch)
 
 
 def _numbers_trained(masks: list[Tensor]) -> list[int]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedta_app.errors import PartitionError
 from fedta_app.partition.allocation import IntArray, allocate_shares
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import checked_seed, numpy_generator
 
 SCHEMES = ("iid", "classes", "dirichlet")
 MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these only rounding errors change
@@ -66,6 +66,8 @@ def partition(
         If an argument is out of range or no such split is found. One with Nc classes per client
         always exists if the classes are equally large, K * Nc is a multiple of their number, and a
         client has at least Nc samples.
+    ValueError
+        If the seed is not an integer.
 
     Examples
     --------
@@ -77,7 +79,7 @@ def partition(
     """
     classes = _class_indices(labels)
     _check_int("num_clients", num_clients, 1, len(classes), "training samples")
-    rng = numpy_generator("partition", scheme, seed)
+    rng = numpy_generator("partition", scheme, checked_seed(seed))
     if scheme == "iid":
         owner = rng.permutation(np.arange(len(classes)) % num_clients)
     elif scheme == "classes":

@@ -47,7 +47,8 @@ def check_resumable(config: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{path} holds a run with another configuration ({'; '.join(changed)}): "
-            "restore the values, choose another name, or set resume = false to start over"
+            "restore the values, choose another name (--name NAME, or the key name), or set "
+            "resume = false to start over"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from fedta_app.errors import CheckpointError
 from fedta_app.runs.checkpoint import Checkpoint
+from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
 
@@ -72,6 +73,8 @@ class RoundLoop:
     parts : mapping from name to Part
         The state of the run.
     session : RunSession
+    keeper : ModelKeeper
+        Keeps the best and the last model.
     sha256 : callable
         Returns the sha256 of the current weights.
     """
@@ -81,11 +84,13 @@ class RoundLoop:
         phases: Sequence[Phase],
         parts: Mapping[str, Part],
         session: RunSession,
+        keeper: ModelKeeper,
         sha256: Callable[[], str],
     ) -> None:
         self._phases = phases
         self._parts = parts
         self._session = session
+        self._keeper = keeper
         self._sha256 = sha256
         self._current = 0
 
@@ -102,7 +107,9 @@ class RoundLoop:
                 session.initial_sha256 = self._sha256()
             row = phase.run_round(phase.round + 1)
             phase.round += 1
+            self._keeper.after_round([*session.rows, row])
             session.add(row, self._state)
+        self._keeper.at_end(session.rows)
         session.finish("finished", "", self._state, self._sha256())
 
     def _next_phase(self) -> Phase | None:

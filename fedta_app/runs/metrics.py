@@ -1,8 +1,8 @@
-"""The rows of metrics.csv, and the same figures as TensorBoard events."""
+"""The rows of metrics.csv."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,6 +16,7 @@ class Figures(TypedDict, total=False):
     val_accuracy: float
     test_accuracy: float
     test_loss: float
+    val_loss: float
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Row:
     """The figures of one round; one that was not measured is None, and empty in the file.
 
     `seconds` is the wall time of the round without its evaluation; bytes are those of the arrays
-    sent between server and clients.
+    sent between server and clients. `memory_mb` is the most resident memory of the server's process
+    from the row before to this one, and `gpu_memory_mb` what torch held on its GPU; clients are
+    part of it where they live in that process. On Flower's engine they have their own, and
+    `client_memory_mb` is the most that one of those processes took (`fedta_app.runs.memory`).
     """
 
     round: int
@@ -32,9 +36,14 @@ class Row:
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     test_loss: float | None = None
+    val_loss: float | None = None
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
+    memory_mb: float | None = None
+    gpu_memory_mb: float | None = None
+    client_memory_mb: float | None = None
+    client_gpu_memory_mb: float | None = None
     clients_ok: int = 0
     clients_failed: int = 0
 
@@ -42,8 +51,15 @@ class Row:
         """Return a copy of the row with the figures of an evaluation."""
         return replace(self, **figures)
 
+    def with_peaks(self, peaks: Mapping[str, Any]) -> "Row":
+        """Return a copy of the row with columns of memory: of this process, or of clients."""
+        return replace(self, **peaks)
+
 
 COLUMNS = tuple(entry.name for entry in fields(Row))
+CLIENT_PEAKS = ("client_memory_mb", "client_gpu_memory_mb")  # sent by clients with their replies
+COSTS = ("seconds", "memory_mb", "gpu_memory_mb", *CLIENT_PEAKS)  # differ when a run is repeated
+ADDED = ("val_loss", *COSTS[1:])  # columns that the first records lack
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:
@@ -59,23 +75,3 @@ def best_row(rows: list[Row]) -> Row | None:
     """Return the earliest row with the highest validation accuracy, or None without any."""
     measured = [row for row in rows if row.val_accuracy is not None]
     return max(measured, key=lambda row: row.val_accuracy or 0.0, default=None)
-
-
-class EventLog:
-    """TensorBoard events of a run; events of an earlier session from `first_step` on are purged."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        # TensorBoard takes a second to import: only a run that writes events pays for it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
-
-    def add(self, step: int, row: Row) -> None:
-        """Write every measured figure of a row."""
-        for name, value in asdict(row).items():
-            if name not in ("round", "phase") and value is not None:
-                self._writer.add_scalar(f"{row.phase}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flush the events to disk."""
-        self._writer.close()

@@ -20,10 +20,13 @@ from fedta_app.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fedta_app.runs.command import to_continue, typed_command
 from fedta_app.runs.curves_figure import save_curves
 from fedta_app.runs.directory import RunDirectory, run_path
-from fedta_app.runs.metrics import EventLog, Row, best_row, write_csv
-from fedta_app.runs.provenance import code_facts, versions
+from fedta_app.runs.loggers import check_logger, open_loggers
+from fedta_app.runs.memory import peaks, reset_peaks
+from fedta_app.runs.metrics import Row, best_row, write_csv
+from fedta_app.runs.provenance import code_facts, uncommitted, versions
 
 INTERRUPTED = "interrupted"
 State = Callable[[], dict[str, Any]]  # returns tensors and JSON values to be saved
@@ -63,8 +66,11 @@ class RunSession:
         self._notes = {} if notes is None else notes
         if config.resume:
             check_format(run_path(config) / "checkpoint")  # before anything is written
+        check_logger(config)
         self.directory = RunDirectory(config)
         print(f"run directory: {self.directory.path}", flush=True)
+        for warning in facts.get("warnings", ()):
+            print(f"warning: {warning}", flush=True)
         try:
             self._open(facts)
         except BaseException:
@@ -78,7 +84,7 @@ class RunSession:
         stored = self.checkpoint.state if self.checkpoint else {}
         self.rows = [Row(**row) for row in stored.get("rows", [])]
         self._history: list[dict[str, Any]] = stored.get("sessions", [])
-        self._code = code_facts()  # read now, because the checkout may change during the run
+        self._code = code_facts(config)  # read now, because the checkout may change during the run
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
@@ -88,12 +94,16 @@ class RunSession:
         self._first_step = len(self.rows)
         self._intervals: list[float] = []
         self._saved_step = len(self.rows) if self.checkpoint else -1
-        self._events = EventLog(self.directory.path / "tensorboard", len(self.rows))
+        first = self._history[0].get("id") if self._history else self._id
+        self._loggers = open_loggers(config, self.directory.path, self.rows, str(first))
         write_csv(self.directory.path / "metrics.csv", self.rows)
         self._write_summary("running", "", None)
+        if changed := not typed_command() and uncommitted(self._code):
+            print(f"warning: {changed}", flush=True)  # the command line says it for all its runs
         if self.rows:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
             self._warn_of_another_processor()
+        reset_peaks()
 
     def _warn_of_another_processor(self) -> None:
         """Print a warning if another processor will give other bits than an unbroken run."""
@@ -117,14 +127,21 @@ class RunSession:
                 "it was started; restore what was there, or choose another name"
             )
 
+    @property
+    def code(self) -> Mapping[str, Any]:
+        """What this session runs: see `fedta_app.runs.provenance.code_facts`."""
+        return self._code
+
     def add(self, row: Row, state: State) -> None:
-        """Record a round; `state` is called if a checkpoint is due."""
+        """Record a round, with the memory it took; `state` is called if a checkpoint is due."""
+        row = row.with_peaks(peaks())
+        reset_peaks()
         now = time.monotonic()
         self._intervals.append(now - self._last_step)
         self._last_step = now
         self.rows.append(row)
         write_csv(self.directory.path / "metrics.csv", self.rows)
-        self._events.add(len(self.rows) - 1, row)
+        self._loggers.add(row)
         if (len(self.rows) - 1) % self.config.checkpoint_every == 0:
             self._save(state)
         if row.val_accuracy is not None or now - self._last_print > _QUIET_SECONDS:
@@ -144,12 +161,12 @@ class RunSession:
         """Save the last state and write the summary: "finished", or "stopped" with a reason."""
         self._save(state)
         self._close(status, reason, sha256)
-        save_curves(self.directory.path / "curves.png", self.rows, self.config.name)
+        save_curves(self.directory.path / "curves.png", self.rows, self.config)
         where = self._where(self.rows[-1]) if self.rows else "nothing yet"
         if status == "finished":
             print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)
         else:
-            print(f"stopped ({reason}) after {where}: the same command continues it", flush=True)
+            print(f"stopped ({reason}) after {where}; {to_continue()}", flush=True)
         print(f"run directory: {self.directory.path}", flush=True)
 
     @contextmanager
@@ -163,7 +180,7 @@ class RunSession:
 
     def _close(self, status: str, reason: str, sha256: str | None) -> None:
         self._write_summary(status, reason, sha256)
-        self._events.close()
+        self._loggers.close()
         self.directory.close()
 
     def _save(self, state: State) -> None:
@@ -192,6 +209,7 @@ class RunSession:
             "precision": self._facts.get("precision"),
             "kernels": self._facts.get("kernels"),
             "code": self._code,
+            "command": typed_command(),
             "rows": [self._first_step, len(self.rows)],
             "seconds": round(time.monotonic() - self._started, 1),
         }

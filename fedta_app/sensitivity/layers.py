@@ -21,6 +21,17 @@ class UnsupportedModelError(RuntimeError):
     """The tape does not support how the model uses a trainable parameter."""
 
 
+class BatchStatisticsError(ValueError):
+    """The model normalises over the batch, so that no example has a gradient of its own."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"model must treat examples independently, but {where} normalises over the batch; use "
+            "GroupNorm or LayerNorm, which normalise every example by itself, or a BatchNorm that "
+            "keeps running statistics (track_running_stats=True), which are used for scoring"
+        )
+
+
 class Score:
     """The sink of a parameter: it adds the squares of per-example gradients to a total."""
 

@@ -12,7 +12,8 @@ covers bare parameters (class token, position embedding, layer scale), subclasse
 functional code. Tensors computed from parameters alone (a resampled position embedding) are tracked
 too, and gradients are backpropagated through them example by example. An unsupported use raises
 `UnsupportedModelError`; a use outside the mode does too, because autograd then reaches the
-parameter. So no gradient is missed silently.
+parameter, and so does reading a value in Python, which may make an example depend on others. What
+is missed even so is found by `fedta_app.sensitivity.paths`, which compares with a loop.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedta_app.device import cpu_kernels
 from fedta_app.sensitivity.layers import (
+    BatchStatisticsError,
     Derived,
     Rule,
     Score,
@@ -74,6 +76,13 @@ class SquaredGradientTape(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = _tensors((*args, *kwargs.values()))
         tracked = [tensor for tensor in tensors if self.tracks(tensor)]
+        if func is F.batch_norm and kwargs["training"] and not self.tracks(args[0]):
+            # A single row without a scale may be the weights of timm's convolutions.
+            where = "a batch_norm without running statistics"
+            if len(args[0]) > 1 or tracked:
+                raise BatchStatisticsError(where)
+        if func in _READS and not tracked:
+            raise UnsupportedModelError("the model reads the value of a tensor in Python")
         if not tracked or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if func is torch.Tensor.expand and not kwargs and self._copies_per_example(*args):
@@ -143,6 +152,22 @@ class SquaredGradientTape(TorchFunctionMode):
         """Return whether `tensor.expand(*sizes)` gives every example a copy of the tensor."""
         copies = (self._batch_size, *tensor.shape[1:])
         return tensor.shape[:1] == (1,) and tensor.detach().expand(*sizes).shape == copies
+
+
+# What depends on such a value may depend on other examples.
+_READS = {
+    torch.Tensor.item,
+    torch.Tensor.tolist,
+    torch.Tensor.numpy,
+    torch.Tensor.__array__,
+    torch.Tensor.__bool__,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+    torch.allclose,
+    torch.equal,
+    torch.is_nonzero,
+}
 
 
 class _Feed:

@@ -71,10 +71,7 @@ def train_client(
     weights = workspace.weights
     device = weights.vector.device
     trained = up or down
-    if down is None:
-        weights.load(global_weights)
-    else:
-        down.scatter_(weights.vector, global_weights.to(device))
+    load_weights(workspace, global_weights, down)
     if trained is None or up is None:
         before = global_weights.to(device)  # all weights that travelled are trained
     else:
@@ -82,6 +79,7 @@ def train_client(
     images = workspace.client_data(partition_id)
     algorithm = algorithm or Algorithm()
     rule = algorithm.local(before, _over(received, down, up, device), _to(memory, device))
+    rule.begin(torch.bincount(images.labels, minlength=workspace.data.num_classes))
     optimizer = make_optimizer(
         workspace.config,
         workspace.model,
@@ -102,6 +100,15 @@ def train_client(
     steps = steps_of(workspace.config, len(images))
     sent, kept = rule.finish(update, steps, lr)
     return LocalResult(update, len(images), steps, loss, sent, kept)
+
+
+def load_weights(workspace: Workspace, global_weights: Tensor, down: FlatMask | None) -> None:
+    """Load the global weights, (N,), or with `down` the entries of it, (P,), into the model."""
+    weights = workspace.weights
+    if down is None:
+        weights.load(global_weights)
+    else:
+        down.scatter_(weights.vector, global_weights.to(weights.vector.device))
 
 
 def _to(vectors: Vectors, device: torch.device) -> Vectors:

@@ -27,12 +27,12 @@ def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Fig
     """
     workspace.weights.load(weights)
     validation, test = workspace.evaluation_sets
-    _, val_accuracy = evaluate(workspace, validation)
+    val_loss, val_accuracy = evaluate(workspace, validation)
+    figures: Figures = {"val_accuracy": val_accuracy, "val_loss": val_loss}
     when = workspace.config.measure_test
-    if when == "never" or (when == "end" and not last):
-        return {"val_accuracy": val_accuracy}
-    test_loss, test_accuracy = evaluate(workspace, test)
-    return {"val_accuracy": val_accuracy, "test_accuracy": test_accuracy, "test_loss": test_loss}
+    if when == "always" or (when == "end" and last):
+        figures["test_loss"], figures["test_accuracy"] = evaluate(workspace, test)
+    return figures
 
 
 def check_above_chance(workspace: Workspace, accuracy: float) -> None:

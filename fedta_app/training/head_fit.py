@@ -63,7 +63,7 @@ def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     """Return the ridge head; validation images choose strength and temperature that are not set."""
     config = workspace.config
     # All validation images, whatever eval-size is: measuring must not change what is trained.
-    batches = list(_feature_batches(workspace, workspace.data.val))
+    batches = list(_feature_batches(workspace, workspace.plain.val))
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()
     if config.ridge:

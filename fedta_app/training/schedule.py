@@ -26,5 +26,26 @@ def learning_rate(config: RunConfig, server_round: int) -> float:
     return config.lr
 
 
+def schedule_warning(config: RunConfig) -> str:
+    """Return a sentence if the schedule lowers `lr` in no round of this run, else "".
+
+    Such a run is the same as one with another schedule. It is not refused, because runs of a few
+    rounds, to try something, are of use.
+    """
+    rounds, warmup = config.num_server_rounds, config.warmup_rounds
+    name = f"lr-schedule = '{config.lr_schedule}' lowers lr in no round"
+    if config.lr_schedule == "step" and config.lr_step_factor == 1:
+        return f"{name}: lr-step-factor = 1"
+    if config.lr_schedule == "step" and config.lr_step_rounds >= rounds:
+        return (
+            f"{name}: its first step would come after lr-step-rounds = {config.lr_step_rounds} "
+            f"rounds, and num-server-rounds = {rounds}"
+        )
+    if config.lr_schedule.endswith("cosine") and rounds - warmup == 1:
+        after = f" after warmup-rounds = {warmup}" if warmup else ""
+        return f"{name}: num-server-rounds = {rounds} leaves its cosine one round{after}"
+    return ""
+
+
 def _cosine(peak: float, elapsed: int, length: int) -> float:
     return 0.5 * peak * (1 + math.cos(math.pi * elapsed / length))

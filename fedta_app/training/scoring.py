@@ -45,12 +45,12 @@ def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:
     """Return the batches of the images that a client scores."""
     positions = workspace.client_positions(partition_id)
     positions = positions[_some(workspace, len(positions), partition_id)]
-    return ScoringBatches(workspace, workspace.data.train.subset(positions), positions)
+    return ScoringBatches(workspace, workspace.plain.train.subset(positions), positions)
 
 
 def server_batches(workspace: Workspace) -> ScoringBatches:
     """Return the batches for the server's scores: validation images; if centralised, training."""
-    train, validation = workspace.data.train, workspace.data.val
+    train, validation = workspace.plain.train, workspace.plain.val
     central = workspace.config.engine == "centralized"
     images, first_id = (train, 0) if central else (validation, len(train))
     kept = _some(workspace, len(images), _SERVER)

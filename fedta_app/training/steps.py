@@ -193,15 +193,28 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 def evaluate(workspace: Workspace, images: ImageSet) -> tuple[float, float]:
     """Return the mean cross-entropy and the accuracy of the model's current weights."""
+    loss, predicted = predict(workspace, images)
+    return loss, int((predicted == images.labels).sum()) / len(images)
+
+
+def predict(workspace: Workspace, images: ImageSet) -> tuple[float, Tensor]:
+    """Return the mean cross-entropy of the model's current weights, and their predictions.
+
+    Returns
+    -------
+    loss : float
+    predicted : int64 Tensor of shape (N,)
+        The class with the largest logit for each image.
+    """
     config, model = workspace.config, workspace.model
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
-    correct = torch.zeros((), dtype=torch.int64, device=workspace.device)
+    predicted = []
     with torch.inference_mode(), autocast(workspace.precision, workspace.device):
         for start in range(0, len(images), config.eval_batch_size):
             stop = start + config.eval_batch_size
             labels = images.labels[start:stop]
             logits = model(workspace.inputs(images.images[start:stop])).float()
             loss += cross_entropy(logits, labels, reduction="sum").double()
-            correct += (logits.argmax(dim=1) == labels).sum()
-    return float(loss) / len(images), int(correct) / len(images)
+            predicted.append(logits.argmax(dim=1))
+    return float(loss) / len(images), torch.cat(predicted)

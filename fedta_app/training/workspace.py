@@ -1,27 +1,24 @@
 """The workspace of a run, built once per process: data and model on the device, partitions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig, check_classes
-from fedta_app.data.folder import FOLDER, image_folder
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
-from fedta_app.data.sets import DATASETS
-from fedta_app.data.sets.base import Dataset
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
 from fedta_app.errors import ConfigError
-from fedta_app.models.building import BuiltModel, build_model, own_image_size
+from fedta_app.models.blocks import split_blocks
+from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.schemes import partition
-from fedta_app.runs.provenance import device_name
-from fedta_app.seeding import numpy_generator
+from fedta_app.seeding import numpy_generator, torch_generator
+from fedta_app.training.datasets import find_dataset
+from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
 
@@ -57,6 +54,10 @@ class Workspace:
         with the rest, as part of `weights`.
     kernels : str
         How linear layers multiply matrices; see `fedta_app.device.cpu_kernels`.
+    stem : Stem or None
+        The frozen blocks, where only the last `trained-blocks` are trained.
+    model : nn.Module
+        What is trained, on the device: the whole model, or the blocks behind the stem.
     """
 
     config: RunConfig
@@ -66,11 +67,8 @@ class Workspace:
     weights: FlatWeights
     head: FlatWeights | None
     kernels: str
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model, on the device."""
-        return self.built.model
+    stem: Stem | None
+    model: torch.nn.Module
 
     @property
     def precision(self) -> str:
@@ -99,8 +97,8 @@ class Workspace:
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
         """Validation and test images to measure on: a fixed draw of `eval-size`, if it is set."""
         return (
-            _cut(self.data.val, self.config, "val"),
-            _cut(self.data.test, self.config, "test"),
+            _cut(self.plain.val, self.config, "val"),
+            _cut(self.plain.test, self.config, "test"),
         )
 
     @cached_property
@@ -121,9 +119,45 @@ class Workspace:
         """Return the positions of a client's images in the training split, int64, on the device."""
         return to_device(torch.from_numpy(self.partitions[partition_id]), self.device)
 
+    @cached_property
+    def plain(self) -> DataSplits:
+        """The data without augmentation: images, or the tokens that the frozen blocks make of them.
+
+        Head, calibration and measurements start from here.
+        """
+        data, stem = self.data, self.stem
+        if stem is None:
+            return data
+        train, val, test = (
+            stem.cached(split, images, self.pixels)
+            for split, images in (("train", data.train), ("val", data.val), ("test", data.test))
+        )
+        return replace(data, train=train, val=val, test=test)
+
+    @cached_property
+    def train_images(self) -> ImageSet:
+        """The training images as `inputs` takes them: pixels, or tokens where these are cached."""
+        config, stem = self.config, self.stem
+        if stem is None or (config.augment and not config.cached_views):
+            return self.data.train
+        if not config.augment:
+            return self.plain.train
+
+        def view(images: Tensor, number: int, chunk: int) -> Tensor:
+            return self._augmented(images, torch_generator(config.seed, "view", number, chunk))
+
+        views = Views(config.cached_views, config.seed, view)
+        return stem.cached("train", self.data.train, self.pixels, views)
+
+    def fill_cache(self) -> None:
+        """Compute what the clients will read from the cache, before they ask for it."""
+        if self.stem is not None and self.config.cache_dir:
+            _ = self.plain, self.train_images
+
     def client_data(self, partition_id: int) -> ImageSet:
-        """Return the training images of a client."""
-        return self.data.train.subset(self.client_positions(partition_id))
+        """Return the training images of a client, as `inputs` takes them."""
+        positions = self.client_positions(partition_id)
+        return self.train_images.subset(positions)
 
     @cached_property
     def _for_head(self) -> Tensor:
@@ -140,26 +174,43 @@ class Workspace:
             positions = torch.arange(len(self.data.train), device=self.device)
         else:
             positions = self.client_positions(partition_id)
-        return self.data.train.subset(positions[self._for_head[positions]])
+        return self.plain.train.subset(positions[self._for_head[positions]])
 
     def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the model's inputs for uint8 images; with a generator, augment these first.
+        """Return the model's inputs for images; with a generator, augment these first.
 
         Parameters
         ----------
-        images : uint8 Tensor of shape (B, C, H, W)
+        images : Tensor
+            uint8 pixels of shape (B, C, H, W), or cached tokens of shape (B, T, d) or, of V views,
+            (B, V, T, d).
 
         Returns
         -------
-        float32 Tensor of shape (B, C', image-size, image-size)
+        float32 Tensor
+            Pixels (B, C', image-size, image-size), or tokens (B, T, d) where there is a stem.
         """
+        if images.is_floating_point():
+            return to_device(one_view(images, generator), self.device)
         if generator is not None and self.config.augment:
-            images = random_crop_flip(
-                images, padding=self.data.crop_padding, flip=self.data.flip, generator=generator
-            )
-        mean = self.built.mean or self.data.mean
-        std = self.built.std or self.data.std
+            images = self._augmented(images, generator)
+        pixels = self.pixels(images)
+        return pixels if self.stem is None else self.stem.tokens(pixels)
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return random_crop_flip(
+            images, padding=self.data.crop_padding, flip=self.data.flip, generator=generator
+        )
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return uint8 images (B, C, H, W) as float32 pixels (B, C', image-size, image-size)."""
+        mean, std = self.normalisation
         return to_input(images, size=self.built.image_size, mean=mean, std=std)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, of the model or else of the data set."""
+        return self.built.mean or self.data.mean, self.built.std or self.data.std
 
 
 def _cut(images: ImageSet, config: RunConfig, split: str) -> ImageSet:
@@ -200,29 +251,32 @@ def build_workspace(config: RunConfig) -> Workspace:
         raise ConfigError(str(error)) from error
     if device.type == "cpu" and precision == "bf16":
         write_out_attention(built.model)
-    weights, head = _split_weights(config, built)
-    workspace = Workspace(config, device, data.to(device), built, weights, head, kernels)
+    stem, model = None, built.model
+    if config.trained_blocks:
+        size, channels = built.image_size, data.train.images.shape[1]
+        image = torch.zeros(1, len(built.mean or [0] * channels), size, size, device=device)
+        frozen, model = split_blocks(config.model, model, config.trained_blocks, image)
+        normalisation = [built.mean or data.mean, built.std or data.std]
+        about = {"data": data.digest, "normalisation": normalisation, "kernels": kernels}
+        stem = make_stem(frozen, config, device, about)
+    weights, head = _split_weights(config, model, built.head)
+    data = data.to(device)
+    workspace = Workspace(config, device, data, built, weights, head, kernels, stem, model)
     if config.engine != "centralized":
         _ = workspace.partitions  # raises if the data cannot be partitioned
     return workspace
 
 
-def find_dataset(config: RunConfig) -> Dataset:
-    """Return the data set of a configuration, a folder of images listed but not yet read."""
-    if config.dataset != FOLDER:
-        return DATASETS[config.dataset]
-    folder = Path(config.data_dir).expanduser() / Path(config.image_folder).expanduser()
-    return image_folder(folder, config.image_size or own_image_size(config.model))
-
-
-def _split_weights(config: RunConfig, built: BuiltModel) -> tuple[FlatWeights, FlatWeights | None]:
-    names = [name for name, _ in built.model.named_parameters()]
+def _split_weights(
+    config: RunConfig, model: torch.nn.Module, head: str
+) -> tuple[FlatWeights, FlatWeights | None]:
+    names = [name for name, _ in model.named_parameters()]
     if config.head == "random":
-        return FlatWeights(built.model, names), None
-    head_names = [name for name in names if name.startswith(f"{built.head}.")]
-    head = FlatWeights(built.model, head_names)
-    built.model.get_submodule(built.head).requires_grad_(False)
-    return FlatWeights(built.model, [name for name in names if name not in head_names]), head
+        return FlatWeights(model, names), None
+    head_names = [name for name in names if name.startswith(f"{head}.")]
+    frozen = FlatWeights(model, head_names)
+    model.get_submodule(head).requires_grad_(False)
+    return FlatWeights(model, [name for name in names if name not in head_names]), frozen
 
 
 @lru_cache(maxsize=1)
@@ -232,30 +286,3 @@ def shared_workspace(config: RunConfig) -> Workspace:
     A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.
     """
     return build_workspace(config)
-
-
-def run_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return what summary.json says of weights, data and device.
-
-    The entries under "identity" must be the same when a run is resumed.
-    """
-    source = workspace.built.source
-    return {
-        "identity": {
-            "data-sha256": workspace.data.digest,
-            "weights-file-sha256": source.sha256,
-            "parameters-sha256": workspace.weights.fingerprint,
-        },
-        "data": {
-            "classes": workspace.data.num_classes,
-            "training-images": len(workspace.data.train),
-            "validation-images": len(workspace.data.val),
-            "test-images": len(workspace.data.test),
-            "note": workspace.data.note,
-        },
-        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
-        "device": device_name(workspace.device),
-        "kernels": workspace.kernels,
-        "precision": workspace.precision,
-        "warnings": list(workspace.built.warnings),
-    }

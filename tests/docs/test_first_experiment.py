@@ -20,7 +20,7 @@ def test_the_example_of_an_image_folder_runs(tmp_path: Path) -> None:
             (tmp_path / block.title).write_text(block.text)
     lines = [shlex.split(line) for line in commands(PAGE)]
     drawing, running = (words for words in lines if {"make_shapes.py", "dataset=folder"} & {*words})
-    for words in (drawing, [*running, "--results-dir", "runs"]):
+    for words in (drawing, [*running, "--results-dir", "runs", "--set=cache-dir=cache"]):
         assert words[0] == "python"
         result = subprocess.run(
             [sys.executable, *words[1:]], cwd=tmp_path, text=True, capture_output=True,

@@ -40,7 +40,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_NAMES)
 def test_commands_exist(page: Path) -> None:
-    inline = re.findall(r"`((?:python -m|make|flwr run) [^`]*)`", prose(page).replace("\n", " "))
+    inline = re.findall(
+        r"`((?:python -m|fedta|make|flwr run) [^`]*)`", prose(page).replace("\n", " ")
+    )
     for line in [*commands(page), *inline]:
         for part in re.split(r"&&|;", line):
             words = shlex.split(part)
@@ -49,6 +51,8 @@ def test_commands_exist(page: Path) -> None:
                 assert set(targets) <= _TARGETS, line
             elif words[:2] == ["python", "-m"]:
                 check_module(words[2], words[3:])
+            elif words[:1] == ["fedta"]:
+                check_module("experiments", words[1:])
             elif words[:2] == ["flwr", "run"] and "--run-config" in words:
                 value = words[words.index("--run-config") + 1]
                 if "=" in value:

@@ -10,6 +10,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.running.presets import load_table, parse_overrides, tables
+from fedta_app.cache import ArrayCache
 from fedta_app.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +183,17 @@ def test_a_baseline_is_not_continued_as_a_federation(
     capsys.readouterr()
     assert main(["run", "demo/fedavg", *common, *engine]) == ExitStatus.REFUSED
     assert "engine: 'centralized' -> 'in-process'" in capsys.readouterr().err
+
+
+def test_cache_is_shown_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = ArrayCache(tmp_path, 1e9)
+    cache.array({"kind": "tokens", "split": "val"}, (2, 3), "float32", lambda array: None)
+    options = ["cache", "--cache-dir", str(tmp_path)]
+    assert main(options) == ExitStatus.FINISHED
+    output = capsys.readouterr().out
+    assert "tokens val    2 x 3" in output and f"1 entries, 0.00 GB, kept in {tmp_path}" in output
+    assert main([*options, "--clear"]) == ExitStatus.FINISHED
+    assert "deleted in" in capsys.readouterr().out and not cache.entries()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"]])

@@ -41,6 +41,16 @@ def test_it_learns_and_continues_its_momentum(tmp_path: Path) -> None:
     assert summary["best-by-validation"]["val_accuracy"] >= summary["final"]["val_accuracy"]
 
 
+def test_a_schedule_that_does_nothing_is_said_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(tmp_path, **{"lr-schedule": "step", "lr-step-rounds": 3})
+    (warning,) = summary["warnings"]
+    assert "lr-schedule = 'step' lowers lr in no round" in warning
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("run directory: ") and lines[1] == f"warning: {warning}"
+
+
 def test_pretrained_weights_at_chance_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

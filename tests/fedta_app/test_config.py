@@ -51,34 +51,40 @@ BAD = [
     ({"num-clients": -1}, "num-clients = -1 is not allowed"),
     ({"num-clients": 10**9}, "num-clients is a whole number from 0 to 1000000"),
     ({"num-classes-per-client": 0}, "num-classes-per-client = 0 is not allowed"),
-    ({"dirichlet-alpha": 0}, "dirichlet-alpha = 0.0 is not allowed: dirichlet-alpha is a number"),
+    ({"dirichlet-alpha": 0}, "dirichlet-alpha = 0 is not allowed: dirichlet-alpha is a number"),
     ({"dirichlet-alpha": float("nan")}, "dirichlet-alpha = nan is not allowed"),
     ({"dirichlet-alpha": float("inf")}, "dirichlet-alpha = inf is not allowed"),
-    ({"val-size": 0}, "val-size = 0.0 is not allowed: val-size is a share above 0 and below 1"),
-    ({"val-size": 1}, "val-size = 1.0 is not allowed"),
-    ({"fraction-train": 0}, "fraction-train = 0.0 is not allowed"),
+    ({"val-size": 0}, "val-size = 0 is not allowed: val-size is a share above 0 and below 1"),
+    ({"val-size": 1}, "val-size = 1 is not allowed"),
+    ({"fraction-train": 0}, "fraction-train = 0 is not allowed"),
     ({"fraction-train": 1.1}, "fraction-train = 1.1 is not allowed: fraction-train is a share"),
     ({"local-steps": -4}, "local-steps = -4 is not allowed"),
     ({"num-server-rounds": 0}, "num-server-rounds = 0 is not allowed"),
     ({"batch-size": 0}, "batch-size = 0 is not allowed: batch-size is a whole number of at least"),
     ({"batch-size": 16.0}, "batch-size = 16.0 is not allowed"),
-    ({"lr": 0}, "lr = 0.0 is not allowed: lr is a number above 0"),
+    ({"lr": 0}, "lr = 0 is not allowed: lr is a number above 0"),
     ({"lr": "0.1"}, "lr = '0.1' is not allowed"),
     ({"lr": True}, "lr = True is not allowed"),
-    ({"lr": 10**400}, "lr = inf is not allowed"),
+    ({"lr": 10**400}, "(401 characters) is not allowed: lr is finite, a number above 0"),
+    ({"lr": float("inf")}, "lr = inf is not allowed: lr is finite, a number above 0"),
+    ({"lr": -(10**5000)}, "characters) is not allowed: lr is finite, a number above 0"),
+    ({"seed": 2**63}, "is not allowed: seed is below 2^63, a whole number of at least 0"),
+    ({"seed": 10**5000}, "is not allowed: seed is below 2^63, a whole number of at least 0"),
+    ({"seed": True}, "seed = True is not allowed: seed is a whole number of at least 0"),
+    ({"name": "x/" * 500}, "... (1002 characters) is not allowed: name is letters"),
     ({"lr-schedule": "linear"}, "lr-schedule is one of constant, step, cosine, warmup-cosine"),
-    ({"lr-schedule": "warmup-cosine"}, "warmup-rounds is at least 1 there"),
+    ({"lr-schedule": "warmup-cosine"}, "warmup-rounds is at least 2 there"),
     ({"warmup-rounds": 3}, "set lr-schedule = 'warmup-cosine', or warmup-rounds = 0"),
     (
         {"lr-schedule": "warmup-cosine", "warmup-rounds": 30},
         "warmup-rounds is below num-server-rounds",
     ),
     ({"lr-step-rounds": 0}, "lr-step-rounds = 0 is not allowed"),
-    ({"lr-step-factor": 2}, "lr-step-factor = 2.0 is not allowed"),
-    ({"momentum": 1}, "momentum = 1.0 is not allowed: momentum is a number from 0 to below 1"),
+    ({"lr-step-factor": 2}, "lr-step-factor = 2 is not allowed"),
+    ({"momentum": 1}, "momentum = 1 is not allowed: momentum is a number from 0 to below 1"),
     ({"momentum": -0.1}, "momentum = -0.1 is not allowed"),
     ({"weight-decay": -1e-4}, "weight-decay = -0.0001 is not allowed"),
-    ({"clip-norm": -1}, "clip-norm = -1.0 is not allowed: clip-norm is a norm above 0, or 0"),
+    ({"clip-norm": -1}, "clip-norm = -1 is not allowed: clip-norm is a norm above 0, or 0"),
     ({"precision": "float16"}, "precision is one of auto, fp32, tf32, bf16, fp16"),
     ({"strategy": "average"}, "strategy = 'average' is not allowed: strategy is one of"),
     ({"eval-every": 0}, "eval-every = 0 is not allowed"),
@@ -87,7 +93,7 @@ BAD = [
     ({"checkpoint-every": 0}, "checkpoint-every = 0 is not allowed"),
     ({"resume": "true"}, "resume = 'true' is not allowed: resume is true or false"),
     ({"results-dir": ""}, "results-dir = '' is not allowed: results-dir is a folder"),
-    ({"max-minutes": -5}, "max-minutes = -5.0 is not allowed"),
+    ({"max-minutes": -5}, "max-minutes = -5 is not allowed"),
     ({"device": "gpu"}, "device = 'gpu' is not allowed: device is auto, cpu, cuda or cuda:N"),
     ({"device": "cuda:"}, "device = 'cuda:' is not allowed"),
     ({"threads": -1}, "threads = -1 is not allowed"),
@@ -101,10 +107,11 @@ BAD = [
         "together they hold 8 of the 10 classes",
     ),
     ({"lr": [0.1]}, "lr = [0.1] is not allowed"),
+    ({"head": "probe", "head-refresh": 2}, "head-refresh = 2 is not allowed with head = 'probe'"),
 ]
 
 
-@pytest.mark.parametrize(("mapping", "sentence"), BAD, ids=[str(row[0]) for row in BAD])
+@pytest.mark.parametrize(("mapping", "sentence"), BAD, ids=[row[1] for row in BAD])
 def test_bad_configurations_get_one_sentence(mapping: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         RunConfig.from_mapping(mapping)
@@ -144,10 +151,12 @@ def test_an_entry_is_complete(key: Key) -> None:
 
 
 def some_configurations(number: int) -> list[RunConfig]:
-    """Valid configurations, drawn from the options of the keys that have some."""
+    """Return valid configurations, drawn from the options of the keys that have some."""
     draw, found = random.Random(0), list[RunConfig]()
     while len(found) < number:
         values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
+        # Numbers that other keys depend on.
+        values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found

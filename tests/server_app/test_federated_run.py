@@ -12,10 +12,12 @@ from client_app.app import app as client_app
 from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.runs.metrics import COLUMNS
+from fedta_app.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedta_app.runs.metrics import ADDED, COLUMNS, COSTS
 from fedta_app.training import client as local
 from fedta_app.training.workspace import shared_workspace
 from server_app.app import app as server_app
+from strategies.exchange import RoundCosts
 
 SMALL = {
     "name": "test",
@@ -119,7 +121,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
     ]
     assert result["final-weights-sha256"] == unbroken["final-weights-sha256"]
     assert [session["rows"] for session in result["sessions"]] == [[0, 2], [2, 4], [4, 5]]
-    columns = [column for column in COLUMNS if column != "seconds"]
+    columns = [column for column in COLUMNS if column not in COSTS]
     for ours, theirs in zip(rows(broken), rows(tmp_path / "unbroken"), strict=True):
         assert [ours[column] for column in columns] == [theirs[column] for column in columns]
     assert "resumed after train round 3" in capsys.readouterr().out
@@ -240,7 +242,7 @@ def test_another_precision_or_code_after_a_resume_is_said(
     monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "")
     monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
     codes = iter("abcd")  # looked at once in a session, when it begins
-    monkeypatch.setattr("fedta_app.runs.session.code_facts", lambda: {"sha256": next(codes)})
+    monkeypatch.setattr("fedta_app.runs.session.code_facts", lambda _: {"sha256": next(codes)})
     assert run(tmp_path, precision="auto")["final"]["round"] == 1
     monkeypatch.setattr(local, "train_steps", train)
     monkeypatch.setattr("fedta_app.device.cpu_kernels._cpuinfo", lambda: "flags : avx512_bf16")
@@ -250,3 +252,47 @@ def test_another_precision_or_code_after_a_resume_is_said(
     assert [session["precision"] for session in result["sessions"]] == ["fp32", "bf16"]
     assert [session["code"]["sha256"] for session in result["sessions"]] == ["a", "b"]
     assert result["code"]["sha256"] == "b"
+
+
+def test_a_run_from_before_a_column_existed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole")
+    train = local.train_steps
+
+    def train_then_ask_to_stop(*args: Any, key: tuple[int, ...], **values: Any) -> float:
+        if key[0] == 2:
+            (tmp_path / "test/seed0/stop").touch()
+        return train(*args, key=key, **values)
+
+    monkeypatch.setattr(local, "train_steps", train_then_ask_to_stop)
+    assert run(tmp_path)["status"] == "stopped"
+    checkpoints = tmp_path / "test/seed0/checkpoint"
+    stored = load_checkpoint(checkpoints)
+    assert stored is not None
+    for row in stored.state["rows"]:
+        for column in ADDED:
+            del row[column]
+    save_checkpoint(checkpoints, stored)
+    assert run(tmp_path)["final-weights-sha256"] == whole["final-weights-sha256"]
+    assert [bool(row["val_loss"]) for row in rows(tmp_path)] == [False, False, False, False, True]
+
+
+def test_clients_with_processes_of_their_own_say_what_memory_they_took(tmp_path: Path) -> None:
+    """As on Flower's engine; in-process, the server's process is all there is."""
+    own = ("memory_mb", "client_memory_mb")
+    run(tmp_path / "a")
+    for row in rows(tmp_path / "a"):
+        assert [bool(row[column]) for column in own] == [True, False]
+    masked = {"head": "ridge", "mask-rule": "least-sensitive", "calibration-rounds": 1}
+    run(tmp_path / "b", engine="flower", **masked)
+    for row in rows(tmp_path / "b"):
+        assert float(row["memory_mb"]) > 50
+        assert bool(row["client_memory_mb"]) == (row["phase"] != "start")
+
+
+def test_what_a_client_says_of_its_memory_is_a_number_or_nothing() -> None:
+    costs = RoundCosts()
+    costs.add_peaks({"client_memory_mb": 5.5, "client_gpu_memory_mb": [1.0], "seconds": 7})
+    costs.add_peaks({"client_memory_mb": 4})
+    assert costs.peaks == {"client_memory_mb": 5.5}

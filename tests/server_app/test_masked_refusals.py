@@ -23,7 +23,33 @@ def test_pretrained_weights_at_chance_are_refused(
 ) -> None:
     monkeypatch.setattr("server_app.head_phases.fit_head", fit_zeros)
     with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
-        run(tmp_path)
+        run(tmp_path, **{"mask-rule": "random"})
+
+
+@pytest.mark.parametrize("scope", ["global", "server", "client", "vote"])
+def test_a_mask_without_evidence_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """Under a head of zeros no weight matters, so that position alone would decide."""
+    monkeypatch.setattr("server_app.head_phases.fit_head", fit_zeros)
+    with pytest.raises((ValueError, RunError), match="are zero for all 135488 weights"):
+        run(tmp_path, **{"mask-scope": scope})
+    summary = json.loads((tmp_path / "test/seed0/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "mask" not in summary
+
+
+@pytest.mark.parametrize("scope", ["global", "client", "union"])
+def test_a_mask_from_no_client_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("client_app.app.scores", broken)
+    monkeypatch.setattr("client_app.app.own_mask", broken)
+    with pytest.raises(RunError, match=r"(no client|every client).*: MemoryError: too large"):
+        run(tmp_path, **{"mask-scope": scope, "calibration-fraction": 0.5})
 
 
 def test_a_head_without_all_clients_is_refused(

@@ -45,6 +45,8 @@ def mean_gradient(model: nn.Module, names: Sequence[str], batches: Batches) -> T
         gradients = torch.autograd.grad(loss, parameters)
         total = total + torch.cat([gradient.flatten() for gradient in gradients])
         num_images += len(images)
+    if not num_images:
+        raise ValueError("batches holds no examples when read for the second time in a round.")
     return total / num_images
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.reporting.intervals import holm, interval, paired_test
+from experiments.reporting.intervals import (
+    equivalence_p,
+    holm,
+    interval,
+    paired_test,
+    smallest_detectable,
+)
 
 
 def test_an_interval_is_students() -> None:
@@ -50,3 +56,34 @@ def test_holms_correction_by_hand() -> None:
 def test_comparisons_that_are_not_run_yet_count_like_the_least_convincing_ones() -> None:
     known = [0.004, 0.03]
     assert holm(known, 4) == pytest.approx(holm([*known, 1.0, 1.0], 4)[:2])
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    generator = np.random.default_rng(0)
+    for number in (2, 5, 10):
+        one, other = generator.normal(size=(2, number))
+        for margin in (0.5, 2.0):
+            differences = one - other
+            low = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+            high = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+            found = equivalence_p(one.tolist(), other.tolist(), margin)
+            assert found == pytest.approx(max(low, high), rel=1e-9)
+
+
+def test_equivalence_without_spread_or_company() -> None:
+    assert equivalence_p([0.5, 0.6], [0.5, 0.6], 0.01) == 0.0
+    assert equivalence_p([0.5, 0.6], [0.4, 0.5], 0.01) == 1.0
+    assert math.isnan(equivalence_p([0.5], [0.5], 0.01))
+
+
+@pytest.mark.parametrize(("number", "family"), [(3, 4), (5, 7), (8, 12)])
+def test_what_so_many_seeds_could_have_told(number: int, family: int) -> None:
+    """Just above it the corrected test finds a difference, just below it does not."""
+    noise = np.random.default_rng(number).normal(size=number)
+    noise -= noise.mean()
+    zeros = [0.0] * number
+    limit = smallest_detectable(noise.tolist(), zeros, family)
+    for factor, found in ((0.999, False), (1.001, True)):
+        _, p = paired_test((noise + factor * limit).tolist(), zeros)
+        assert (holm([p], family)[0] < 0.05) is found
+    assert math.isnan(smallest_detectable([0.5], [0.4], 1))

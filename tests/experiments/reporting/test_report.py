@@ -1,6 +1,8 @@
 """Records and reports: what is refused, what is compared, and the same bytes every time."""
 
+import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.reporting.collect import without_paths
+from experiments.reporting.collect import portable_command, without_paths
 from experiments.reporting.figures import groups
-from experiments.reporting.frames import comparisons_frame, page_frame
+from experiments.reporting.frames import comparisons_frame, page_frame, verdict
 from experiments.reporting.gate import sanity_gate
-from experiments.reporting.line_figures import against_bytes, negated, scaled
+from experiments.reporting.line_figures import against_bytes, curves, losses, negated, scaled
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
+from experiments.reporting.report import commands_that_made
+from experiments.running.cells import read_rows
 from experiments.running.presets import Preset, load_table
 from fedta_app.config import to_toml
-from fedta_app.runs.metrics import Row, write_csv
+from fedta_app.runs.metrics import ADDED, COLUMNS, Row, write_csv
 
 TABLE = load_table("smoke")
 # test accuracy of seeds 0 and 1
@@ -82,8 +87,32 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert frame is not None
     assert frame["partition"].tolist() == ["iid", "nc1"]
     assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
-    assert frame["verdict"].tolist() == ["better", "none"]
+    assert frame["verdict"].tolist() == ["differs", "cannot be told"]
     assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+
+
+@pytest.mark.parametrize(
+    ("differ", "equal", "word"),
+    [
+        (0.01, 0.9, "differs"),
+        (0.01, 0.01, "differs"),
+        (0.05, 0.049, "equivalent"),
+        (0.5, 0.05, "cannot be told"),
+        (math.nan, math.nan, "cannot be told"),
+    ],
+)
+def test_three_words(differ: float, equal: float, word: str) -> None:
+    assert verdict(differ, equal) == word
+
+
+def test_a_margin_makes_equal_pairs_equivalent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACCURACY, "random-nc1", ACCURACY["least-nc1"])
+    write_all(tmp_path)
+    table = replace(TABLE, report={**TABLE.report, "margin": 0.01})
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    assert frame is not None and frame["verdict"].tolist()[1] == "equivalent"
 
 
 def test_comparisons_that_are_planned_count_before_they_are_run(tmp_path: Path) -> None:
@@ -120,11 +149,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"identity": {"data-sha256": "x", "weights-file-sha256": "w"}}, "different data sets"),
         ({"identity": {"data-sha256": "d1", "weights-file-sha256": "x"}}, "different weights"),
         ({"weights": {"kind": "random"}}, "different weights"),
-        ({"code": {"sha256": "x", "commit": "f" * 40}}, "2 versions of the code (commits 01234567"),
-        (
-            {"code": {"sha256": "c", "commit": "f" * 40, "changed": True}},
-            "changes that are not committed",
-        ),
         (
             {"config": {"lr": 0.5}},
             "smoke/random-nc1 seed 1 with 0.5, and not both as their presets say",
@@ -136,10 +160,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"final-weights-sha256": "random-nc1 0"}, "random-nc1 seed 1 end with equal weights"),
         ({"final-weights-sha256": "least-iid 1"}, "seeds and presets are different runs"),
         ({"mask": None}, "smoke/random-nc1 seed 1 has no mask"),
-        (
-            {"sessions": [{"seconds": 1, "code": {"sha256": "x", "commit": "f" * 40}}]},
-            "2 versions of the code (commits 01234567, ffffffff)",
-        ),
         ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
         ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
         ({"mask": {"density": 0.1, "trained": 101, "of": 1000}}, "101 of 1000, not 100"),
@@ -190,18 +210,6 @@ def test_starts_are_held_against_chance_and_each_other(tmp_path: Path) -> None:
     assert "10.0%" in checks[0].detail and "random-nc1 seed 1: 10.00%" in checks[1].detail
 
 
-def test_several_versions_of_the_code_need_a_reason(tmp_path: Path) -> None:
-    write_all(tmp_path)
-    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": False})
-    (tmp_path / "smoke/origin.toml").write_text('mixed-code = "it prints more"')
-    records = read_records(TABLE, tmp_path)
-    notes = check_origin(records, tmp_path / "smoke")
-    assert notes == ["cells of 2 versions of the code: it prints more"]
-    write(tmp_path, "least-iid", 0, code={"sha256": "x", "commit": "f" * 40, "changed": True})
-    with pytest.raises(RecordError, match="changes that are not committed"):  # no reason helps
-        check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
-
-
 def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:
     write_all(tmp_path)
     write(tmp_path, "least-iid", 0, device="Tesla T4", precision="fp16")
@@ -240,6 +248,45 @@ def test_equal_departures_are_named_in_the_caption(tmp_path: Path) -> None:
             write(tmp_path, preset, seed, config={"lr": 0.5, "weights": "/home/me/w.pth"})
     notes = check_origin(read_records(TABLE, tmp_path), tmp_path / "smoke")
     assert notes == ["lr = 0.5, not the presets'"]
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    run = "`python -m experiments run smoke --set lr=0.5`"
+    assert made == f"{run}, then `collect smoke --set lr=0.5` and `report smoke`"
+
+
+def test_the_commands_that_made_a_table_are_those_that_were_typed(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    run = "python -m experiments run smoke"
+    for seed in (0, 1):
+        sessions = [{"seconds": 1, "command": f"{run} --seeds {seed + 1}"}]
+        write(tmp_path, "least-iid", seed, sessions=sessions)
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    assert made.startswith(f"`{run}`, then")  # of the others nobody knows
+    for preset in ACCURACY:
+        write(tmp_path, preset, 0, sessions=[{"seconds": 1, "command": f"{run} --seeds 1"}])
+        write(
+            tmp_path, preset, 1, sessions=[{"seconds": 1, "command": f"{run} --engine in-process"}]
+        )
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    assert made.startswith(f"`{run} --seeds 1`, `{run} --engine in-process`, then `collect smoke`")
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("fedta run 'a/*' --results-dir '/x y' --jobs=2", "fedta run 'a/*'"),
+        (
+            "fedta run a --set lr=0.1 --set data-dir=/x --set=seed=3",
+            "fedta run a --set lr=0.1 --set seed=3",
+        ),
+        ("fedta run a --no-resume --max-minutes 3 --engine flower", "fedta run a --engine flower"),
+        (
+            "fedta run a --set 'weights=/x y/w.pth' --client-gpus auto",
+            "fedta run a --set 'weights=/x y/w.pth'",
+        ),
+    ],
+)
+def test_a_kept_command_says_what_was_run_and_not_where(typed: str, kept: str) -> None:
+    assert portable_command(typed) == kept
 
 
 def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
@@ -251,6 +298,86 @@ def test_a_panel_without_a_federation_moves_no_bytes(tmp_path: Path) -> None:
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["nc1"]
     assert against_bytes(TABLE, {"iid": drawn["iid"]}) is None
+
+
+def measured(seed: int, *, loss: bool, test: bool) -> list[Row]:
+    """Return rows of one run, with a loss, and the test set measured in every round."""
+    return [
+        Row(
+            number,
+            "train" if number else "start",
+            val_accuracy=0.5 + 0.1 * number,
+            test_accuracy=0.4 + 0.1 * number if test or number == 2 else None,
+            test_loss=(3.0 if test or number == 2 else None),
+            val_loss=2.0 - 0.5 * number + seed if loss else None,
+        )
+        for number in range(3)
+    ]
+
+
+def note(figure: Figure) -> str:
+    (legend,) = figure.legends
+    return legend.get_title().get_text().replace("\n", " ")
+
+
+def test_a_loss_is_drawn_where_records_have_one(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    assert losses(TABLE, drawn) is None  # as of the first records
+    assert note(curves(TABLE, drawn)) == ""
+    for seed in (0, 1):
+        folder = write(tmp_path, "least-nc1", seed)
+        write_csv(folder / "metrics.csv", measured(seed, loss=True, test=False))
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    figure = losses(TABLE, drawn)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_title() == "nc1" and axis.get_xlabel() == "round"
+    assert axis.get_ylabel() == "validation loss"
+    (line,) = axis.lines
+    assert list(line.get_ydata()) == [2.5, 2.0, 1.5]
+    for found in (figure, curves(TABLE, drawn)):
+        assert 'measure-test = "end"' in note(found)
+
+
+def test_test_curves_are_dashed_where_there_are_some(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = write(tmp_path, "least-nc1", seed, config={"measure-test": "always"})
+        write_csv(folder / "metrics.csv", measured(seed, loss=True, test=True))
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    accuracy, loss = curves(TABLE, drawn), losses(TABLE, drawn)
+    assert loss is not None
+    for figure, label in ((accuracy, "accuracy"), (loss, "loss")):
+        (axis,) = figure.axes
+        assert axis.get_ylabel() == f"validation (solid), test (dashed) {label}"
+        assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+        assert note(figure) == ""
+    assert list(accuracy.axes[0].lines[1].get_ydata()) == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_a_centralised_panel_is_against_epochs(tmp_path: Path) -> None:
+    centralized = {"engine": "centralized", "local-steps": 0}
+    write(tmp_path, "least-iid", 0, config=centralized)
+    write(tmp_path, "least-nc1", 0)
+    (_, drawn), *_ = groups(TABLE, read_records(TABLE, tmp_path))
+    assert [axis.get_xlabel() for axis in curves(TABLE, drawn).axes] == ["epoch", "round"]
+
+
+def test_the_columns_that_first_records_lack_are_not_missed(tmp_path: Path) -> None:
+    folder = write(tmp_path, "least-iid", 0)
+    rows = read_rows(folder)
+    metrics = folder / "metrics.csv"
+    first = [name for name in COLUMNS if name not in ADDED]
+    with metrics.open("w") as stream:
+        writer = csv.DictWriter(stream, first, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert [row["val_accuracy"] for row in read_rows(folder)] == ["0.6", "0.9"]
+    metrics.write_text(metrics.read_text().replace("val_accuracy", "accuracy"))
+    assert read_rows(folder) == ()
+    write_csv(metrics, [Row(0, "start")])
+    metrics.write_text(metrics.read_text().strip()[:-2])  # between two columns
+    assert read_rows(folder) == ()
 
 
 def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path: Path) -> None:
@@ -306,7 +433,7 @@ def test_paths_are_cut_down_to_names() -> None:
 
 
 def test_cells_are_collected_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, results = str(tmp_path / "runs"), tmp_path / "results"
     run = ["--engine", "in-process", "--results-dir", runs, "--seeds", "1"]
@@ -327,9 +454,12 @@ def test_cells_are_collected_and_reported(
     assert record.mask is not None and other.mask is not None
     assert record.mask.mean() == pytest.approx(0.1, abs=0.01)
     assert record.classes is not None and record.classes.shape == (50, 10)
-    monkeypatch.setattr("experiments.reporting.report.check_origin", lambda *_: [])  # changed
     assert main(["report", "--records", str(results)]) == ExitStatus.FINISHED
     assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
+    # What was typed, without what only says where; and what collects and reports the same.
+    typed = "`python -m experiments run 'smoke/*-nc1' --engine in-process --seeds 1`"
+    page = (results / "smoke/report.md").read_text()
+    assert f"{typed}, then `collect smoke --seeds 1` and `report smoke`. 2 cells" in page
 
 
 def test_cells_with_a_record_can_be_left_out(

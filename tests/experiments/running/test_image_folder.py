@@ -39,7 +39,7 @@ def data_dir(tmp_path: Path) -> Path:
             folder.mkdir(parents=True)
             for k in range(number):
                 pixels = rng.integers(0, 200, (9 + k, 12, 3), dtype=np.uint8)
-                pixels[..., c] |= 128
+                pixels[..., c] //= 2
                 Image.fromarray(pixels).save(folder / f"{k}.png")
     return tmp_path / "data"
 
@@ -50,9 +50,10 @@ def arguments(
     common = [
         "dataset=folder", "image-folder=tints", "model=cnn", "weights=random", "image-size=8",
         "num-clients=3", "fraction-train=0.7", "num-server-rounds=2", "eval-every=1", "threads=1",
-        "calibration-rounds=1", "local-steps=1", "batch-size=4", "device=cpu",
+        "calibration-rounds=1", "head-temperature=1.0", "local-steps=1", "batch-size=4", "device=cpu",
     ]  # fmt: skip
     folders = ["--data-dir", str(data_dir), "--results-dir", str(data_dir.parent / "runs")]
+    common.append(f"cache-dir={data_dir.parent / 'cache'}")
     sets = [f"--set={pair}" for pair in [*common, *values]]
     return [command, selection, "--engine", engine, *folders, *sets]
 
@@ -79,7 +80,7 @@ def test_a_federation_trains_on_a_folder(data_dir: Path, values: list[str]) -> N
     assert run(data_dir, "demo/masked", "name=cell", *values) == ExitStatus.FINISHED
     found = summary(data_dir)
     facts = found["data"]
-    assert (facts["classes"], facts["test-images"]) == (3, 9)
+    assert (facts["name"], found["model"]["classes"], facts["test-images"]) == ("tints", 3, 9)
     assert facts["training-images"] + facts["validation-images"] == 36
     assert facts["note"].startswith("tints: 3 classes; training and validation images from train")
     assert len(found["identity"]["data-sha256"]) == 64
@@ -89,6 +90,7 @@ def test_a_run_without_a_federation_has_the_same_images(data_dir: Path) -> None:
     assert run(data_dir, "demo/masked", "name=cell") == ExitStatus.FINISHED
     quick = ["num-server-rounds=1", "local-steps=1", "batch-size=4", "eval-every=1"]
     sets = ["dataset=folder", "image-folder=tints", "model=cnn", "weights=random", "image-size=8"]
+    sets.append(f"cache-dir={data_dir.parent / 'cache'}")
     status = main(
         ["run", "centralized/constant", "--scale", "small", "--seeds", "1", "--data-dir",
          str(data_dir), "--results-dir", str(data_dir.parent / "runs"),

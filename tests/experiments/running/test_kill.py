@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.shared_memory import can_share
+from fedta_app.runs.finished_model import read_model
 from tests.experiments.running.killing import kill_tree
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,7 +80,21 @@ def check_kills(
         unbroken["bytes-up"],
         unbroken["bytes-down"],
     )
+    check_models(folder)
     return str(unbroken["final-weights-sha256"])
+
+
+def check_models(folder: Path) -> None:
+    """Both runs kept the same best and the same last model, and say the same of them."""
+    for weights in ("best", "last"):
+        whole, killed = (
+            read_model(folder / name / f"seed0/model/{weights}.safetensors").facts
+            for name in ("unbroken", "killed")
+        )
+        for facts in (whole, killed):  # the engines may differ, and with them the configuration
+            for key in ("run", "config", "config-sha256"):
+                facts.pop(key)
+        assert killed == whole
 
 
 def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> None:

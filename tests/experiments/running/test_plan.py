@@ -85,4 +85,10 @@ def test_plan_says_what_is_left_and_runs_nothing(
         ["smoke/random-nc1", "0", "finished", "12"],
         ["smoke/random-nc1", "1", "waiting", "12"],
     ]
+    assert main(["plan", "smoke/random-nc1", *place, "--set", "lr-schedule=step"]) == 0
+    assert "warning" not in capsys.readouterr().out  # at round 11 of 12
+    idle = ["--set", "lr-schedule=step", "--set", "lr-step-rounds=12"]
+    assert main(["plan", "smoke/random-nc1", *place, *idle]) == 0
+    said = "warning: smoke/random-nc1: lr-schedule = 'step' lowers lr in no round: its first step"
+    assert said in capsys.readouterr().out
     assert main(["plan", "smoke", *place, "--session-minutes", "0"]) == ExitStatus.REFUSED

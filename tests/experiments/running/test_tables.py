@@ -8,10 +8,11 @@ from experiments.reporting.figures import FIGURES
 from experiments.reporting.frames import check_comparison
 from experiments.reporting.report import kept_tables
 from experiments.running.cells import deciding_keys, identity
-from experiments.running.presets import load_table, tables, tuned_path
+from experiments.running.presets import load_table, tables, tuned_paths
 from experiments.running.scales import scales
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
+from fedta_app.training.schedule import learning_rate, schedule_warning
 
 RESEARCH = {
     "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 47,
@@ -48,6 +49,23 @@ def test_every_cell_of_heterogeneity_takes_as_many_local_steps(scale: str) -> No
     assert len({config.num_server_rounds * config.local_steps for config in found}) == 1
 
 
+@pytest.mark.parametrize("scale", ["", *scales()])
+@pytest.mark.parametrize("table", tables())
+def test_every_schedule_does_something(table: str, scale: str) -> None:
+    assert not any(schedule_warning(config) for config in configs(table, scale).values())
+
+
+@pytest.mark.parametrize("scale", ["", *scales()])
+def test_the_schedules_of_the_centralised_baseline_differ(scale: str) -> None:
+    rates = {
+        tuple(learning_rate(config, r + 1) for r in range(config.num_server_rounds))
+        for config in configs("centralized", scale).values()
+    }
+    assert len(rates) == 4
+    warmup = configs("centralized", scale)["warmup-cosine"]
+    assert learning_rate(warmup, 1) < warmup.lr == learning_rate(warmup, warmup.warmup_rounds)
+
+
 def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
     for table in set(RESEARCH) - {"architectures"}:
         models = {config.model for config in configs(table, "").values()}
@@ -64,7 +82,7 @@ def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
 
 @pytest.mark.parametrize("table", RESEARCH)
 def test_masked_presets_of_the_small_scale_have_rates_of_their_own(table: str) -> None:
-    path = tuned_path(table, "small")
+    (path,) = tuned_paths(table, "small")
     sections = read_toml(path) if path.exists() else {}
     patterns = [pattern for pattern, values in sections.items() if "lr" in values]
     for name, config in configs(table, "small").items():

@@ -9,11 +9,12 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+import tomli_w
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.running import presets
-from experiments.running.tune import Space, Study, _Watch, check_space, suggest
+from experiments.running.tune import Chosen, Space, Study, _Watch, check_space, suggest
 from experiments.running.tuned import changed_presets, write_choice
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
@@ -25,20 +26,27 @@ from fedta_app.runs.session import RunSession
 
 @pytest.fixture(autouse=True)
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the chosen values out of the repository."""
-    path = tmp_path / "tuned.toml"
-    for module in ("presets", "tuned"):
-        monkeypatch.setattr(f"experiments.running.{module}.tuned_path", lambda table, scale: path)
-    return path
+    """Keep the chosen values out of the repository, beside a table that is quick."""
+    quick = {"num-server-rounds": 4, "eval-every": 1, "local-steps": 1, "calibration-rounds": 1}
+    about = read_toml(presets.FOLDER / "smoke/table.toml")
+    folder = tmp_path / "tables/smoke"
+    folder.mkdir(parents=True)
+    (folder / "table.toml").write_text(tomli_w.dumps(about | {"base": about["base"] | quick}))
+    monkeypatch.setattr(presets, "FOLDER", tmp_path / "tables")
+    return folder / "tuned.toml"
+
+
+@pytest.fixture
+def better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every best trial be better than no training: trials of four rounds need not be."""
+    monkeypatch.setattr(Chosen, "trained", True)
 
 
 def arguments(folder: Path, trials: int, *more: str) -> list[str]:
-    quick = ["num-server-rounds=4", "eval-every=1", "local-steps=1", "calibration-rounds=1"]
-    sets = [part for setting in quick for part in ("--set", setting)]
     places = ["--results-dir", str(folder / "runs"), "--out", str(folder / "results")]
     return [
         "tune", "smoke/random-iid", "--engine", "in-process", "--trials", str(trials), *places,
-        *sets, *more,
+        *more,
     ]  # fmt: skip
 
 
@@ -47,12 +55,12 @@ def trials_of(folder: Path) -> pd.DataFrame:
 
 
 def test_a_study_is_continued_and_its_choice_becomes_the_presets(
-    tmp_path: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tuned: Path, better: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(tmp_path, 2)) == ExitStatus.FINISHED
-    assert capsys.readouterr().out.count("trial ") == 2
+    assert capsys.readouterr().out.count("\ntrial ") == 1  # after the first
     assert main(arguments(tmp_path, 3, "--for", "random-*")) == ExitStatus.FINISHED
-    assert capsys.readouterr().out.count("trial ") == 1
+    assert capsys.readouterr().out.startswith("trial 2: ")
     trials = trials_of(tmp_path)
     assert trials["trial"].tolist() == [0, 1, 2] and trials["lr"].nunique() == 3
     best = trials.loc[trials["val accuracy"].idxmax()]
@@ -65,6 +73,15 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
     assert other.config({}).lr != best["lr"]
     figure = tmp_path / "results/tuning/smoke-random-iid/study"
     assert figure.with_suffix(".svg").exists() and figure.with_suffix(".png").exists()
+    record = read_toml(figure.with_name("search.toml"))
+    assert record["preset"] == "smoke/random-iid" and record["overrides"] == {}
+    assert record["trials"] == 3 and record["best"]["lr"] == best["lr"]
+    assert record["space"] == {"lr": {"low": 1e-3, "high": 0.3}}
+    assert record["not-written-because"] == "" and "--for 'random-*'" in record["command"]
+    assert (record["dataset"], record["model"]) == ("digits", "vit_digits")
+    assert (record["num-server-rounds"], record["seed"]) == (4, 0)
+    assert {"commit", "weights", "start-accuracy"} <= record.keys()
+    assert str(tmp_path) not in figure.with_name("search.toml").read_text()
     measured = list((tmp_path / "runs/tune").rglob("metrics.csv"))
     assert len(measured) == 3
     for path in measured:
@@ -211,3 +228,67 @@ def test_choices_for_no_preset_are_refused(tuned: Path, text: str, sentence: str
     with pytest.raises(ConfigError) as caught:
         presets.load_table("smoke")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "overrides"),
+    [
+        (["--set", "num-server-rounds=2"], "num-server-rounds=2", {"num-server-rounds": 2}),
+        (["--set", "num-server-rounds=2", "--name", "short"], "short", {"num-server-rounds": 2}),
+        (["--name", "mine"], "mine", {}),
+    ],
+)
+def test_a_search_under_overrides_has_a_name_of_its_own(
+    tmp_path: Path, tuned: Path, better: None, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, more: list[str], name: str, overrides: dict[str, int],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Study, "run", lambda *arguments, **options: ExitStatus.FINISHED)
+    found = Chosen({"lr": 0.1}, 0.9, 0.8, [{"lr": 0.1, "val accuracy": 0.9, "state": "complete"}])
+    monkeypatch.setattr(Study, "chosen", lambda study: found)
+    assert main(arguments(tmp_path, 1, "--for", "random-*", *more)) == ExitStatus.FINISHED
+    assert not tuned.exists()
+    printed = capsys.readouterr().out
+    assert f"no preset takes these values: the search has a name of its own, {name}" in printed
+    assert printed.endswith('["random-*"]\nlr = 0.1\n')
+    record = read_toml(tmp_path / f"results/tuning/smoke-random-iid-{name}/search.toml")
+    assert record["overrides"] == overrides and name in record["not-written-because"]
+
+
+def test_keys_that_do_not_decide_the_search_give_it_no_name(
+    tmp_path: Path, tuned: Path, better: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Study, "run", lambda *arguments, **options: ExitStatus.FINISHED)
+    found = Chosen({"lr": 0.1}, 0.9, 0.8, [{"lr": 0.1, "val accuracy": 0.9, "state": "complete"}])
+    monkeypatch.setattr(Study, "chosen", lambda study: found)
+    more = ["--set", "seed=100", "--set", "threads=2", "--set", "lr=0.5", "--device", "cpu"]
+    assert main(arguments(tmp_path, 1, *more)) == ExitStatus.FINISHED
+    assert read_toml(tuned) == {"random-iid": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize("start", [0.9, 0.95, None])
+def test_a_best_trial_that_is_no_better_than_no_training_is_said(
+    tmp_path: Path, tuned: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, start: float | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Study, "run", lambda *arguments, **options: ExitStatus.FINISHED)
+    trials = [{"lr": 0.1, "val accuracy": 0.9, "state": "complete"}]
+    monkeypatch.setattr(Study, "chosen", lambda study: Chosen({"lr": 0.1}, 0.9, start, trials))
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
+    assert not tuned.exists()
+    said = "the best trial is no better than no training"
+    assert said in capsys.readouterr().out
+    record = read_toml(tmp_path / "results/tuning/smoke-random-iid/search.toml")
+    assert record["not-written-because"].startswith(said)
+
+
+def test_the_start_is_that_of_the_best_trial(tmp_path: Path) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    study = Study(config, "a", {"lr": [0.1, 0.2]})
+    for accuracy in (0.5, 0.7):
+        trial = study._study.ask()
+        values = suggest(trial, {"lr": [0.1, 0.2]})
+        folder = run_path(study._config_of(values))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "metrics.csv", [Row(0, "start", val_accuracy=accuracy - 0.1)])
+        study._study.tell(trial, accuracy)
+    assert study.chosen().start == pytest.approx(0.6) and study.chosen().trained

@@ -62,6 +62,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "fedavg": {},
     "masked-fedavg": {},
     "fedprox": {"pull": 0.0},
+    "logit-adjustment": {"prior_strength": 0.0},
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
 }
 RUN = {

@@ -268,6 +268,59 @@ def test_batches_may_come_from_a_generator(model):
     assert trained(once_only) == trained(calibrate_mask(model, make_batches(), **arguments))
 
 
+class ReadOnce:
+    """A loader that is no iterator, and has examples for the first reading only."""
+
+    def __init__(self):
+        self.left = iter(make_batches())
+
+    def __iter__(self):
+        return self.left
+
+
+@pytest.mark.parametrize("rule", ["least-sensitive", "most-sensitive", "agreement"])
+@pytest.mark.parametrize(
+    "make", [list, lambda: iter([]), ReadOnce, lambda: [(torch.zeros(0, 6), torch.zeros(0).long())]]
+)
+def test_a_mask_from_no_examples_is_refused(model, rule, make):
+    batches, before = make(), model_bits(model)
+    with pytest.raises(ValueError, match="batches holds no examples"):
+        calibrate_mask(model, batches, rule=rule, sparsity=0.9, num_rounds=2)
+    with pytest.raises(ValueError, match="batches holds no examples"):
+        fisher_diagonal(model, batches)
+    assert model_bits(model) == before
+
+
+def test_client_scores_read_an_iterator_twice_where_the_rule_needs_that(model):
+    found = []
+    for batches in (make_batches(), iter(make_batches())):
+        parameters = maskable(model)
+        calibration = start("agreement", parameters, sparsity=0.9)
+        message = client_scores(
+            model, calibration.layout, list(parameters.values()), batches, calibration.rule,
+            round=1, mask=None, soft_value=0.1, seed=0,
+        )  # fmt: skip
+        found.append(message)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
+@pytest.mark.parametrize("rule", ["least-sensitive", "most-sensitive", "agreement"])
+def test_scores_that_are_all_zero_are_no_evidence(model, rule, num_rounds):
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ValueError, match="round 1 are zero for all 150 weights"):
+        calibrate_mask(model, make_batches(), rule=rule, sparsity=0.9, num_rounds=num_rounds)
+
+
+def test_scores_that_nobody_sent_are_no_evidence_in_any_round():
+    calibration = start("least-sensitive", {"w": torch.rand(8)}, sparsity=0.75, num_rounds=2)
+    calibration.advance(torch.tensor([1.0, 0, 1, 0, 0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="round 2 are zero for all 4 weights"):
+        calibration.advance(calibration.rule.sums(8).scores())
+    with pytest.raises(ValueError, match="round 2 are zero for all 4 weights"):
+        calibration.advance(torch.tensor([1.0, 0, 1, 0, 0, 0, 1, 1]))  # they choose from the zeros
+
+
 def test_agreement_of_one_client_is_least_sensitive(model):
     arguments = {"sparsity": 0.9, "num_rounds": 3}
     ours = calibrate_mask(model, make_batches(), rule="agreement", **arguments)

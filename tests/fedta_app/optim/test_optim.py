@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-import fedta_app.optim.sparse_sgdm
-from fedta_app.optim.sgd_steps import foreach_step
 from fedta_app.optim.sparse_sgdm import SparseSGDM
 from tests.fedta_app.optim.optim_cases import (
     OPTIONS,
@@ -30,10 +28,8 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "foreach"])
-def foreach(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether to take the foreach path, which the optimizer itself keeps for CUDA."""
-    if request.param:
-        monkeypatch.setattr(fedta_app.optim.sparse_sgdm, "plain_step", foreach_step)
+def foreach(request: pytest.FixtureRequest) -> bool:
+    """Which operations both optimizers use."""
     return bool(request.param)
 
 
@@ -209,9 +205,10 @@ def test_the_first_step_has_no_dampening() -> None:
     assert param.tolist() == [-1.0, 1.0]
 
 
+@every_dtype
 @every_option
-def test_late_and_missing_gradients_follow_sgd(options, foreach) -> None:
-    ours, theirs = make_params(), make_params()
+def test_late_and_missing_gradients_follow_sgd(options, dtype, foreach) -> None:
+    ours, theirs = make_params(dtype), make_params(dtype)
     masks = make_masks(ours)
     sparse = SparseSGDM(ours, 0.1, foreach=foreach, masks=masks, **options)
     sgd = SGD(theirs, 0.1, foreach=foreach, **options)

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedta_app.seeding import derive_seed
-from fedta_app.sensitivity import UnsupportedModelError, fisher_diagonal, fisher_into
+from fedta_app.sensitivity import fisher_diagonal, fisher_into
 from fedta_app.sensitivity.keyed import keyed_uniform
 from fedta_app.vectors import Layout
 from tests.fedta_app.sensitivity.sensitivity_models import (
     CLASSES,
     Custom,
     Shared,
-    TokensFirst,
     assert_scores_close,
     cnn,
     flat,
@@ -87,7 +86,7 @@ def test_sampled_labels_are_those_of_the_ids(make):
     ids = torch.tensor([50, 3, 17, 8, 1, 90, 2**40])
     images = torch.cat([images for images, _ in batches])
     labels = drawn_labels(model, images, ids, seed=5)
-    assert len(set(labels.tolist())) > 2
+    assert len(set(labels.tolist())) > 1  # which, depends on the first weights
     keyed = [(images[:4], labels[:4] * 0, ids[:4]), (images[4:], labels[4:] * 0, ids[4:])]
     scores = fisher_diagonal(model, keyed, seed=5)
     assert_scores_close(scores, naive(model, [(images, labels)]), 1e-5)
@@ -246,16 +245,8 @@ def test_batch_statistics_are_refused():
         fisher_diagonal(model, [])
 
 
-def test_a_model_that_turns_out_unsupported_late_is_an_error():
-    model, [(images, labels), (rest, others)] = prepare(TokensFirst, (8, 16))
-    pair = (images[:2], labels[:2])  # two tokens, two examples: nothing to tell them apart
-    with pytest.raises(UnsupportedModelError, match="give it at least 3 examples"):
-        fisher_diagonal(model, [pair, (rest, others)])
-
-
-def test_no_examples_score_zero():
+def test_no_examples_are_refused():
     model, [(images, labels), _] = prepare(cnn, (16, 16))
-    for batches in ([], [(images[:0], labels[:0])]):
-        scores = fisher_diagonal(model, batches)
-        assert all(not score.any() for score in scores.values())
-        assert len(scores) == len(list(model.parameters()))
+    for batches in ([], iter([]), [(images[:0], labels[:0])]):
+        with pytest.raises(ValueError, match="batches holds no examples"):
+            fisher_diagonal(model, batches)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
@@ -10,6 +11,7 @@ from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.training import evaluation
 from fedta_app.training.chance import highest_by_chance
+from fedta_app.training.workspace import build_workspace
 from server_app.app import app as server_app
 
 QUICK = {"num-clients": 10, "num-server-rounds": 4, "eval-every": 2, "local-steps": 1, "threads": 1}
@@ -37,8 +39,25 @@ def test_test_images_are_read_as_often_as_said(
     assert sizes.count(397) == reads  # of the digits' test split; 140 images are for validation
     assert sizes.count(140) == 3
     with (tmp_path / "test/seed0/metrics.csv").open() as stream:
-        measured = [row["test_accuracy"] for row in csv.DictReader(stream) if row["val_accuracy"]]
-    assert [bool(value) for value in measured] == [reads == 3, reads == 3, reads > 0]
+        measured = [row for row in csv.DictReader(stream) if row["val_accuracy"]]
+    assert all(row["val_loss"] for row in measured) and len(measured) == 3
+    for column in ("test_accuracy", "test_loss"):
+        assert [bool(row[column]) for row in measured] == [reads == 3, reads == 3, reads > 0]
+
+
+def test_the_losses_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    config = RunConfig.from_mapping({**QUICK, "eval-batch-size": 64, "weights": "random"})
+    workspace = build_workspace(config)
+    found = evaluation.measure(workspace, workspace.weights.vector.clone())
+    for split, images in zip(("val", "test"), workspace.evaluation_sets, strict=True):
+        losses, right = [], 0
+        with torch.no_grad():
+            for image, label in zip(images.images, images.labels, strict=True):
+                (logits,) = workspace.model(workspace.inputs(image[None]))
+                losses.append(float(logits.logsumexp(0) - logits[label]))
+                right += int(logits.argmax() == label)
+        assert found[f"{split}_loss"] == pytest.approx(sum(losses) / len(images), rel=1e-5)  # type: ignore[literal-required]
+        assert found[f"{split}_accuracy"] == right / len(images)  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])

@@ -1,10 +1,15 @@
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedta_app.config import RunConfig
-from fedta_app.training.schedule import learning_rate
+from fedta_app.errors import ConfigError
+from fedta_app.training.schedule import learning_rate, schedule_warning
 
 
 def rates(**values: object) -> list[float]:
@@ -36,3 +41,77 @@ def test_warmup_reaches_the_peak_and_then_follows_the_cosine() -> None:
     found = rates(**{"lr-schedule": "warmup-cosine", "warmup-rounds": 4})
     assert found[:5] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2])
     assert found[-1] == pytest.approx(0.1 * (1 + math.cos(math.pi * 3 / 4)))
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> dict[str, Any]:
+    rounds = draw(st.integers(1, 40))
+    kinds = ["constant", "step", "cosine"] + ["warmup-cosine"] * (rounds > 2)
+    values = {
+        "num-server-rounds": rounds,
+        "lr": draw(st.floats(1e-6, 10)),
+        "lr-schedule": draw(st.sampled_from(kinds)),
+        "lr-step-rounds": draw(st.integers(1, 50)),
+        "lr-step-factor": draw(st.just(1.0) | st.floats(0.01, 1)),
+    }
+    if values["lr-schedule"] == "warmup-cosine":
+        values["warmup-rounds"] = draw(st.integers(2, rounds - 1))
+    return values
+
+
+def closed_form(config: RunConfig) -> np.ndarray:
+    """Return the rates of all rounds by the formulas of docs/method.md, in float64."""
+    rounds, warmup = config.num_server_rounds, config.warmup_rounds
+    done = np.arange(rounds, dtype=np.float64)
+    factors = {
+        "constant": np.ones(rounds),
+        "step": config.lr_step_factor ** np.floor(done / config.lr_step_rounds),
+        "cosine": np.cos(np.pi * done / rounds / 2) ** 2,
+        "warmup-cosine": np.where(
+            done < warmup,
+            (done + 1) / max(warmup, 1),
+            np.cos(np.pi * (done - warmup) / (rounds - warmup) / 2) ** 2,
+        ),
+    }
+    return config.lr * factors[config.lr_schedule]
+
+
+@settings(max_examples=300)
+@given(schedules())
+def test_random_schedules_are_the_closed_form_and_do_something_or_say_that_they_do_not(
+    values,
+) -> None:
+    config = RunConfig.from_mapping(values)
+    found = np.array([learning_rate(config, r) for r in range(1, config.num_server_rounds + 1)])
+    assert found == pytest.approx(closed_form(config), rel=1e-9, abs=1e-12)
+    warmup = config.warmup_rounds
+    assert (found[:warmup][:-1] < config.lr).all()  # each round of a warm-up but its last
+    decays = config.lr_schedule != "constant" and (found[warmup:] < config.lr).any()
+    assert bool(schedule_warning(config)) == (config.lr_schedule != "constant" and not decays)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"lr-schedule": "step", "lr-step-rounds": 8},
+            "step' lowers lr in no round: its first step would come after lr-step-rounds = 8",
+        ),
+        (
+            {"lr-schedule": "cosine", "num-server-rounds": 1},
+            "cosine' lowers lr in no round: num-server-rounds = 1 leaves its cosine one round",
+        ),
+        (
+            {"lr-schedule": "warmup-cosine", "warmup-rounds": 7},
+            "num-server-rounds = 8 leaves its cosine one round after warmup-rounds = 7",
+        ),
+    ],
+)
+def test_a_schedule_that_does_nothing_is_said(values, sentence) -> None:
+    config = RunConfig.from_mapping({"num-server-rounds": 8, **values})
+    assert sentence in schedule_warning(config)
+
+
+def test_a_warm_up_of_one_round_would_be_none_and_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"warmup-rounds = 1 is not allowed .* at least 2 there"):
+        rates(**{"lr-schedule": "warmup-cosine", "warmup-rounds": 1})

@@ -1,0 +1,49 @@
+"""Flower's app and Flower's commands where pip put them, away from a checkout."""
+
+import shutil
+import sys
+from importlib.metadata import files, metadata
+from pathlib import Path
+
+import tomli_w
+
+from experiments import ROOT
+from fedta_app.config import RunConfig
+
+ROOMS = ("fedta_app", "engine", "client_app", "strategies", "server_app")  # what Flower packs
+
+
+def write_app(folder: Path) -> Path:
+    """Write the app as `flwr run` wants it, and return its folder.
+
+    A wheel has the packages alone; here they get the pyproject.toml that they have in a checkout.
+    """
+    for room in ROOMS:
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(ROOT / room, folder / room, ignore=ignored)
+    app = {
+        "publisher": "fedta",
+        "fab-include": [f"{room}/**/*.py" for room in ROOMS],
+        "components": {"serverapp": "server_app.app:app", "clientapp": "client_app.app:app"},
+        "config": RunConfig().to_mapping(),
+    }
+    about = metadata("fedta")
+    project = {
+        "name": about["Name"],
+        "version": about["Version"],
+        "description": about["Summary"],
+        "license": about["License-Expression"],
+    }
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def flower_scripts() -> Path:
+    """Return the folder of Flower's commands, which is not always that of this Python.
+
+    `pip install --user`, and pip on Debian and Colab, put commands elsewhere; the record of the
+    installed package names them.
+    """
+    found = (Path(str(file.locate())) for file in files("flwr") or () if file.stem == "flwr")
+    return next((path.resolve() for path in found if path.is_file()), Path(sys.executable)).parent

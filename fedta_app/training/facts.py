@@ -1,0 +1,75 @@
+"""What a run says of itself in summary.json."""
+
+from pathlib import Path
+from typing import Any
+
+from fedta_app.data.folder import FOLDER
+from fedta_app.runs.provenance import device_name
+from fedta_app.training.schedule import schedule_warning
+from fedta_app.training.workspace import Workspace
+
+
+def run_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what summary.json says of weights, data and device.
+
+    The entries under "identity" must be the same when a run is resumed.
+    """
+    source = workspace.built.source
+    return {
+        "identity": {
+            "data-sha256": workspace.data.digest,
+            "weights-file-sha256": source.sha256,
+            "parameters-sha256": workspace.weights.fingerprint,
+        },
+        "data": _images(workspace) | {"note": workspace.data.note},
+        "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
+        "model": _network(workspace),
+        "device": device_name(workspace.device),
+        "kernels": workspace.kernels,
+        "precision": workspace.precision,
+        "trained-blocks": workspace.config.trained_blocks or "all",
+        "warnings": [
+            *filter(None, [*workspace.built.warnings, schedule_warning(workspace.config)])
+        ],
+    }
+
+
+def model_facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what the file of a model says of it: how it is built, its data and its start."""
+    config, source = workspace.config, workspace.built.source
+    path = Path(source.location)
+    facts: dict[str, Any] = {
+        "model": _network(workspace),
+        "data": {"sha256": workspace.data.digest} | _images(workspace),
+        "start": {
+            "kind": source.kind,
+            "from": path.name if path.is_absolute() else source.location,
+            "sha256": source.sha256,
+        },
+    }
+    return facts if config.engine == "centralized" else facts | {"num-clients": config.num_clients}
+
+
+def _images(workspace: Workspace) -> dict[str, Any]:
+    """Return the name of the data set, and how many of its images are trained or measured on."""
+    config, data = workspace.config, workspace.data
+    validation, test = workspace.evaluation_sets
+    return {
+        "name": Path(config.image_folder).name if data.name == FOLDER else data.name,
+        "training-images": len(data.train),
+        "validation-images": len(validation),
+        "test-images": len(test),
+    }
+
+
+def _network(workspace: Workspace) -> dict[str, Any]:
+    """Return what has to be known to build the model again and to feed it with images."""
+    mean, std = workspace.normalisation
+    return {
+        "name": workspace.config.model,
+        "classes": workspace.data.num_classes,
+        "channels": workspace.data.train.images.shape[1],
+        "image-size": workspace.built.image_size,
+        "mean": list(mean),
+        "std": list(std),
+    }

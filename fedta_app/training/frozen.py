@@ -1,0 +1,175 @@
+"""The frozen blocks of a transformer, whose outputs are computed once per machine.
+
+Blocks that are never trained give the same tokens for the same image, so these are cached on disk
+(`fedta_app.cache`). An image's tokens depend in their last bits on the batch that it is computed
+in. They are therefore always computed in the same chunks of a split, each by one thread, whether
+they are then kept on disk or in memory, and on whichever engine.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedta_app.cache import Array, ArrayCache
+from fedta_app.config import RunConfig
+from fedta_app.data.loading import ImageSet
+from fedta_app.device.cuda import resolve_precision
+from fedta_app.models.weights_files import state_sha256
+from fedta_app.runs.provenance import device_name, versions
+from fedta_app.training.datasets import machine_cache
+from fedta_app.training.passes import autocast
+
+_CHUNK = 64  # images; another number gives other last bits
+_QUIET_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Views:
+    """Augmented views of the training images.
+
+    Attributes
+    ----------
+    number : int
+        V, how many there are of each image.
+    seed : int
+    draw : callable
+        Given uint8 images (B, C, H, W), the number of the view and that of the chunk, returns the
+        augmented images.
+    """
+
+    number: int
+    seed: int
+    draw: Callable[[Tensor, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The frozen blocks on a device, and the cache of their tokens.
+
+    Attributes
+    ----------
+    blocks : nn.Module
+        Maps pixels (B, C, H, W) to tokens (B, T, d).
+    key : mapping
+        What decides the tokens, besides the split and the weights.
+    """
+
+    blocks: nn.Module
+    device: torch.device
+    precision: str
+    cache: ArrayCache
+    key: Mapping[str, Any]
+
+    @torch.no_grad()
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return float32 tokens (B, T, d) of pixels (B, C, H, W)."""
+        with autocast(self.precision, self.device):
+            tokens: Tensor = self.blocks(pixels)
+        return tokens.float()
+
+    def cached(
+        self,
+        split: str,
+        images: ImageSet,
+        pixels: Callable[[Tensor], Tensor],
+        views: Views | None = None,
+    ) -> ImageSet:
+        """Return the images of a split with their tokens in place of their uint8 pixels.
+
+        Parameters
+        ----------
+        pixels : callable
+            Returns the stem's input for uint8 images.
+        views : Views, optional
+            By default, the images are taken as they are.
+
+        Returns
+        -------
+        ImageSet
+            Of float32 tokens (N, T, d), or (N, V, T, d) of V views, in the memory of the CPU; the
+            labels stay on their device.
+        """
+        # Hashed here and not once, because other weights may have been loaded since.
+        key = {**self.key, "split": split, "blocks": state_sha256(self.blocks.state_dict())}
+        if views:
+            key |= {"views": views.number, "seed": views.seed}
+        middle = (views.number,) if views else ()
+        each = self.tokens(pixels(images.images[:1])).shape[1:]
+        starts = range(0, len(images), _CHUNK)
+        jobs = [(view, start) for view in range(views.number if views else 1) for start in starts]
+
+        def fill(array: Array) -> None:
+            def compute(job: tuple[int, int]) -> None:
+                view, start = job
+                chunk = images.images[start : start + _CHUNK]
+                if views:
+                    chunk = views.draw(chunk, view, start // _CHUNK)
+                where = array[start : start + _CHUNK]
+                (where[:, view] if views else where)[:] = self.tokens(pixels(chunk)).cpu().numpy()
+
+            for _ in _reported(_each(compute, jobs, self.device), len(jobs)):
+                pass
+
+        array = self.cache.array(key, (len(images), *middle, *each), "float32", fill)
+        return ImageSet(torch.from_numpy(array), images.labels)
+
+
+def make_stem(
+    blocks: nn.Module, config: RunConfig, device: torch.device, about: Mapping[str, Any]
+) -> Stem:
+    """Return the stem of a run; `about` is what else decides its tokens."""
+    precision, used = resolve_precision(config.precision, device), versions()
+    cuda = device.type == "cuda"
+    key = {
+        "kind": "tokens",
+        "image-size": config.image_size,
+        "precision": precision,
+        "processor": device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "torch": used["torch"],
+        "timm": used["timm"],
+        **about,
+    }
+    return Stem(blocks, device, precision, machine_cache(config), key)
+
+
+def one_view(tokens: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return tokens (B, T, d), of one view each if there are several, (B, V, T, d)."""
+    if tokens.ndim == 3:
+        return tokens
+    assert generator is not None, "only training images have views"
+    number, views = tokens.shape[:2]
+    return tokens[torch.arange(number), torch.randint(0, views, (number,), generator=generator)]
+
+
+def _each(
+    compute: Callable[[tuple[int, int]], None], jobs: list[tuple[int, int]], device: torch.device
+) -> Iterator[None]:
+    """Do the jobs: on a CPU side by side, each by one thread, so that their number is no matter."""
+    if device.type != "cpu":
+        yield from map(compute, jobs)
+        return
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield from pool.map(compute, jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # the pool's threads set it for all
+
+
+def _reported(done: Iterator[None], total: int) -> Iterator[None]:
+    """Print now and then how many chunks are computed, and how long the others will take."""
+    began = last = time.monotonic()
+    for number, _ in enumerate(done, start=1):
+        now = time.monotonic()
+        if now - last > _QUIET_SECONDS:
+            last = now
+            left = timedelta(seconds=round((now - began) / number * (total - number)))
+            print(f"frozen blocks: {number / total:.0%} of the images, {left} left", flush=True)
+        yield

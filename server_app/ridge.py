@@ -1,0 +1,48 @@
+"""The ridge head from the clients' sums, before training and, where it is refreshed, during it."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fedta_app.errors import RunError
+from fedta_app.heads.ridge import RidgeStatistics
+from fedta_app.training.head_fit import empty_statistics, fit_head
+from server_app.state import ServerState
+
+
+class RidgeSums:
+    """The sums over the features of the clients that have answered so far."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+        self.statistics = empty_statistics(state.workspace)
+
+    def add(self, vectors: Iterable[tuple[int, Tensor]]) -> None:
+        """Add the sums of clients, given with their partition ids.
+
+        Raises
+        ------
+        RunError
+            When a client failed: without it, the head would depend on which ones did.
+        """
+        for _, vector in vectors:
+            self.statistics = self.statistics + self.unpacked(vector)
+        if self.state.exchange.costs.errors:
+            raise RunError(f"the head needs every client: {self.state.exchange.costs.errors[0]}")
+
+    def unpacked(self, vector: Tensor) -> RidgeStatistics:
+        """Return the statistics that a client or a checkpoint packed."""
+        features, classes = self.statistics.gram.shape[0], len(self.statistics.class_counts)
+        return RidgeStatistics.from_vector(vector, features, classes)
+
+    def solve(self) -> None:
+        """Solve for the head and freeze it."""
+        state = self.state
+        # Its strength and temperature come from validation images under the weights of now.
+        state.workspace.weights.load(state.weights)
+        fitted = fit_head(state.workspace, self.statistics)
+        state.set_head(fitted.vector)
+        refreshed = state.notes.get("head", {}).get("solved", 0)
+        state.notes["head"] = {
+            **fitted.facts(), "images": self.statistics.count, "solved": refreshed + 1,
+        }  # fmt: skip

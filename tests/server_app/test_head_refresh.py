@@ -1,0 +1,105 @@
+"""The ridge head that is solved again during training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.client_memory import bytes_vector
+from fedta_app.centralized import run_centralized
+from fedta_app.config import RunConfig
+from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.checkpoint import load_checkpoint
+from fedta_app.runs.session import RunSession
+from fedta_app.training.head_fit import fit_head, head_statistics
+from fedta_app.training.workspace import build_workspace
+from tests.server_app.masked import MASKED, final_weights, rows, run
+
+DENSE = {"mask-rule": "none", "strategy": "fedavg", "num-server-rounds": 3, "lr": 0.02}
+SUMS_BYTES = 8 * (64 * 65 // 2 + 10 * 64 + 10)  # of 64 features and 10 classes
+
+
+def frozen_head(folder: Path) -> torch.Tensor:
+    checkpoint = load_checkpoint(folder / "test/seed0/checkpoint")
+    assert checkpoint is not None
+    digest = checkpoint.state["parts"]["server"]["head"]
+    return bytes_vector(BlobStore(folder / "test/seed0/blobs").get(digest)).view(torch.float32)
+
+
+def solved(weights: torch.Tensor, **values: Any) -> torch.Tensor:
+    """Return the head of all training images under these weights, without a federation."""
+    workspace = build_workspace(RunConfig.from_mapping({**MASKED, **values}))
+    workspace.weights.load(weights)
+    return fit_head(workspace, head_statistics(workspace, workspace.head_data(None))).vector
+
+
+@pytest.mark.parametrize(
+    "values",
+    [DENSE, {"num-server-rounds": 3}, {**DENSE, "trained-blocks": 1, "cache-dir": ""}],
+    ids=["dense", "masked", "blocks"],
+)
+def test_it_is_the_head_of_all_images_under_the_final_weights(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    summary = run(tmp_path, **values, **{"head-refresh": 3})
+    expected = solved(final_weights(tmp_path), **values)
+    torch.testing.assert_close(frozen_head(tmp_path), expected, rtol=1e-4, atol=1e-5)
+    start = build_workspace(RunConfig.from_mapping({**MASKED, **values})).weights.vector
+    stale = solved(start, **values)
+    assert not torch.allclose(frozen_head(tmp_path), stale, rtol=1e-2, atol=1e-2)
+    assert summary["head"]["solved"] == 2 and summary["head"]["images"] == 1260
+
+
+def test_its_traffic_is_counted_where_it_is_due(tmp_path: Path) -> None:
+    run(tmp_path / "never", **DENSE)
+    run(tmp_path / "second", **DENSE, **{"head-refresh": 2})
+    for column, once in (("bytes_up", 20 * SUMS_BYTES), ("bytes_down", 20 * 135_488 * 4)):
+        plain, more = (
+            [int(row[column]) for row in rows(tmp_path / name, "train")]
+            for name in ("never", "second")
+        )
+        assert more[0] == plain[0]
+        assert more[1] - plain[1] >= once
+        assert more[1] - plain[1] <= once + 20 * 3000  # the head itself, sent to whom it concerns
+
+
+def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:
+    values = {**DENSE, "head-refresh": 3, "head-refresh-clients": "sampled"}
+    summary = run(tmp_path, **values)
+    assert summary["head"]["images"] == 5 * 63  # five of 20 clients
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_in_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**DENSE, "head-refresh": 1}
+    unbroken = run(tmp_path / "unbroken", **values)
+    add = RunSession.add
+
+    class Died(Exception):
+        pass
+
+    def add_and_die(self: RunSession, *arguments: Any) -> None:
+        add(self, *arguments)
+        raise Died
+
+    monkeypatch.setattr(RunSession, "add", add_and_die)
+    for _ in range(8):  # four rounds of the head, the start, three of training
+        with pytest.raises(Died):
+            run(tmp_path / "parts", **values)
+    monkeypatch.undo()
+    resumed = run(tmp_path / "parts", **values)
+    assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]
+    assert resumed["bytes-up"] == unbroken["bytes-up"]
+
+
+def test_the_centralised_baseline_solves_it_again_too(tmp_path: Path) -> None:
+    values = {**MASKED, **DENSE, "engine": "centralized", "head-refresh": 3}
+    run_centralized(RunConfig.from_mapping({**values, "results-dir": str(tmp_path)}))
+    checkpoint = load_checkpoint(tmp_path / "test/seed0/checkpoint")
+    assert checkpoint is not None
+    baseline = checkpoint.state["parts"]["baseline"]
+    expected = solved(baseline["weights"], **values)
+    torch.testing.assert_close(baseline["head"], expected, rtol=1e-4, atol=1e-5)
