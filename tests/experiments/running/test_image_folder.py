@@ -50,7 +50,8 @@ def arguments(
     common = [
         "dataset=folder", "image-folder=tints", "model=cnn", "weights=random", "image-size=8",
         "num-clients=3", "fraction-train=0.7", "num-server-rounds=2", "eval-every=1", "threads=1",
-        "calibration-rounds=1", "head-temperature=1.0", "local-steps=1", "batch-size=4", "device=cpu",
+        "calibration-rounds=1", "head-temperature=1.0", "local-steps=1", "batch-size=4",
+        "device=cpu",
     ]  # fmt: skip
     folders = ["--data-dir", str(data_dir), "--results-dir", str(data_dir.parent / "runs")]
     common.append(f"cache-dir={data_dir.parent / 'cache'}")
