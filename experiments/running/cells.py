@@ -17,8 +17,8 @@ from experiments.running.presets import Preset
 from fedta_app.config import RunConfig
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-from fedta_app.files import read_toml
-from fedta_app.runs.directory import LOCK_FILE, run_path
+from fedta_app.files import as_folder, expanded, read_toml
+from fedta_app.runs.directory import LOCK_FILE, results_path, run_path
 from fedta_app.runs.metrics import COLUMNS
 
 _SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
@@ -55,7 +55,7 @@ class Cell:
     @property
     def results(self) -> Path:
         """The folder that holds the run directories of all tables."""
-        return Path(self.config.results_dir).expanduser().absolute()
+        return results_path(self.config)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: i
         keys = dict(overrides)
         if preset.values.get("engine") == "centralized":
             keys.pop("engine", None)
-        first = preset.config(keys)
+        first = in_any_folder(preset.config(keys))
         cells += [
             Cell(preset, first.with_values(seed=first.seed + number)) for number in range(seeds)
         ]
@@ -102,6 +102,24 @@ def make_cells(presets: Sequence[Preset], overrides: Mapping[str, Any], seeds: i
                 "in which they differ to the presets"
             )
     return cells
+
+
+def in_any_folder(config: RunConfig) -> RunConfig:
+    """Return the configuration with absolute paths: the processes of a run work elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        When there is something else in the place of a folder.
+    """
+    weights, results_dir, data_dir = config.weights, config.results_dir, config.data_dir
+    if weights not in ("pretrained", "random"):
+        weights = str(expanded(weights, f"weights = {weights!r}"))
+    return config.with_values(
+        weights=weights,
+        results_dir=str(as_folder(results_dir, f"results-dir = {results_dir!r}")),
+        data_dir=str(as_folder(data_dir, f"data-dir = {data_dir!r}")),
+    )
 
 
 def deciding_keys(config: RunConfig) -> dict[str, Value]:

@@ -175,7 +175,10 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
         values |= {"head": "probe", "probe_rounds": 2}
     short = config.with_values(**values)
     try:
-        if launch(short, client_cpus=1, client_gpus=0.0) != ExitStatus.FINISHED:
+        status = launch(short, client_cpus=1, client_gpus=0.0)
+        if status == ExitStatus.INTERRUPTED:
+            raise KeyboardInterrupt
+        if status != ExitStatus.FINISHED:
             raise RunError(f"a round of {config.name} cannot be measured: it does not finish")
     finally:
         forget_run()

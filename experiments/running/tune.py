@@ -118,7 +118,7 @@ class Study:
         A space of lists has no more trials than points.
         """
         trials = min(trials, len(self._grid) or trials)
-        preflight(self._config, client_gpus=client_gpus)
+        preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
         began = time.monotonic()
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from fedta_app import progress
 from fedta_app.errors import CheckpointError
 from fedta_app.runs.checkpoint import Checkpoint
 from fedta_app.runs.metrics import Row
@@ -100,7 +101,8 @@ class RoundLoop:
                 return
             if phase.name == "start":
                 session.initial_sha256 = self._sha256()
-            row = phase.run_round(phase.round + 1)
+            with progress.phase(f"{phase.name} round {phase.round + 1}"):
+                row = phase.run_round(phase.round + 1)
             phase.round += 1
             session.add(row, self._state)
         session.finish("finished", "", self._state, self._sha256())
