@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return ExitStatus.FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", flush=True)
+        print("interrupted: the same command goes on from the last checkpoint, if any", flush=True)
         return ExitStatus.INTERRUPTED
     return status
 

@@ -21,8 +21,6 @@ from fedta_app.runs.directory import STOP_FILE, check_resumable, check_writable,
 from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
-NOT_STARTED = "the run did not start"
-
 
 def preflight(
     config: RunConfig,
@@ -158,15 +156,22 @@ def has_begun(directory: Path, before: dict[str, Any]) -> bool:
 def _status(directory: Path, before: dict[str, Any]) -> ExitStatus:
     """Return how a run ended, from summary.json now and before the run."""
     summary = read_summary(directory)
-    reason = summary.get("reason") or "its process ended without giving a reason"
-    if not has_begun(directory, before):
-        reason = NOT_STARTED
-    elif summary.get("status") == "finished":
-        return ExitStatus.FINISHED
-    elif summary.get("status") == "stopped":
-        return ExitStatus.INTERRUPTED if reason == INTERRUPTED else ExitStatus.STOPPED
-    print(f"failed: {reason}; see {directory}", flush=True)
+    if has_begun(directory, before):
+        if summary.get("status") == "finished":
+            return ExitStatus.FINISHED
+        if summary.get("status") == "stopped":
+            interrupted = summary.get("reason") == INTERRUPTED
+            return ExitStatus.INTERRUPTED if interrupted else ExitStatus.STOPPED
+    print(f"failed: {why_failed(directory, before)}; see {directory}", flush=True)
     return ExitStatus.FAILED
+
+
+def why_failed(directory: Path, before: dict[str, Any]) -> str:
+    """Return why a run failed, from summary.json now and before the run."""
+    if not has_begun(directory, before):
+        return "the run did not start"
+    reason = read_summary(directory).get("reason")
+    return reason or "its process ended without giving a reason (was it killed? out of memory?)"
 
 
 def _stop_on_interrupt(directory: Path, before: dict[str, Any]) -> AbstractContextManager[None]:

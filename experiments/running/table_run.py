@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
-from experiments.running.launch import NOT_STARTED, attempt, preflight
+from experiments.running.launch import attempt, preflight, why_failed
 from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
@@ -147,11 +147,12 @@ def _run(
     if config is None:
         outcome.status = ExitStatus.STOPPED
         return
+    before = read_summary(outcome.path)
     outcome.status = run(config)
     if outcome.status is not None:
         outcome.word = outcome.status.name.lower()
     if outcome.status == ExitStatus.FAILED:
-        outcome.word += f": {read_summary(outcome.path).get('reason') or NOT_STARTED}"
+        outcome.word += f": {why_failed(outcome.path, before)}"
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:

@@ -124,7 +124,7 @@ class Study:
         while len(self._done()) < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; the same command continues")
-                return ExitStatus.INTERRUPTED
+                return ExitStatus.STOPPED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)

@@ -101,7 +101,8 @@ class RoundLoop:
                 return
             if phase.name == "start":
                 session.initial_sha256 = self._sha256()
-            with progress.phase(f"{phase.name} round {phase.round + 1}"):
+            number = f" round {phase.round + 1}" if phase.num_rounds > 1 else ""
+            with progress.phase(phase.name + number):
                 row = phase.run_round(phase.round + 1)
             phase.round += 1
             session.add(row, self._state)
