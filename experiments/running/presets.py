@@ -245,6 +245,10 @@ def _value(key: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:  # Python reads no number of so many digits
+        raise ConfigError(
+            f"{key} is not allowed to have a value of {len(text)} characters"
+        ) from error
     wants_text = key in KEYS and KEYS[key].kind is str
     return (
         text if wants_text and not isinstance(value, str) else value

@@ -132,13 +132,13 @@ class Study:
         A space of lists has no more trials than points.
         """
         trials = min(trials, len(self._grid) or trials)
-        preflight(self._config, client_gpus=client_gpus)
+        preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
         began = time.monotonic()
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; {to_continue()}", flush=True)
-                return ExitStatus.INTERRUPTED
+                return ExitStatus.STOPPED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)

@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, to_toml
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.files import read_toml, write_atomically
+from fedta_app.files import expanded, read_toml, write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
@@ -23,10 +23,14 @@ def check_loss(loss: float, number: int) -> None:
         raise RunError(f"{DIVERGED} in round {number} (loss {loss}): lower lr, or clip")
 
 
+def results_path(config: RunConfig) -> Path:
+    """Return the absolute folder that holds the directories of all runs."""
+    return expanded(config.results_dir, f"results-dir = {config.results_dir!r}")
+
+
 def run_path(config: RunConfig) -> Path:
     """Return the absolute directory of a run: <results-dir>/<name>/seed<seed>."""
-    root = Path(config.results_dir).expanduser().absolute()
-    return root / config.name / f"seed{config.seed}"
+    return results_path(config) / config.name / f"seed{config.seed}"
 
 
 def check_resumable(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from fedta_app import progress
 from fedta_app.errors import CheckpointError
 from fedta_app.runs.checkpoint import Checkpoint
 from fedta_app.runs.finished_model import ModelKeeper
@@ -105,7 +106,9 @@ class RoundLoop:
                 return
             if phase.name == "start":
                 session.initial_sha256 = self._sha256()
-            row = phase.run_round(phase.round + 1)
+            number = f" round {phase.round + 1}" if phase.num_rounds > 1 else ""
+            with progress.phase(phase.name + number):
+                row = phase.run_round(phase.round + 1)
             phase.round += 1
             self._keeper.after_round([*session.rows, row])
             session.add(row, self._state)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedta_app.data.loading import ImageSet
 from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
 from fedta_app.models.building import features, num_features
+from fedta_app.progress import counting
 from fedta_app.training.workspace import Workspace
 
 
@@ -30,11 +31,13 @@ def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[T
     """Yield float32 features (B, d) and labels (B,) of the images, in evaluation mode."""
     workspace.model.eval()
     size = workspace.config.eval_batch_size
-    for start in range(0, len(images), size):
-        batch = images.images[start : start + size]
-        with torch.inference_mode():
-            found = features(workspace.model, workspace.inputs(batch))
-        yield found, images.labels[start : start + size]
+    with counting("images", len(images)) as done:
+        for start in range(0, len(images), size):
+            batch = images.images[start : start + size]
+            with torch.inference_mode():
+                found = features(workspace.model, workspace.inputs(batch))
+            yield found, images.labels[start : start + size]
+            done.add(len(batch))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from fedta_app.data.loading import DataSplits, ImageSet, load_data
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
 from fedta_app.errors import ConfigError
+from fedta_app.files import expanded
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.schemes import partition
@@ -235,7 +235,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     set_float32_policy(precision, device)
     data = load_data(
         config.dataset,
-        str(Path(config.data_dir).expanduser()),
+        expanded(config.data_dir, f"data-dir = {config.data_dir!r}"),
         val_size=config.val_size,
         seed=config.seed,
     )

@@ -65,10 +65,16 @@ def test_overrides_are_toml_or_plain_words() -> None:
         (["run", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
         (["run", "demo", "--set", "num-clients=100000"], "100000"),
         (["run", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
-        (["run", "demo", "--seeds", "0"], "--seeds 0 is not allowed: it is at least 1"),
+        (
+            ["run", "demo", "--seeds", "0"],
+            "--seeds 0 is not allowed: it is a whole number",
+        ),
         (["run", "demo", "--set", "name=same"], "two runs would share one run directory"),
         (["run", "smoke", "--set", "mask-rule=random"], "would be the same run"),
-        (["run", "demo", "--max-minutes", "0"], "--max-minutes 0 is not allowed: it is above 0"),
+        (
+            ["run", "demo", "--max-minutes", "0"],
+            "--max-minutes 0 is not allowed: it is a finite",
+        ),
         (["run", "demo", "--client-gpus", "0.25"], "torch finds no CUDA GPU on this machine"),
         (["run", "demo", "--results-dir", "/proc/nothing"], "cannot be written to"),
     ],
