@@ -86,45 +86,41 @@ def accumulate(
     """
     failure = ""
     checked: dict[torch.Size, int] = {}  # how many examples of a shape stood together in a check
-    for batch in batches:
+    for index, batch in enumerate(batches):
+        shape, together = batch.images.shape[1:], min(len(batch.images), 2)
+        if not failure and checked.get(shape, 0) >= together:
+            add_by_tape(model, totals, batch, objective)
+            continue
         if not failure:
-            before = {name: total.clone() for name, total in totals.items()}
-            shape, together = batch.images.shape[1:], min(len(batch.images), 2)
-            check = checked.get(shape, 0) < together
-            failure = _try_tape(model, totals, batch, objective, check=check)
-            checked[shape] = max(checked.get(shape, 0), together)
+            checked[shape] = together
+            before = {name: total.clone() for name, total in totals.items()} if index else {}
+            failure = _try_tape(model, totals, batch, objective)
             if not failure:
                 continue
             for name, total in totals.items():
-                total.copy_(before[name])
-            del before
+                if before:
+                    total.copy_(before[name])
+                else:
+                    total.zero_()
         add_by_loop(model, totals, batch, objective)
         _say(f"sensitivities are measured example by example, which is slower: {failure}")
 
 
 def _try_tape(
-    model: nn.Module,
-    totals: Mapping[str, Tensor],
-    batch: Batch,
-    objective: Objective,
-    *,
-    check: bool,
+    model: nn.Module, totals: Mapping[str, Tensor], batch: Batch, objective: Objective
 ) -> str:
     """Add a batch by the tape, and return why that cannot be trusted, or "" if it can."""
-    # The batch to check is split into unequal parts: an activation whose first dimension is not the
-    # batch may have the size of one part by chance, but not of both.
-    cut = (len(batch.images) - 1) // 2 if check else 0
+    # Unequal parts: an activation whose first dimension is not the batch may have the size of one
+    # part by chance, but not of both.
+    cut = (len(batch.images) - 1) // 2
+    parts = [batch.part(0, cut), batch.part(cut, len(batch.images))] if cut else [batch]
     try:
-        logits = add_by_tape(model, totals, batch.part(0, cut), objective) if cut else None
-        rest = add_by_tape(model, totals, batch.part(cut, len(batch.images)), objective)
-        if check:
-            logits = rest if logits is None else torch.cat([logits, rest])
-            return _disagreement(model, totals, batch.part(0, 2), objective, logits[:2])
+        logits = torch.cat([add_by_tape(model, totals, part, objective) for part in parts])
+        return _disagreement(model, totals, batch.part(0, 2), objective, logits[:2])
     except (BatchStatisticsError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # torch and models raise all kinds; the loop raises what is real
         return str(error) if isinstance(error, UnsupportedModelError) else first_line(error)
-    return ""
 
 
 def _disagreement(
@@ -142,9 +138,9 @@ def _disagreement(
     alone = add_by_loop(model, looped, batch, objective)
     if not _close(logits, alone):
         return "the logits of an example depend on the other examples of its batch"
-    gradients = {name: (taped[name].sqrt(), looped[name].sqrt()) for name in like}
-    largest = max(float(_largest(loop)) for _, loop in gradients.values())
-    for name, (tape, loop) in gradients.items():
+    largest = max(float(_largest(score)) for score in looped.values()) ** 0.5
+    for name in like:
+        tape, loop = taped[name].sqrt_(), looped[name].sqrt_()  # gradients
         if (not tape.any() and loop.any()) or not _close(tape, loop, _ROUNDING * largest):
             return f"the gradients of {name!r} are not what they are example by example"
     return ""
