@@ -1,6 +1,7 @@
 """The command line of `python -m experiments`: its commands and their options."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,5 @@ def check(options: argparse.Namespace) -> None:
         option = f"--{name.replace('_', '-')}"
         if name in ("seeds", "jobs", "trials") and value is not None and value < 1:
             raise ConfigError(f"{option} {value} is not allowed: it is at least 1")
-        if name.endswith("_minutes") and value is not None and not value > 0:
-            raise ConfigError(f"{option} {value:g} is not allowed: it is above 0")
+        if name.endswith("_minutes") and value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{option} {value:g} is not allowed: it is above 0, and finite")

@@ -51,11 +51,7 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
     ValueError
         When results directory, checkpoint, data set, weights or partition cannot be used.
     """
-    if config.engine != "centralized" and not config.num_clients:
-        raise ConfigError(
-            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
-            "`flwr run` was given; set num-clients to the number of clients"
-        )
+    check_clients(config)
     if config.engine == "flower" and client_gpus and not torch.cuda.is_available():
         raise ConfigError(
             f"--client-gpus {client_gpus:g} is not allowed here: torch finds no CUDA GPU on this "
@@ -67,6 +63,15 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
         load_checkpoint(run_path(config) / "checkpoint")
     if build:
         _warn(shared_workspace(config))
+
+
+def check_clients(config: RunConfig) -> None:
+    """Raise ConfigError where the number of clients is left to a federation that there is not."""
+    if config.engine != "centralized" and not config.num_clients:
+        raise ConfigError(
+            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
+            "`flwr run` was given; set num-clients to the number of clients"
+        )
 
 
 def _warn(workspace: Workspace) -> None:

@@ -217,7 +217,7 @@ def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
 def _value(key: str, text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or an integer of more digits than Python reads
         return text
     wants_text = key in KEYS and KEYS[key].kind is str
     return (
