@@ -115,6 +115,6 @@ def read_toml(path: Path) -> dict[str, Any]:
             mapping = tomllib.load(stream)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of its encoding, or of a number that is too long
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return mapping

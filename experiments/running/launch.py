@@ -44,11 +44,7 @@ def preflight(
     ValueError
         When results directory, logger, checkpoint, data set, weights or partition cannot be used.
     """
-    if config.engine != "centralized" and not config.num_clients:
-        raise ConfigError(
-            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
-            "`flwr run` was given; set num-clients to the number of clients"
-        )
+    check_clients(config)
     if config.engine == "flower":
         _check_resources(client_cpus, client_gpus)
     check_logger(config)
@@ -76,6 +72,15 @@ def _check_resources(client_cpus: int, client_gpus: float | None) -> None:
         raise ConfigError(
             f"--client-gpus {client_gpus:g} is not allowed here: torch finds {found} on this "
             f"machine; leave the option out, or give a share{most}"
+        )
+
+
+def check_clients(config: RunConfig) -> None:
+    """Raise ConfigError where the number of clients is left to a federation that there is not."""
+    if config.engine != "centralized" and not config.num_clients:
+        raise ConfigError(
+            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
+            "`flwr run` was given; set num-clients to the number of clients"
         )
 
 

@@ -41,7 +41,7 @@ from experiments.running.cells import (
     read_summary,
 )
 from experiments.running.launch import attempt, preflight
-from fedta_app.config import KEYS, RunConfig
+from fedta_app.config import KEYS, RunConfig, unknown_key_sentence
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
@@ -198,14 +198,14 @@ class Study:
 
 def _diverged(folder: Path) -> bool:
     """Tell whether a run failed because of its values: its loss was not finite."""
-    return str(read_summary(folder).get("reason")).startswith(DIVERGED)
+    return DIVERGED in str(read_summary(folder).get("reason"))
 
 
 def check_space(space: Space) -> None:
     """Refuse, in one sentence, a space that cannot be searched."""
     for key, choice in space.items():
         if key not in KEYS:
-            raise ConfigError(f"[tune] {key} is not a key of the run configuration")
+            raise ConfigError(f"[tune] {unknown_key_sentence(key)}")
         ends = choice if isinstance(choice, dict) else {}
         if not (choice and isinstance(choice, list)) and set(ends) != {"low", "high"}:
             raise ConfigError(

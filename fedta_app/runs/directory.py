@@ -1,7 +1,6 @@
 """The directory of a run: its lock, and the check whether an earlier run can be continued."""
 
 import errno
-import math
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,15 +11,9 @@ from fedta_app.files import expanded, read_toml, write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
-DIVERGED = "training diverged"  # first words of the error, by which tuning recognises it
+DIVERGED = "training diverged"  # in the error, by which tuning recognises it
 _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be ending
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
-
-
-def check_loss(loss: float, number: int) -> None:
-    """Raise RunError where the training loss of a round is not finite."""
-    if not math.isfinite(loss):
-        raise RunError(f"{DIVERGED} in round {number} (loss {loss}): lower lr, or clip")
 
 
 def results_path(config: RunConfig) -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.loading import ImageSet
+from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
 from fedta_app.models.building import features, num_features
 from fedta_app.progress import counting
@@ -63,7 +64,13 @@ class FittedHead:
 
 
 def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
-    """Return the ridge head; validation images choose strength and temperature that are not set."""
+    """Return the ridge head; validation images choose strength and temperature that are not set.
+
+    Raises
+    ------
+    RunError
+        When the head is not finite.
+    """
     config = workspace.config
     # All validation images, whatever eval-size is: measuring must not change what is trained.
     batches = list(_feature_batches(workspace, workspace.plain.val))
@@ -76,4 +83,9 @@ def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     weight, bias = statistics.solve(ridge)
     temperature = config.head_temperature or fit_temperature(found @ weight.T + bias, labels)
     vector = (torch.cat([weight.flatten(), bias]) / temperature).float()
+    if not vector.isfinite().all():
+        raise RunError(
+            f"the ridge head is not finite with a strength of {ridge:g} and a temperature of "
+            f"{temperature:g}: set head-temperature or ridge to another value, or 0 to choose it"
+        )
     return FittedHead(vector, ridge, temperature)
