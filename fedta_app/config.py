@@ -169,7 +169,12 @@ def _check_masks(config: RunConfig) -> None:
 
 
 def _check_partition(config: RunConfig) -> None:
-    num_classes = DATASETS[config.dataset].classes
+    if config.dataset in DATASETS:  # how many classes a folder has is known from the disk only
+        check_classes(config, DATASETS[config.dataset].classes)
+
+
+def check_classes(config: RunConfig, num_classes: int) -> None:
+    """Raise ConfigError when a data set of so many classes cannot be partitioned as asked."""
     if config.partition != "classes" or config.engine == "centralized":
         return
     if config.num_classes_per_client > num_classes:

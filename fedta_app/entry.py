@@ -46,6 +46,11 @@ class Condition:
         words = f"{self.words} and {other.words}"
         return Condition(words, lambda config: self.holds(config) and other.holds(config))
 
+    def __or__(self, other: "Condition") -> "Condition":
+        """Return the condition that one of them holds."""
+        words = f"{self.words} or {other.words}"
+        return Condition(words, lambda config: self.holds(config) or other.holds(config))
+
 
 ALWAYS = Condition("always", lambda config: True)
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from fedta_app.algorithms import algorithms, reads
+from fedta_app.data.folder import FOLDER
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import (
     BELOW_ONE,
@@ -51,6 +52,7 @@ SOME_CALIBRATE = FEDERATED & Condition(
 REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
 SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
+CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)
 STEP = key_is("lr-schedule", "step")
 
 
@@ -70,10 +72,15 @@ class Keys:
         check=lambda value: _NAME.fullmatch(value) and ".." not in value)
     seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else",
         synonyms="random-seed")
-    dataset: str = choice("digits", DATASETS, "result time step build start",
-        "digits needs no download; cifar100; synthetic: noise, to benchmark")
+    dataset: str = choice("digits", (*DATASETS, FOLDER), "result time step build start",
+        "digits (no download), cifar100, synthetic (noise), or folder")
     data_dir: str = text("~/fedta/data", "a folder", "place build",
         "absolute, because Flower runs a copy of the app elsewhere")
+    image_folder: str = text("images", "the name of a folder in data-dir, or an absolute path",
+        "result time step build start",
+        "for folder: in data-dir, or absolute; holds train/<class>/*.jpg",
+        check=lambda value: value.strip() and not {".", ".."} & set(value.split("/")),
+        read_when=key_is("dataset", FOLDER))
     model: str = text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name",
         "result time step build start",
         "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name",
@@ -237,10 +244,10 @@ class Keys:
     logger: str = choice("none", ("none", "wandb", "trackio"), "place",
         "service that gets the figures too: none, wandb or trackio")
     cache_dir: str = text("~/fedta/cache", "a folder, or nothing for no cache", "place",
-        "where outputs of frozen blocks are kept; empty: in memory", read_when=SOME_BLOCKS,
+        "outputs of frozen blocks, decoded images; empty: in memory", read_when=CACHED,
         check=lambda value: True)
     cache_gb: float = number(20.0, POSITIVE, "place",
-        "largest size of that folder in gigabytes; unused entries go first", read_when=SOME_BLOCKS)
+        "largest size of that folder in gigabytes; unused entries go first", read_when=CACHED)
     max_minutes: float = number(0.0, or_zero("minutes", "for no limit"), "place",
         "stop, with a checkpoint, before so many minutes; 0: no limit")
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",

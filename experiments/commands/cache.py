@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
 
 
 def _line(entry: Entry) -> str:
-    kind, split = entry.key.get("kind", ""), entry.key.get("split", "")
+    kind, split = entry.key.get("kind", ""), entry.key.get("split", entry.key.get("folder", ""))
     shape = " x ".join(map(str, entry.key.get("shape", [])))
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     return f"{kind} {split:<6} {shape:<24} {entry.num_bytes / 1e6:9.1f} MB  last used {used}"

@@ -14,6 +14,7 @@ from experiments.reporting.records import partition_name
 from experiments.reporting.variants import Variant
 from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
+from fedta_app.data.folder import FOLDER
 from fedta_app.plotting import (
     fit_shares,
     legend_below,
@@ -69,13 +70,17 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
 def _title(configs: list[RunConfig]) -> str:
     """Return the data set and federation of all runs, or their data sets where those differ."""
     found = {_federation(config) for config in configs}
-    return found.pop() if len(found) == 1 else ", ".join(sorted({c.dataset for c in configs}))
+    return found.pop() if len(found) == 1 else ", ".join(sorted(set(map(_dataset, configs))))
 
 
 def _federation(config: RunConfig) -> str:
     if config.engine == "centralized":
-        return f"{config.dataset}, centralised"
-    return f"{config.dataset}, {config.num_clients} clients, {partition_name(config)}"
+        return f"{_dataset(config)}, centralised"
+    return f"{_dataset(config)}, {config.num_clients} clients, {partition_name(config)}"
+
+
+def _dataset(config: RunConfig) -> str:
+    return Path(config.image_folder).name if config.dataset == FOLDER else config.dataset
 
 
 def _label(config: RunConfig) -> str:

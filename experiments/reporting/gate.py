@@ -1,6 +1,5 @@
 """The sanity gate of a table: what must hold before its figures mean anything."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -9,6 +8,7 @@ from experiments.reporting.records import Record
 from fedta_app.config import RunConfig
 from fedta_app.data.sets import DATASETS
 from fedta_app.masks.selection import round_density
+from fedta_app.training.chance import highest_by_chance
 
 _START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart
 
@@ -49,17 +49,21 @@ def _above_chance(records: Sequence[Record]) -> Check:
         return Check(name, None, "every head is trained from random weights")
     wrong = []
     for accuracy, record in starts:
-        chance = 1 / DATASETS[record.config.dataset].classes
-        error = math.sqrt(chance * (1 - chance) / _validation_images(record.config))
-        if accuracy <= chance + 3 * error:
+        highest = highest_by_chance(*_classes_and_images(record))
+        if highest is not None and accuracy <= highest:
             wrong.append(f"{record.label}: {accuracy:.1%}")
     lowest = min(accuracy for accuracy, _ in starts)
     return _check(name, wrong, f"the lowest of {len(starts)} starts is {lowest:.1%}")
 
 
-def _validation_images(config: RunConfig) -> int:
-    images = round(config.val_size * DATASETS[config.dataset].images)
-    return min(images, config.eval_size) if config.eval_size else images
+def _classes_and_images(record: Record) -> tuple[int, int]:
+    """Return the numbers of classes and of validation images; old records do not say them."""
+    summary, config = record.summary, record.config
+    if "data" in summary:
+        return summary["model"]["classes"], summary["data"]["validation-images"]
+    known = DATASETS[config.dataset]
+    images = round(config.val_size * known.images)
+    return known.classes, min(images, config.eval_size or images)
 
 
 def _equal_starts(records: Sequence[Record]) -> Check:

@@ -23,6 +23,7 @@ from experiments.reporting.versions import (
     some,
 )
 from experiments.running.cells import deciding_keys, identity
+from fedta_app.data.folder import FOLDER
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
@@ -85,7 +86,9 @@ def _one(records: Sequence[Record], what: str, facts: Callable[[Record], tuple[s
 def _data(record: Record) -> tuple[str, str]:
     config = record.config
     sha256 = str(record.summary["identity"]["data-sha256"])
-    return f"{config.dataset} {config.val_size} {record.seed}", sha256
+    # The images of a folder have the size that they were decoded to, which may be the model's own.
+    own = f"{config.image_folder} {config.image_size or config.model} " * (config.dataset == FOLDER)
+    return f"{config.dataset} {own}{config.val_size} {record.seed}", sha256
 
 
 def _kind(record: Record) -> tuple[str, str]:
@@ -162,14 +165,15 @@ def departures(records: Sequence[Record]) -> dict[str, Value]:
 def _departure(record: Record) -> dict[str, Any]:
     """Return the keys, and their values, in which a record differs from its preset."""
     try:
-        wanted = deciding_keys(record.preset.config({"seed": record.seed}))
+        config = record.preset.config({"seed": record.seed})
     except ConfigError as error:
         raise RecordError(f"the preset {record.preset.label} is not valid: {error}") from error
-    ran = deciding_keys(record.config)
+    # Also of a key that the preset does not read, but the run does: it has another data set, say.
+    wanted = config.to_mapping() | deciding_keys(config)
     return {
         key: value
-        for key, value in ran.items()
-        if key != "weights" and value != wanted.get(key, value)  # `_weights` compares contents
+        for key, value in deciding_keys(record.config).items()
+        if key != "weights" and value != wanted[key]  # `_weights` compares contents
     }
 
 

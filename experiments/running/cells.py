@@ -153,6 +153,9 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
     """
     keys = config.values_that_decide("result")
     keys["weights"] = Path(config.weights).name  # the folder does not matter
+    if folder := keys.get("image-folder"):  # within data-dir, or anywhere
+        path = Path(str(folder)).expanduser()
+        keys["image-folder"] = path.name if path.is_absolute() else path.as_posix()
     # in-process and flower compute the same; centralized is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
 

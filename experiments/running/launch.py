@@ -85,6 +85,8 @@ def check_clients(config: RunConfig) -> None:
 
 
 def _warn(workspace: Workspace) -> None:
+    if workspace.data.note:
+        print(workspace.data.note, flush=True)
     if workspace.precision == "bf16" and not has_bf16(workspace.device):
         kind, better = ("GPU", "fp16") if workspace.device.type == "cuda" else ("CPU", "fp32")
         print(

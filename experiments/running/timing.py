@@ -22,10 +22,12 @@ from experiments.running.launch import launch, why_failed
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
+from fedta_app.files import expanded
 from fedta_app.masks import needs_scores
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
+from fedta_app.training.datasets import find_dataset
 from fedta_app.training.facts import run_facts
 from fedta_app.training.head_fit import head_statistics
 from fedta_app.training.scoring import ScoringBatches, calibration, scores
@@ -82,6 +84,9 @@ def measure_parts(config: RunConfig) -> Parts:
             name="plan", results_dir=folder, max_minutes=0.0, resume=False, keep_model="none",
             engine="in-process" if config.engine == "flower" else config.engine,
         )  # fmt: skip
+        find_dataset(here).load(
+            expanded(here.data_dir, f"data-dir = {here.data_dir!r}")
+        )  # downloaded or decoded, once
         with redirect_stdout(io.StringIO()):
             began = time.perf_counter()
             workspace = build_workspace(here)
@@ -130,7 +135,7 @@ def _time_scores(workspace: Workspace) -> tuple[float, float]:
         return 0.0, 0.0
     if not needs_scores(config.mask_rule):
         return 0.0, _seconds(lambda: calibration(workspace).advance())
-    number = min(_SAMPLE, config.calibration_examples or _SAMPLE)
+    number = min(config.calibration_examples or _SAMPLE, _SAMPLE, len(workspace.data.train))
     ids = torch.arange(number, device=workspace.device)
     batches = ScoringBatches(workspace, workspace.data.train.subset(ids), ids)
     found = scores(workspace, batches, None, 1)[: workspace.weights.vector.numel()]
@@ -162,7 +167,7 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
         "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "partition": "iid",
         "score_threshold": 0.0, "task_figures": False,
-        # Fewer images than classes: then a probe of two rounds is not refused as at chance.
+        # Too few images to tell whether a probe of two rounds is at chance, which is refused.
         "eval_size": 9,
     }  # fmt: skip
     if config.mask_rule != "none":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.sets import DATASETS
-from fedta_app.data.sets.base import ImageSet
+from fedta_app.data.sets.base import Dataset, ImageSet
 from fedta_app.errors import DataError
 from fedta_app.seeding import checked_seed, numpy_generator
 
@@ -26,7 +26,7 @@ class DataSplits:
     Attributes
     ----------
     name : str
-        In `DATASETS`.
+        In `DATASETS`, or that of an image folder.
     num_classes : int
         Classes are 0 .. num_classes - 1.
     train : ImageSet
@@ -45,6 +45,8 @@ class DataSplits:
         Likewise.
     digest : str
         sha256 (hexadecimal) of the images and labels of the three splits.
+    note : str
+        A sentence about how the images are divided, to show to the user.
     """
 
     name: str
@@ -57,6 +59,7 @@ class DataSplits:
     crop_padding: int
     flip: bool
     digest: str
+    note: str = ""
 
     def to(self, device: torch.device | str) -> "DataSplits":
         """Return the splits on `device`."""
@@ -64,13 +67,15 @@ class DataSplits:
         return replace(self, train=train, val=val, test=test)
 
 
-def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int) -> DataSplits:
+def load_data(
+    dataset: str | Dataset, data_dir: str | Path, *, val_size: float, seed: int
+) -> DataSplits:
     """Return a data set with validation images split from its training images.
 
     Parameters
     ----------
-    dataset : str
-        A name in `DATASETS`.
+    dataset : str or Dataset
+        A name in `DATASETS`, or a data set such as `fedta_app.data.image_folder` returns.
     data_dir : str or Path
         Folder of the files of the data set, to which missing ones are downloaded.
     val_size : float
@@ -91,21 +96,21 @@ def load_data(dataset: str, data_dir: str | Path, *, val_size: float, seed: int)
     >>> data.train.images.shape
     torch.Size([1260, 1, 8, 8])
     """
-    if dataset not in DATASETS:
+    if isinstance(dataset, str) and dataset not in DATASETS:
         raise DataError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
-    chosen = DATASETS[dataset]
+    chosen = DATASETS[dataset] if isinstance(dataset, str) else dataset
     pool, test = chosen.load(Path(data_dir).expanduser())
     train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
     train, val = pool.subset(train_indices), pool.subset(val_indices)
     mean, std = channel_statistics(train.images)
     return DataSplits(
-        dataset, chosen.classes, train, val, test, mean, std, chosen.crop_padding, chosen.flip,
-        _digest((train, val, test)),
+        chosen.name, chosen.classes, train, val, test, mean, std, chosen.crop_padding, chosen.flip,
+        _digest((train, val, test)), chosen.note,
     )  # fmt: skip
 
 
 def stratified_split(
-    labels: npt.ArrayLike, val_size: float, seed: int
+    labels: npt.ArrayLike, val_size: float, seed: int, *, purpose: str = "validation split"
 ) -> tuple[IntArray, IntArray]:
     """Return the indices of training and of validation samples, with equal class proportions.
 
@@ -119,6 +124,8 @@ def stratified_split(
         ties are broken at random.
     seed : int
         Seed of the random choices.
+    purpose : str
+        Splits for different purposes are drawn independently.
 
     Returns
     -------
@@ -140,7 +147,7 @@ def stratified_split(
             f"val_size must be between 0 and 1 and leave at least one of the {total} images for "
             f"training and for validation, got {val_size!r}"
         )
-    rng = numpy_generator("validation split", checked_seed(seed))
+    rng = numpy_generator(purpose, checked_seed(seed))
     taken = _apportion(np.bincount(classes), round(val_size * total), rng)
     is_val = np.zeros(total, dtype=bool)
     for c, count in enumerate(taken):

@@ -20,7 +20,15 @@ from fedta_app.models.names import Design, misleading_names, own_design, timm_de
 from fedta_app.models.weights_files import fetch_from_hub, load_weights, read_weights, state_sha256
 from fedta_app.seeding import checked_seed, derive_seed
 
-__all__ = ["BuiltModel", "ModelError", "WeightsSource", "build_model", "features", "num_features"]
+__all__ = [
+    "BuiltModel",
+    "ModelError",
+    "WeightsSource",
+    "build_model",
+    "features",
+    "num_features",
+    "own_image_size",
+]
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def build_model(
             "classifier needs at least 2 classes and 1 channel"
         )
     seed = checked_seed(seed)
-    design = own_design(name) if name in ARCHITECTURES else timm_design(name, in_channels)
+    design = _design(name, in_channels)
     size = image_size or design.image_size
     model = _initialise(design, size, num_classes, in_channels, seed)
     _refuse_batch_statistics(name, model)
@@ -140,6 +148,15 @@ def build_model(
     source, names = _load(design, model, head, weights)
     warnings = misleading_names(name, names, head)
     return BuiltModel(model, head, size, design.mean, design.std, source, warnings)
+
+
+def own_image_size(name: str) -> int:
+    """Return the pixels per side of a model by its name; raise ModelError for an unknown one."""
+    return _design(name, in_channels=3).image_size
+
+
+def _design(name: str, in_channels: int) -> Design:
+    return own_design(name) if name in ARCHITECTURES else timm_design(name, in_channels)
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Measuring the global model on validation and test images, and when that is due."""
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -9,6 +8,7 @@ from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Figures, Row
+from fedta_app.training.chance import highest_by_chance
 from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import Workspace
 
@@ -40,13 +40,11 @@ def check_above_chance(workspace: Workspace, accuracy: float) -> None:
     Raises
     ------
     RunError
-        When the validation accuracy is within three standard errors of 1 / classes.
+        When the validation accuracy may be chance (see `highest_by_chance`).
     """
-    chance = 1 / workspace.data.num_classes
     images = len(workspace.evaluation_sets[0])
-    if not workspace.built.source.pretrained or images < workspace.data.num_classes:
-        return  # too few images to decide
-    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / images):
+    highest = highest_by_chance(workspace.data.num_classes, images)
+    if workspace.built.source.pretrained and highest is not None and accuracy <= highest:
         raise RunError(
             f"round 0 is at chance ({accuracy:.1%} of {images} validation images right) although "
             f"weights = {workspace.config.weights!r} are pre-trained: check that they fit the model"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fedta_app.data.folder import FOLDER
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.schedule import schedule_warning
 from fedta_app.training.workspace import Workspace
@@ -20,6 +21,7 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
             "weights-file-sha256": source.sha256,
             "parameters-sha256": workspace.weights.fingerprint,
         },
+        "data": _images(workspace) | {"note": workspace.data.note},
         "weights": {"kind": source.kind, "from": source.location, "pretrained": source.pretrained},
         "model": _network(workspace),
         "device": device_name(workspace.device),
@@ -34,17 +36,11 @@ def run_facts(workspace: Workspace) -> dict[str, Any]:
 
 def model_facts(workspace: Workspace) -> dict[str, Any]:
     """Return what the file of a model says of it: how it is built, its data and its start."""
-    config, data, source = workspace.config, workspace.data, workspace.built.source
+    config, source = workspace.config, workspace.built.source
     path = Path(source.location)
     facts: dict[str, Any] = {
         "model": _network(workspace),
-        "data": {
-            "name": data.name,
-            "sha256": data.digest,
-            "training-images": len(data.train),
-            "validation-images": len(workspace.evaluation_sets[0]),
-            "test-images": len(workspace.evaluation_sets[1]),
-        },
+        "data": {"sha256": workspace.data.digest} | _images(workspace),
         "start": {
             "kind": source.kind,
             "from": path.name if path.is_absolute() else source.location,
@@ -52,6 +48,18 @@ def model_facts(workspace: Workspace) -> dict[str, Any]:
         },
     }
     return facts if config.engine == "centralized" else facts | {"num-clients": config.num_clients}
+
+
+def _images(workspace: Workspace) -> dict[str, Any]:
+    """Return the name of the data set, and how many of its images are trained or measured on."""
+    config, data = workspace.config, workspace.data
+    validation, test = workspace.evaluation_sets
+    return {
+        "name": Path(config.image_folder).name if data.name == FOLDER else data.name,
+        "training-images": len(data.train),
+        "validation-images": len(validation),
+        "test-images": len(test),
+    }
 
 
 def _network(workspace: Workspace) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from fedta_app.cache import Array, ArrayCache
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import resolve_precision
-from fedta_app.files import expanded
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.progress import counting, phase
 from fedta_app.runs.provenance import device_name, versions
+from fedta_app.training.datasets import machine_cache
 from fedta_app.training.passes import autocast
 
 _CHUNK = 64  # images; another number gives other last bits
@@ -134,9 +134,7 @@ def make_stem(
         "timm": used["timm"],
         **about,
     }
-    said = f"cache-dir = {config.cache_dir!r}"
-    folder = expanded(config.cache_dir, said) if config.cache_dir else None
-    return Stem(blocks, device, precision, ArrayCache(folder, config.cache_gb * 1e9), key)
+    return Stem(blocks, device, precision, machine_cache(config), key)
 
 
 def one_view(tokens: Tensor, generator: torch.Generator | None) -> Tensor:

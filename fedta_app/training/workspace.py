@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.config import RunConfig, in_keys
+from fedta_app.config import RunConfig, check_classes, in_keys
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
@@ -18,6 +18,7 @@ from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.schemes import partition
 from fedta_app.seeding import numpy_generator, torch_generator
+from fedta_app.training.datasets import find_dataset
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
@@ -237,12 +238,10 @@ def build_workspace(config: RunConfig) -> Workspace:
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
     try:
-        data = load_data(
-            config.dataset,
-            expanded(config.data_dir, f"data-dir = {config.data_dir!r}"),
-            val_size=config.val_size,
-            seed=config.seed,
-        )
+        dataset = find_dataset(config)
+        check_classes(config, dataset.classes)
+        folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
+        data = load_data(dataset, folder, val_size=config.val_size, seed=config.seed)
     except DataError as error:
         raise DataError(in_keys(str(error))) from error
     built = build_model(

@@ -37,6 +37,11 @@ BAD = [
         {"dataset": "cifar10"},
         "dataset = 'cifar10' is not allowed: dataset is one of cifar100, digits",
     ),
+    (
+        {"dataset": "folder", "image-folder": "../photos"},
+        "image-folder = '../photos' is not allowed: image-folder is the name of a folder in",
+    ),
+    ({"image-folder": " "}, "image-folder = ' ' is not allowed"),
     ({"data-dir": ""}, "data-dir = '' is not allowed: data-dir is a folder"),
     ({"model": " "}, "model = ' ' is not allowed"),
     ({"weights": ""}, "weights = '' is not allowed: weights is pretrained, random, or the path"),

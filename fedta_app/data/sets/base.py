@@ -54,6 +54,8 @@ class Dataset:
         Of the augmentation that suits the images (`fedta_app.data.images.random_crop_flip`).
     flip : bool
         Likewise.
+    note : str
+        A sentence about how the images are divided, to show to the user.
     """
 
     name: str
@@ -62,3 +64,4 @@ class Dataset:
     load: Callable[[Path], tuple[ImageSet, ImageSet]]
     crop_padding: int = 0
     flip: bool = False
+    note: str = ""

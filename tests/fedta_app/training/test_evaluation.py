@@ -1,6 +1,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from engine.inprocess import run_in_process
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.training import evaluation
+from fedta_app.training.chance import highest_by_chance
 from fedta_app.training.workspace import build_workspace
 from server_app.app import app as server_app
 
@@ -56,3 +58,21 @@ def test_the_losses_are_those_of_a_plain_loop(tmp_path: Path) -> None:
                 right += int(logits.argmax() == label)
         assert found[f"{split}_loss"] == pytest.approx(sum(losses) / len(images), rel=1e-5)  # type: ignore[literal-required]
         assert found[f"{split}_accuracy"] == right / len(images)  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("images", [4, 20, 100, 1000])
+def test_guesses_are_told_from_knowledge_or_nothing_is_said(classes: int, images: int) -> None:
+    highest = highest_by_chance(classes, images)
+    if highest is None:
+        assert images < 150 or images < classes
+        return
+    guesses = np.random.default_rng(0).binomial(images, 1 / classes, 20_000) / images
+    assert np.mean(guesses > highest) < 0.025
+    # Half of the way from a guess to certainty is never called a guess.
+    assert highest < (1 + 1 / classes) / 2
+
+
+def test_few_classes_and_images_are_not_called_chance() -> None:
+    for classes, images in ((2, 4), (2, 20), (3, 9), (5, 9)):
+        assert highest_by_chance(classes, images) is None
