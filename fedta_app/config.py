@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -189,6 +190,18 @@ def check_classes(config: RunConfig, num_classes: int) -> None:
             f"num-clients = {config.num_clients}: together they hold {slots} of the "
             f"{num_classes} classes of '{config.dataset}', and every class needs a client"
         )
+
+
+def without_folders(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values of keys in which a path says what it names, and not where on this machine."""
+    kept = dict(values)
+    if weights := kept.get("weights"):
+        kept["weights"] = Path(str(weights)).name
+    if folder := kept.get("image-folder"):  # within data-dir, or anywhere
+        path = Path(str(folder))
+        elsewhere = path.is_absolute() or path.parts[0].startswith("~")
+        kept["image-folder"] = path.name if elsewhere else path.as_posix()
+    return kept
 
 
 def to_toml(config: RunConfig) -> str:

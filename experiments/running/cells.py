@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.running.presets import Preset
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import as_folder, expanded, read_toml
@@ -151,11 +151,7 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
     begun on one machine can be continued on another. (Resuming an unfinished run requires more
     keys to be equal: see `fedta_app.runs.directory`.)
     """
-    keys = config.values_that_decide("result")
-    keys["weights"] = Path(config.weights).name  # the folder does not matter
-    if folder := keys.get("image-folder"):  # within data-dir, or anywhere
-        path = Path(str(folder)).expanduser()
-        keys["image-folder"] = path.name if path.is_absolute() else path.as_posix()
+    keys = without_folders(config.values_that_decide("result"))
     # in-process and flower compute the same; centralized is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
 
