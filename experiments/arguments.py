@@ -1,12 +1,34 @@
 """The command line of `fedta` (`python -m experiments`): its commands and their options."""
 
 import argparse
+import math
+import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.running.scales import scales
 from fedta_app.errors import ConfigError
+from fedta_app.files import as_folder
+
+
+class Number(NamedTuple):
+    """A number of an option: how it is read from its text, and which are allowed."""
+
+    read: Callable[[str], float | None]
+    fits: Callable[[Any], bool]
+    allowed: str
+
+
+def _whole(most: int, why: str = "") -> Number:
+    allowed = f"a whole number from 1 to {most}{why}"
+    return Number(int, lambda value: 1 <= value <= most, allowed)
+
+
+def _minutes(least: float, allowed: str) -> Number:
+    return Number(float, lambda value: least <= value < math.inf, allowed)
 
 
 def _gpu_share(text: str) -> float | None:
@@ -14,14 +36,36 @@ def _gpu_share(text: str) -> float | None:
     return None if text == "auto" else float(text)
 
 
+def _is_gpu_share(share: float | None) -> bool:
+    """Return whether Ray, which counts in ten-thousandths of a GPU, can give that."""
+    return share in (None, 0) or 1e-4 <= share <= 1 or (1 < share < 1e4 and share == int(share))
+
+
+_CPUS = os.cpu_count() or 1
+_NUMBERS = {
+    "seeds": _whole(1000),
+    "trials": _whole(10_000),
+    "jobs": _whole(4 * _CPUS, f", four for each of this machine's {_CPUS} CPUs"),
+    "client_cpus": _whole(_CPUS, ", the CPUs of this machine"),
+    "client_gpus": Number(
+        _gpu_share, _is_gpu_share, "auto, 0, a share from 0.0001 to 1, or a whole number of GPUs"
+    ),
+    "max_minutes": _minutes(1e-9, "a finite number above 0"),
+    "session_minutes": _minutes(1.0, "a finite number of at least 1"),
+}
+_FOLDERS = ("results_dir", "data_dir", "cache_dir", "records", "out")
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "selection": {"metavar": "TABLE[/PRESET]", "help": "* in a preset's name stands for anything"},
     "table": {"nargs": "?", "metavar": "TABLE", "help": "default: every table"},
     "--scale": {"choices": scales(), "default": "", "help": "default: full scale"},
     "--engine": {"choices": ["flower", "in-process"], "help": "default: the preset's"},
     "--device": {"help": "auto, cpu, cuda or cuda:N"},
-    "--results-dir": {"help": "where run directories go (default ~/fedta/runs)"},
-    "--data-dir": {"help": "where data sets are (default ~/fedta/data)"},
+    "--results-dir": {
+        "metavar": "FOLDER",
+        "help": "where run directories go (default ~/fedta/runs)",
+    },
+    "--data-dir": {"metavar": "FOLDER", "help": "of data sets (default ~/fedta/data)"},
     "--set": {
         "action": "append",
         "default": [],
@@ -40,28 +84,30 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "front, such as demo/masked",
     },
     "--seeds": {
-        "type": int,
         "metavar": "N",
         "help": "N seeds from the first up (default: the table's)",
     },
-    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "N cells at a time"},
-    "--max-minutes": {"type": float, "help": "stop cleanly before this"},
+    "--jobs": {"default": 1, "metavar": "N", "help": "N cells at a time"},
+    "--max-minutes": {"metavar": "MINUTES", "help": "stop cleanly before this"},
     "--resume": {"action": argparse.BooleanOptionalAction, "help": "default: resume"},
     "--skip-kept": {"action": "store_true", "help": "leave out cells that results/ has records of"},
-    "--client-cpus": {"type": int, "default": 1, "help": "CPUs a Flower client takes (default 1)"},
+    "--client-cpus": {
+        "default": 1,
+        "metavar": "N",
+        "help": "CPUs a Flower client takes (default 1)",
+    },
     "--client-gpus": {
-        "type": _gpu_share,
         "metavar": "SHARE",
         "help": "of a GPU that a Flower client takes, such as 0.25, or auto: measured (default)",
     },
     "--session-minutes": {
-        "type": float,
         "default": 180.0,
+        "metavar": "MINUTES",
         "help": "of a Colab session (default 180)",
     },
     "--trials": {
-        "type": int,
         "default": 20,
+        "metavar": "N",
         "help": "in all (default 20), or every point of a space of lists once",
     },
     "--for": {
@@ -69,11 +115,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "PATTERN",
         "help": "presets that get the values, such as nc5-*",
     },
-    "--cache-dir": {"help": "default ~/fedta/cache"},
+    "--cache-dir": {"metavar": "FOLDER", "help": "default ~/fedta/cache"},
     "--clear": {"action": "store_true", "help": "delete all entries"},
-    "--records": {"type": Path, "help": "default: results"},
+    "--records": {"metavar": "FOLDER", "help": "default: results"},
     "--out": {
-        "type": Path,
+        "metavar": "FOLDER",
         "help": "default: results; of report, where the records are; of compare, comparison",
     },
     "run": {"type": Path, "metavar": "RUN", "help": "the directory that the run printed"},
@@ -147,10 +193,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ConfigError for a number that is out of range."""
+    """Read the numbers and the folders among the options, in place.
+
+    Raises
+    ------
+    ConfigError
+        For one that is not allowed.
+    """
     for name, value in vars(options).items():
-        option = f"--{name.replace('_', '-')}"
-        if name in ("seeds", "jobs", "trials") and value is not None and value < 1:
-            raise ConfigError(f"{option} {value} is not allowed: it is at least 1")
-        if name.endswith("_minutes") and value is not None and not value > 0:
-            raise ConfigError(f"{option} {value:g} is not allowed: it is above 0")
+        said = f"--{name.replace('_', '-')} {_shown(value)}"
+        if value == [] and name in {*_NUMBERS, *_FOLDERS}:  # argparse made that of "--"
+            raise ConfigError(f"--{name.replace('_', '-')} -- is not allowed: it has no value")
+        if name in _NUMBERS and isinstance(value, str):
+            setattr(options, name, _number(value, _NUMBERS[name], said))
+        elif name in _FOLDERS and value is not None:
+            setattr(options, name, as_folder(value, said))
+
+
+def _number(text: str, number: Number, said: str) -> float | None:
+    with suppress(ValueError):
+        value = number.read(text)
+        if number.fits(value):
+            return value
+    raise ConfigError(f"{said} is not allowed: it is {number.allowed}")
+
+
+def _shown(value: object) -> str:
+    """Return a value as a part of a sentence, which is one line."""
+    text = str(value)
+    text = text if text.isprintable() and text.strip() else repr(text)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

@@ -67,6 +67,7 @@ class Baseline:
         self.workspace = workspace
         self.optimizer = make_optimizer(workspace.config, workspace.model)
         self.mask: FlatMask | None = None
+        self._mask_bits = b""
         self.notes: dict[str, Any] = {}
 
     def solve_head(self) -> None:
@@ -79,7 +80,7 @@ class Baseline:
 
     def use_mask(self, mask: FlatMask) -> None:
         """Train only the entries of the mask from now on."""
-        self.mask = mask
+        self.mask, self._mask_bits = mask, mask.to_bits()
         self.optimizer.set_masks(self.workspace.weights.views(mask.mask))
         trained, entries = mask.num_trained, mask.mask.numel()
         self.notes["mask"] = {"density": mask.density, "trained": trained, "of": entries}
@@ -95,12 +96,12 @@ class Baseline:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, head, mask (as bits), momentum by parameter, and notes."""
-        head, mask = self.workspace.head, self.mask
+        head = self.workspace.head
         return {
             "weights": self.workspace.weights.vector,
             "head": head.vector if head else None,
-            "mask": torch.frombuffer(bytearray(mask.to_bits()), dtype=torch.uint8)
-            if mask
+            "mask": torch.frombuffer(bytearray(self._mask_bits), dtype=torch.uint8)
+            if self.mask
             else None,
             "momentum": self._momentum(),
             "notes": self.notes,

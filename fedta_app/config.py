@@ -9,9 +9,11 @@ on the code passes plain keyword arguments. What the keys are says `fedta_app.ke
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -39,7 +41,7 @@ class RunConfig(Keys):
         """
         for key in mapping:
             if key not in KEYS:
-                raise ConfigError(_unknown_key_sentence(key))
+                raise ConfigError(unknown_key_sentence(key))
         config = cls(
             **{
                 name.replace("-", "_"): KEYS[name].checked(value)  # type: ignore[arg-type]
@@ -88,10 +90,19 @@ def keys_that_decide(*words: str) -> frozenset[str]:
     return frozenset(name for name, key in KEYS.items() if key.decides & set(words))
 
 
-def _unknown_key_sentence(key: str) -> str:
-    near = difflib.get_close_matches(key.replace("_", "-"), KEYS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "allowed are: " + ", ".join(KEYS)
+def unknown_key_sentence(key: str) -> str:
+    """Return the sentence that refuses a key, with the one that was probably meant."""
+    meant = {name: key.name for key in KEYS.values() for name in (*key.synonyms, key.name)}
+    typed = re.sub(r"[_ .]", "-", key.strip().lower())
+    near = [typed] if typed in meant else difflib.get_close_matches(typed, meant, n=1)
+    hint = f"did you mean {meant[near[0]]}?" if near else "allowed are: " + ", ".join(KEYS)
     return f"{key} is not a key of the run configuration; {hint}"
+
+
+def in_keys(sentence: str) -> str:
+    """Return the sentence of a library function with keys in place of its arguments."""
+    names = "|".join(name.replace("-", "_") for name in KEYS if "-" in name)
+    return re.sub(rf"(?<![\w/])({names})(?![\w/])", lambda m: m[1].replace("_", "-"), sentence)
 
 
 def check_combinations(config: RunConfig) -> None:
@@ -179,6 +190,18 @@ def check_classes(config: RunConfig, num_classes: int) -> None:
             f"num-clients = {config.num_clients}: together they hold {slots} of the "
             f"{num_classes} classes of '{config.dataset}', and every class needs a client"
         )
+
+
+def without_folders(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values of keys in which a path says what it names, and not where on this machine."""
+    kept = dict(values)
+    if weights := kept.get("weights"):
+        kept["weights"] = Path(str(weights)).name
+    if folder := kept.get("image-folder"):  # within data-dir, or anywhere
+        path = Path(str(folder))
+        elsewhere = path.is_absolute() or path.parts[0].startswith("~")
+        kept["image-folder"] = path.name if elsewhere else path.as_posix()
+    return kept
 
 
 def to_toml(config: RunConfig) -> str:

@@ -15,6 +15,7 @@ import tomli_w
 from fedta_app.errors import ConfigError
 
 Value = bool | int | float | str
+_LARGEST = 3.4e38  # tensors are float32, and hold no larger factor
 _LONGEST = 60  # characters of a value that a message quotes
 
 # What a key can decide. Each key decides exactly one of the first four.
@@ -87,6 +88,8 @@ class Key:
         The value is a number of rounds of training, or from one event to the next in them.
     fewest_rounds : int
         The least value that it is scaled to.
+    synonyms : tuple of str
+        What other tools call it, in lower case with hyphens: a message suggests the key for these.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Key:
     options: tuple[str, ...] = ()
     scales_with_rounds: bool = False
     fewest_rounds: int = 1
+    synonyms: tuple[str, ...] = ()
 
     def checked(self, value: Any) -> Value:
         """Return the value in the key's type; numbers of NumPy become Python's.
@@ -134,7 +138,9 @@ def _number(value: numbers.Real, kind: type) -> tuple[Any, str]:
         found = float(value)
     except OverflowError:  # an integer of more than 308 digits
         found = math.inf
-    return found, "" if math.isfinite(found) else "finite, "
+    if not math.isfinite(found):
+        return found, "finite, "
+    return found, "" if abs(found) <= _LARGEST else f"at most {_LARGEST:g} in size, "
 
 
 def _shortened(value: Any) -> str:
@@ -172,11 +178,13 @@ def _entry(
     check: Callable[[Any], bool],
     decides: str,
     reason: str,
+    synonyms: str = "",
     **more: Any,
 ) -> Any:
     """Return a dataclass field that carries all of a `Key` but its name, kind and default."""
     metadata = {"allowed": allowed, "check": check, "reason": reason, **more}
-    return field(default=default, metadata=metadata | {"decides": frozenset(decides.split())})
+    words = {"decides": frozenset(decides.split()), "synonyms": tuple(synonyms.split())}
+    return field(default=default, metadata=metadata | words)
 
 
 def choice(default: str, options: Iterable[str], decides: str, reason: str, **more: Any) -> Any:

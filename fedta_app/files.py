@@ -1,5 +1,6 @@
 """Reading, writing, hashing and removing files; an interrupted write leaves the old file whole."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ from typing import Any
 
 from fedta_app.errors import ConfigError
 
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a temporary file in the same folder, flush it to disk, and rename it to `path`."""
@@ -17,7 +20,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())
+        _flush_to_disk(stream.fileno())
     temporary.replace(path)
 
 
@@ -27,9 +30,71 @@ def sync_folder(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    """Flush a file or folder, where the file system knows how: some network ones do not."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+
+
+def expanded(text: str | Path, said: str) -> Path:
+    """Return the absolute path of a file or folder, in which `~` is somebody's home.
+
+    Parameters
+    ----------
+    said : str
+        What the user wrote, such as "results-dir = '~x'"; it begins the message of an error.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such home, or no such working directory.
+    """
+    if "\0" in str(text):
+        raise ConfigError(f"{said} is not allowed: a path has no NUL character")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        home = Path(text).parts[0]
+        raise ConfigError(
+            f"{said} is not allowed: there is no home folder {home} on this machine; give an "
+            "absolute path" + (", or set HOME" if home == "~" else "")
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{said} is not allowed: the working directory is gone") from error
+
+
+def as_folder(text: str | Path, said: str) -> Path:
+    """Return the absolute path of a folder that exists, or that can be made.
+
+    Parameters
+    ----------
+    said : str
+        As for `expanded`.
+
+    Raises
+    ------
+    ConfigError
+        When there is something else in its place.
+    """
+    path = expanded(text, said)
+    try:
+        nearest = next(place for place in (path, *path.parents) if place.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:  # a name that is too long, a place that is closed
+        raise ConfigError(
+            f"{said} is not allowed: it cannot be a folder ({error.strerror})"
+        ) from error
+    if not is_folder:
+        raise ConfigError(f"{said} is not allowed: {nearest} is not a folder")
+    return path
 
 
 def file_sha256(path: Path) -> str:
@@ -50,6 +115,6 @@ def read_toml(path: Path) -> dict[str, Any]:
             mapping = tomllib.load(stream)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of its encoding, or of a number that is too long
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return mapping

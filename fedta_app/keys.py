@@ -29,7 +29,12 @@ from fedta_app.entry import (
     whole,
 )
 from fedta_app.masks import MASK_RULES, needs_scores
+from fedta_app.partition.schemes import MAX_ALPHA, MIN_ALPHA
 
+ALPHA = Range(
+    f"a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}",
+    lambda value: MIN_ALPHA <= value <= MAX_ALPHA,
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
 
 FEDERATED = Condition("engine is not centralized", lambda c: c.engine != "centralized")
@@ -65,7 +70,8 @@ class Keys:
     name: str = text("run", "letters, digits and . _ + = - in one or more parts separated by /",
         "name", "the run directory is <results-dir>/<name>/seed<seed>",
         check=lambda value: _NAME.fullmatch(value) and ".." not in value)
-    seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else")
+    seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else",
+        synonyms="random-seed")
     dataset: str = choice("digits", (*DATASETS, FOLDER), "result time step build start",
         "digits (no download), cifar100, synthetic (noise), or folder")
     data_dir: str = text("~/fedta/data", "a folder", "place build",
@@ -77,11 +83,14 @@ class Keys:
         read_when=key_is("dataset", FOLDER))
     model: str = text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name",
         "result time step build start",
-        "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name")
+        "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name",
+        synonyms="arch architecture network backbone")
     weights: str = text("pretrained", "pretrained, random, or the path of a weights file",
-        "result build start", "pretrained, random, or the path of a weights file")
+        "result build start", "pretrained, random, or the path of a weights file",
+        synonyms="pretrained checkpoint")
     image_size: int = whole(0, 0, "result time step build start",
-        "pixels a side that images are resized to; 0: the model's own", high=1024)
+        "pixels a side that images are resized to; 0: the model's own", high=1024,
+        synonyms="img-size resolution input-size")
     trained_blocks: int = whole(0, 0, "result time step build start",
         "last blocks of a transformer that are trained; 0: all weights", high=1000)
     augment: bool = flag(True, "result time",
@@ -93,39 +102,49 @@ class Keys:
         "iid, classes (Nc per client) or dirichlet, which fits any K", read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
         "K; 0: the number of the federation's nodes, times clients-per-node", high=1_000_000,
-        read_when=FEDERATED)
+        read_when=FEDERATED,
+        synonyms="clients k n-clients client-count num-partitions num-supernodes")
     num_classes_per_client: int = whole(2, 1, "result partition",
         "Nc, the classes that each client holds, for partition classes",
-        read_when=FEDERATED & key_is("partition", "classes"))
-    dirichlet_alpha: float = number(0.5, POSITIVE, "result partition",
+        read_when=FEDERATED & key_is("partition", "classes"),
+        synonyms="nc classes-per-client")
+    dirichlet_alpha: float = number(0.5, ALPHA, "result partition",
         "sum of the concentrations (Hsu et al.); small: few classes a client",
-        read_when=FEDERATED & key_is("partition", "dirichlet"))
+        read_when=FEDERATED & key_is("partition", "dirichlet"), synonyms="alpha concentration")
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
-        "share of the training images that is kept for validation")
+        "share of the training images that is kept for validation",
+        synonyms="val-split validation-size val-fraction")
     fraction_train: float = number(0.1, SHARE, "result time",
-        "C, the share of the clients that train in a round", read_when=FEDERATED)
+        "C, the share of the clients that train in a round", read_when=FEDERATED,
+        synonyms="c fraction-fit participation client-fraction")
     local_steps: int = whole(4, 0, "result time step",
-        "J, mini-batches per client and round; 0: one pass over its images")
+        "J, mini-batches per client and round; 0: one pass over its images",
+        synonyms="j steps epochs local-epochs")
     num_server_rounds: int = whole(30, 1, "result count", "rounds of training",
-        scales_with_rounds=True)
-    batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step")
-    lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD")
+        scales_with_rounds=True, synonyms="rounds num-rounds n-rounds server-rounds global-rounds")
+    batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step",
+        synonyms="b bs batch")
+    lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD",
+        synonyms="learning-rate local-lr client-lr eta")
     lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
-        "constant, step, cosine or warmup-cosine, over rounds")
+        "constant, step, cosine or warmup-cosine, over rounds",
+        synonyms="schedule scheduler lr-scheduler")
     warmup_rounds: int = whole(0, 0, "result",
         "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True,
-        fewest_rounds=2)
+        fewest_rounds=2, synonyms="warmup warm-up warmup-epochs")
     lr_step_rounds: int = whole(10, 1, "result",
         "rounds from one step to the next, for lr-schedule step", scales_with_rounds=True,
-        read_when=STEP)
+        read_when=STEP, synonyms="step-size")
     lr_step_factor: float = number(0.1, SHARE, "result",
-        "what such a step multiplies the learning rate by", read_when=STEP)
+        "what such a step multiplies the learning rate by", read_when=STEP,
+        synonyms="gamma lr-decay")
     momentum: float = number(0.9, BELOW_ONE, "result time",
         "of the clients' SGD; it starts at zero in each round")
     weight_decay: float = number(0.0, NOT_NEGATIVE, "result time",
-        "L2 penalty, added to the gradient as in torch.optim.SGD")
+        "L2 penalty, added to the gradient as in torch.optim.SGD", synonyms="wd l2")
     clip_norm: float = number(0.0, or_zero("a norm", "for no clipping"), "result time",
-        "largest norm of a step's gradient; 0: no clipping")
+        "largest norm of a step's gradient; 0: no clipping",
+        synonyms="grad-clip max-grad-norm gradient-clipping")
     precision: str = choice("fp32", ("auto", "fp32", "tf32", "bf16", "fp16"),
         "result time step build start",
         "of forward passes: fp32, tf32, bf16, fp16; auto: by the processor")
@@ -147,7 +166,7 @@ class Keys:
     probe_lr: float = number(0.1, POSITIVE, "result", "learning rate of those rounds",
         read_when=PROBE)
     mask_rule: str = choice("none", ("none", *MASK_RULES), "result time",
-        "which weights are trained: none (all) or a rule of fedta_app.masks")
+        "which weights are trained: none (all) or a rule of fedta_app.masks", synonyms="mask rule")
     mask_scope: str = choice("global",
         ("global", "client", "vote", "union", "intersection", "server"), "result time",
         "global (summed scores), client, vote, union, intersection, server",
@@ -173,7 +192,8 @@ class Keys:
     sensitivity_output: str = choice("log_prob", ("log_prob", "logit"), "result time",
         "what is differentiated: log_prob, or logit as in TaLoS's code", read_when=SCORED)
     strategy: str = choice("fedavg", algorithms(), "result time",
-        "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED)
+        "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED,
+        synonyms="algorithm aggregation aggregator")
     coverage_exponent: float = number(1.0, UP_TO_ONE, "result",
         "own masks: 1: mean over those who trained a weight; 0: over all",
         read_when=strategy_reads("coverage_exponent"))
@@ -182,7 +202,7 @@ class Keys:
         read_when=strategy_reads("server_scale"))
     pull: float = number(0.01, NOT_NEGATIVE, "result",
         "mu of fedprox, towards the global weights; 0: that is FedAvg",
-        read_when=strategy_reads("pull"))
+        read_when=strategy_reads("pull"), synonyms="mu proximal-mu prox-mu")
     prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
         "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))
     prior_smoothing: float = number(0.1, POSITIVE, "result",
@@ -219,7 +239,8 @@ class Keys:
         "which named weights the folder model/ keeps; best is by validation")
     resume: bool = flag(True, "place",
         "continue the run in the directory; false: move it aside, begin anew")
-    results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go")
+    results_dir: str = text("~/fedta/runs", "a folder", "place", "where run directories go",
+        synonyms="out output output-dir results log-dir")
     logger: str = choice("none", ("none", "wandb", "trackio"), "place",
         "service that gets the figures too: none, wandb or trackio")
     cache_dir: str = text("~/fedta/cache", "a folder, or nothing for no cache", "place",
@@ -231,7 +252,7 @@ class Keys:
         "stop, with a checkpoint, before so many minutes; 0: no limit")
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",
         "auto: a CUDA GPU if there is one, else the CPU",
-        check=re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch)
+        check=re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch, synonyms="gpu cuda")
     compile: str = choice("off", ("off", "cuda-graph", "inductor"), "rounding step",
         "of steps: off, cuda-graph (same bits) or inductor (other bits)")
     deterministic: bool = flag(True, "rounding",

@@ -10,6 +10,7 @@ from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.errors import RunError
 from fedta_app.masks import intersection, needs_scores, rule_named, union, vote
+from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import calibration, own_mask, require_trained
@@ -98,10 +99,12 @@ class SummedScores(FederatedPhase):
     def _replies(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
-        for first in range(0, len(sampled), step):
-            clients, config = sampled[first : first + step], {"server-round": number}
-            for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
-                yield scores
+        with counting("clients", len(sampled)) as done:
+            for first in range(0, len(sampled), step):
+                clients, config = sampled[first : first + step], {"server-round": number}
+                for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
+                    yield scores
+                    done.add()
 
     def _at_a_time(self) -> int:
         """Return how many clients to ask at a time, so that their replies fit into memory."""

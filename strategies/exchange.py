@@ -20,6 +20,7 @@ from engine.transport import (
     release,
     unpack_many,
 )
+from fedta_app.progress import counting
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.metrics import CLIENT_PEAKS
 from strategies.nodes import Nodes
@@ -147,12 +148,14 @@ class Exchange:
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
-        for reply in replies:
-            early[reply.metadata.reply_to_message_id] = reply
-            # A message has an id only once the engine has sent it.
-            while waiting and waiting[0][0].message_id in early:
-                asked, partition_id = waiting.pop(0)
-                yield from self._good(partition_id, early.pop(asked.message_id))
+        with counting("clients", len(waiting)) as done:
+            for reply in replies:
+                done.add()
+                early[reply.metadata.reply_to_message_id] = reply
+                # A message has an id only once the engine has sent it.
+                while waiting and waiting[0][0].message_id in early:
+                    asked, partition_id = waiting.pop(0)
+                    yield from self._good(partition_id, early.pop(asked.message_id))
         for asked, partition_id in waiting:
             if asked.message_id in early:
                 yield from self._good(partition_id, early.pop(asked.message_id))

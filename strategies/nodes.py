@@ -92,7 +92,9 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
     found, share_memory = {}, can_share()
     for reply in replies_as_they_come(grid, questions, _TIMEOUT):
         if reply.has_error():
-            raise RunError(f"a client did not start: {reply.error.reason}")
+            # Ray's reason is a traceback, whose last line is the error.
+            reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+            raise RunError(f"a client did not start: {reason}")
         answer: Mapping[str, Any] = reply.content.config_records["config"]
         found[int(answer["partition-id"])] = reply.metadata.src_node_id
         share_memory = share_memory and answer["shares-memory"] is True

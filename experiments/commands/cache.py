@@ -11,7 +11,7 @@ from fedta_app.config import RunConfig
 
 def run(options: argparse.Namespace) -> ExitStatus:
     """Print the entries of the cache, and delete them if that is asked for."""
-    folder = Path(options.cache_dir or RunConfig().cache_dir).expanduser().absolute()
+    folder = options.cache_dir or Path(RunConfig().cache_dir).expanduser()
     cache = ArrayCache(folder, 0)
     entries = cache.entries()
     for entry in entries:

@@ -1,7 +1,6 @@
 """The cells that the options of a command select."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from experiments import RESULTS
@@ -18,8 +17,8 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
         if (value := getattr(options, key, None)) is not None:
             overrides[key] = value
     for key in ("results-dir", "data-dir"):
-        if (folder := getattr(options, key.replace("-", "_"))) is not None:
-            overrides[key] = str(Path(folder).expanduser().absolute())  # Flower works elsewhere
+        if (given := getattr(options, key.replace("-", "_"))) is not None:
+            overrides[key] = str(given)
     name = getattr(options, "name", None)
     if name and "name" in overrides:
         raise ConfigError(

@@ -32,12 +32,13 @@ def run(options: argparse.Namespace) -> ExitStatus:
     cells, out = chosen_cells(options), (options.out or RESULTS).absolute()
     finished = FinishedRuns(cells[0].results)
     first = cells[0].config.seed
-    missing, replaced = [], set[str]()
+    missing, replaced, again = [], set[str](), 0
     for cell in cells:
         if (path := finished.path(cell.config)) is None:
             missing.append(cell)
             continue
         if before := read_config(record_folder(cell, out)):
+            again += 1
             replaced.update(_in_words(differing_keys(cell.config, before)))
         collect(cell, path, out, with_classes=cell.config.seed == first)
     if replaced:
@@ -46,13 +47,16 @@ def run(options: argparse.Namespace) -> ExitStatus:
             "--out DIR keeps variants apart"
         )
     if kept := len(cells) - len(missing):
-        print(f"{kept} of {len(cells)} cells are finished, and kept in {out}")
+        earlier = f", {again} in place of earlier records" if again else ""
+        print(f"{kept} of {len(cells)} cells are finished, and kept in {out}{earlier}")
     else:
         print(f"none of {len(cells)} cells is finished, and nothing was written to {out}")
     if missing:
-        print(f"looked for in {cells[0].results}:")
-        for line in _reasons(missing, load_table(options.selection.split("/")[0], options.scale)):
-            print(f"  {line}")
+        print(f"missing from {cells[0].results}:")
+        lines = _reasons(missing, load_table(options.selection.split("/")[0], options.scale))
+        if not kept and all(line.endswith(f": {_NOT_RUN}") for line in lines):
+            lines = ["none of them was run there"]
+        print("\n".join(f"  {line}" for line in lines))
         print(f"to run what is missing: {_run_command()}", flush=True)
     return ExitStatus.FINISHED if kept else ExitStatus.FAILED
 
@@ -64,8 +68,6 @@ def _reasons(missing: Sequence[Cell], table: Table) -> list[str]:
     for cell in missing:
         reason = _reason(cell, variants.get(cell.preset.name, []))
         seeds.setdefault((cell.config.name, reason), []).append(cell.config.seed)
-    if {reason for _, reason in seeds} == {_NOT_RUN}:
-        return ["none of them was run there"]
     return [
         f"{name} seed{'s' * (len(those) > 1)} {', '.join(map(str, those))}: {reason}"
         for (name, reason), those in seeds.items()

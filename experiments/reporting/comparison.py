@@ -98,8 +98,8 @@ def _label(config: RunConfig) -> str:
 def curves_figure(variants: Sequence[Variant]) -> "Figure":
     """Draw accuracies and losses against rounds, each in a panel: a line per run, over its seeds.
 
-    Bands are 95 % intervals of accuracies over seeds. A panel whose figures were measured once is
-    left out.
+    Bands are 95 % intervals of accuracies over three seeds or more. A panel whose figures were
+    measured once is left out.
     """
     seeds = [seed for variant in variants for seed in variant.seeds.values()]
     shown = [c for c in _CURVES if any(len(seed.values(c)) > 1 for seed in seeds)] or [
@@ -129,7 +129,7 @@ def _draw_mean(axis: "Axes", variant: Variant, column: str, style: dict[str, Any
     middle = np.array([mean.mean for mean in means])
     half = np.nan_to_num([mean.half for mean in means])
     axis.plot(rounds, middle, **style, markevery=max(1, len(rounds) // 8))
-    if column.endswith("accuracy"):
+    if column.endswith("accuracy") and len(found) > 2:  # those of two seeds would hide the rest
         low, high = middle - half, middle + half
         axis.fill_between(rounds, low, high, color=style["color"], alpha=0.15, lw=0)
 

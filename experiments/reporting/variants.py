@@ -216,6 +216,11 @@ def differences_frame(variants: Sequence[Variant]) -> tuple[pd.DataFrame, list[s
                 "their difference has no interval, and none is given"
             )
             continue
+        if all(_equal_weights(first.seeds[seed], other.seeds[seed]) for seed in seeds):
+            notes.append(
+                f"{other.name} and {first.name} end with equal weights: what differs in their "
+                "configurations did nothing"
+            )
         one, two = ([v.seeds[seed].last(column) for seed in seeds] for v in (other, first))
         difference, p = paired_test(one, two)
         rows.append(
@@ -240,6 +245,11 @@ def differences_frame(variants: Sequence[Variant]) -> tuple[pd.DataFrame, list[s
         "with their 95 % interval (Student's t); Holm's correction over all runs but the first"
     )
     return pd.DataFrame(rows), notes
+
+
+def _equal_weights(one: Seed, other: Seed) -> bool:
+    name = "final-weights-sha256"
+    return one.summary.get(name) is not None and one.summary[name] == other.summary.get(name)
 
 
 def _is_pair(first: Variant, other: Variant, seed: int) -> bool:

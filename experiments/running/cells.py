@@ -14,11 +14,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.running.presets import Preset
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-from fedta_app.files import read_toml
-from fedta_app.runs.directory import LOCK_FILE, run_path
+from fedta_app.files import as_folder, expanded, read_toml
+from fedta_app.runs.directory import LOCK_FILE, results_path, run_path
 from fedta_app.runs.metrics import ADDED, COLUMNS
 
 SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
@@ -60,7 +60,7 @@ class Cell:
     @property
     def results(self) -> Path:
         """The folder that holds the run directories of all tables."""
-        return Path(self.config.results_dir).expanduser().absolute()
+        return results_path(self.config)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def make_cells(
             keys.pop("engine", None)
         if name:
             keys["name"] = f"{name}/{preset.name}" if len(presets) > 1 else name
-        first = preset.config(keys)
+        first = in_any_folder(preset.config(keys))
         cells += [
             Cell(preset, first.with_values(seed=first.seed + number)) for number in range(seeds)
         ]
@@ -121,6 +121,28 @@ def make_cells(
     return cells
 
 
+def in_any_folder(config: RunConfig) -> RunConfig:
+    """Return the configuration with absolute paths: the processes of a run work elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        When there is something else in the place of a folder.
+    """
+    weights, results_dir, data_dir = config.weights, config.results_dir, config.data_dir
+    cache_dir = config.cache_dir and str(
+        as_folder(config.cache_dir, f"cache-dir = {config.cache_dir!r}")
+    )
+    if weights not in ("pretrained", "random"):
+        weights = str(expanded(weights, f"weights = {weights!r}"))
+    return config.with_values(
+        weights=weights,
+        cache_dir=cache_dir,
+        results_dir=str(as_folder(results_dir, f"results-dir = {results_dir!r}")),
+        data_dir=str(as_folder(data_dir, f"data-dir = {data_dir!r}")),
+    )
+
+
 def deciding_keys(config: RunConfig) -> dict[str, Value]:
     """Return the keys that decide what a cell computes, with their values.
 
@@ -129,11 +151,7 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
     begun on one machine can be continued on another. (Resuming an unfinished run requires more
     keys to be equal: see `fedta_app.runs.directory`.)
     """
-    keys = config.values_that_decide("result")
-    keys["weights"] = Path(config.weights).name  # the folder does not matter
-    if folder := keys.get("image-folder"):  # within data-dir, or anywhere
-        path = Path(str(folder)).expanduser()
-        keys["image-folder"] = path.name if path.is_absolute() else path.as_posix()
+    keys = without_folders(config.values_that_decide("result"))
     # in-process and flower compute the same; centralized is another experiment.
     return keys | {"centralized": config.engine == "centralized"}
 

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.running.signals import undisturbed
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError, first_line
+from fedta_app.progress import counting, phase
 from fedta_app.training.client import train_client
 from fedta_app.training.steps import steps_of
 from fedta_app.training.workspace import build_workspace, resolve_device
@@ -31,6 +34,18 @@ _SECONDS = 3.0  # per number of clients
 _PATIENCE = 600.0  # seconds for a process to start, since compilation can take minutes
 _MEMORY = 0.9  # share of the free memory that clients may take
 _measured: dict[tuple[object, ...], tuple[float, str]] = {}  # by the keys that decide the speed
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use: a cluster binds a job to some, or sets a quota."""
+    number = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        number = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(number, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # there is no quota
+        return number
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Machine:
     def here(cls, config: RunConfig) -> "Machine":
         """Return this machine; GPUs count only if the run uses them."""
         on_cuda = resolve_device(config.device).type == "cuda"
-        return cls(os.cpu_count() or 1, torch.cuda.device_count() if on_cuda else 0)
+        return cls(usable_cpus(), torch.cuda.device_count() if on_cuda else 0)
 
     def clients(self, client_cpus: int, client_gpus: float) -> int:
         """Return how many clients Flower runs at a time."""
@@ -96,9 +111,11 @@ def _measured_share(config: RunConfig, machine: Machine, client_cpus: int) -> tu
     most = min(_MOST, machine.clients(client_cpus, 0.0) // machine.gpus, sampled)
     key = (most, *config.values_that_decide("step").items())
     if key not in _measured:
-        print("measuring how many clients share a GPU best", file=sys.stderr, flush=True)
+        what = "measuring how many clients share a GPU best"
+        print(what, file=sys.stderr, flush=True)
         try:
-            rates = measure(config, max(1, most))
+            with phase(what, sys.stderr):
+                rates = measure(config, max(1, most))
         except (RunError, OSError) as error:
             _measured[key] = 1.0, f"not measured ({error})"
         else:
@@ -126,12 +143,13 @@ def measure(config: RunConfig, most: int, seconds: float = _SECONDS) -> dict[int
         When a training process cannot be started, or fails.
     """
     rates: dict[int, float] = {}
-    with _trainers(config) as start:
+    with _trainers(config) as start, counting("numbers of clients", most) as done:
         trainers: list[Connection] = []
         free = _free_memory(config)
         while len(trainers) < most:
             trainers.append(start())
             rates[len(trainers)] = _rate(trainers, seconds)
+            done.add()
             taken = (free - _free_memory(config)) / len(trainers)
             # The memory of one more client, and of the server, which holds a model too.
             if taken * (len(trainers) + 2) > _MEMORY * free:
@@ -181,7 +199,8 @@ def _trainers(config: RunConfig) -> Iterator[Callable[[], Connection]]:
     def start() -> Connection:
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=train_on_demand, args=(config, theirs), daemon=True)
-        process.start()
+        with undisturbed():  # Ctrl-C is for this process, which then ends the others
+            process.start()
         theirs.close()
         processes.append(process)
         ends.append(ours)

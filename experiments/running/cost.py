@@ -18,6 +18,7 @@ from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.masks import needs_scores
+from fedta_app.progress import phase
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.workspace import resolve_device
 
@@ -80,8 +81,10 @@ class Forecast:
             return sorted(known, key=lambda estimate: estimate.total)[len(known) // 2]
         kind = _kind(config, "time")
         if kind not in self._parts:
-            self._report(f"measuring a round like those of {config.name}")
-            self._parts[kind] = measure_parts(config)
+            what = f"measuring a round like those of {config.name}"
+            self._report(what)
+            with phase(what):
+                self._parts[kind] = measure_parts(config)
         return count_up(config, self._parts[kind])
 
 

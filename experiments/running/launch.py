@@ -10,24 +10,32 @@ import torch
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import read_summary
+from experiments.running.concurrency import usable_cpus
 from experiments.running.signals import on_interrupt
 from fedta_app.config import RunConfig
 from fedta_app.device.cuda import has_bf16
 from fedta_app.errors import ConfigError, RunError
+from fedta_app.progress import phase
 from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.directory import STOP_FILE, check_resumable, check_writable, run_path
 from fedta_app.runs.loggers import check_logger
 from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
-NOT_STARTED = "the run did not start"
 
-
-def preflight(config: RunConfig, *, client_gpus: float | None = None, build: bool = True) -> None:
+def preflight(
+    config: RunConfig,
+    *,
+    client_cpus: int = 1,
+    client_gpus: float | None = None,
+    build: bool = True,
+) -> None:
     """Check a configuration before anything is started.
 
     Parameters
     ----------
+    client_cpus, client_gpus
+        As for `launch`.
     build : bool
         Load data and model to check that they fit; not needed again for a cell that shares them.
 
@@ -36,23 +44,44 @@ def preflight(config: RunConfig, *, client_gpus: float | None = None, build: boo
     ValueError
         When results directory, logger, checkpoint, data set, weights or partition cannot be used.
     """
-    if config.engine != "centralized" and not config.num_clients:
-        raise ConfigError(
-            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
-            "`flwr run` was given; set num-clients to the number of clients"
-        )
-    if config.engine == "flower" and client_gpus and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--client-gpus {client_gpus:g} is not allowed here: torch finds no CUDA GPU on this "
-            "machine; leave the option out, or use --client-gpus 0"
-        )
+    check_clients(config)
+    if config.engine == "flower":
+        _check_resources(client_cpus, client_gpus)
     check_logger(config)
     check_writable(config)
     check_resumable(config)
     if config.resume:
         load_checkpoint(run_path(config) / "checkpoint")
     if build:
-        _warn(shared_workspace(config))
+        with phase("loading data and model", sys.stderr):
+            workspace = shared_workspace(config)
+        _warn(workspace)
+
+
+def _check_resources(client_cpus: int, client_gpus: float | None) -> None:
+    """Refuse a share of the machine that is more than all of it; Ray would wait for it for ever."""
+    cpus, gpus = usable_cpus(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if client_cpus > cpus:
+        raise ConfigError(
+            f"--client-cpus {client_cpus} is not allowed here: it is a whole number from 1 to "
+            f"{cpus}, the CPUs that this process may use"
+        )
+    if client_gpus and client_gpus > gpus:
+        found = f"{gpus} CUDA GPU{'s' * (gpus > 1)}" if gpus else "no CUDA GPU"
+        most = f" of at most {gpus}" if gpus else " of 0"
+        raise ConfigError(
+            f"--client-gpus {client_gpus:g} is not allowed here: torch finds {found} on this "
+            f"machine; leave the option out, or give a share{most}"
+        )
+
+
+def check_clients(config: RunConfig) -> None:
+    """Raise ConfigError where the number of clients is left to a federation that there is not."""
+    if config.engine != "centralized" and not config.num_clients:
+        raise ConfigError(
+            "num-clients = 0 is not allowed here: it stands for the size of a federation that "
+            "`flwr run` was given; set num-clients to the number of clients"
+        )
 
 
 def _warn(workspace: Workspace) -> None:
@@ -72,6 +101,7 @@ def launch(
     """Run a configuration that passed `preflight` and return how it ended.
 
     Ctrl-C asks the run to stop after its round, with a checkpoint; a second one ends it at once.
+    Before the run has opened its records, the first one does.
 
     Parameters
     ----------
@@ -85,7 +115,7 @@ def launch(
     before = read_summary(directory)
     if forget_stop:
         (directory / STOP_FILE).unlink(missing_ok=True)
-    with _stop_on_interrupt(directory / STOP_FILE):
+    with _stop_on_interrupt(directory, before):
         if config.engine == "flower":
             from experiments.running.concurrency import client_share
             from experiments.running.flower import run_on_flower
@@ -125,23 +155,37 @@ def attempt(config: RunConfig, **options: Any) -> ExitStatus:
         return ExitStatus.FAILED
 
 
+def has_begun(directory: Path, before: dict[str, Any]) -> bool:
+    """Return whether a run has opened its records, given summary.json from before it."""
+    return read_summary(directory).get("sessions") != before.get("sessions")
+
+
 def _status(directory: Path, before: dict[str, Any]) -> ExitStatus:
     """Return how a run ended, from summary.json now and before the run."""
     summary = read_summary(directory)
-    reason = summary.get("reason") or "its process ended without giving a reason"
-    if summary.get("sessions") == before.get("sessions"):
-        reason = NOT_STARTED
-    elif summary.get("status") == "finished":
-        return ExitStatus.FINISHED
-    elif summary.get("status") == "stopped":
-        return ExitStatus.INTERRUPTED if reason == INTERRUPTED else ExitStatus.STOPPED
-    print(f"failed: {reason}; see {directory}", flush=True)
+    if has_begun(directory, before):
+        if summary.get("status") == "finished":
+            return ExitStatus.FINISHED
+        if summary.get("status") == "stopped":
+            interrupted = summary.get("reason") == INTERRUPTED
+            return ExitStatus.INTERRUPTED if interrupted else ExitStatus.STOPPED
+    print(f"failed: {why_failed(directory, before)}; see {directory}", flush=True)
     return ExitStatus.FAILED
 
 
-def _stop_on_interrupt(stop_file: Path) -> AbstractContextManager[None]:
+def why_failed(directory: Path, before: dict[str, Any]) -> str:
+    """Return why a run failed, from summary.json now and before the run."""
+    if not has_begun(directory, before):
+        return "the run did not start"
+    reason = read_summary(directory).get("reason")
+    return reason or "its process ended without giving a reason (was it killed? out of memory?)"
+
+
+def _stop_on_interrupt(directory: Path, before: dict[str, Any]) -> AbstractContextManager[None]:
     def ask() -> None:
-        stop_file.touch()
+        if not has_begun(directory, before):
+            end()  # there is no round to wait for
+        (directory / STOP_FILE).touch()
         print(" stopping after this round (Ctrl-C again to end at once)", flush=True)
 
     def end() -> None:

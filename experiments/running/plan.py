@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
+from experiments.running.launch import check_clients
 from fedta_app.training.schedule import schedule_warning
 
 
@@ -21,6 +22,8 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     jobs : int
         Number of cells that run at a time.
     """
+    for cell in cells:
+        check_clients(cell.config)
     forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))
     seeds: dict[tuple[str, ...], list[int]] = {}
     seconds, done = 0.0, 0

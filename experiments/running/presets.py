@@ -26,7 +26,7 @@ the working directory, and are stronger.
 import fnmatch
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,8 @@ def load_table(name: str, scale: str = "") -> Table:
     about = read_toml(path) if path.exists() else {}
     if unknown := set(about) - _TABLE_KEYS:
         raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
-    rows = [*_grid(about), *_files(name)]
+    left_out = chosen.exclude if chosen else []
+    rows = [row for row in [*_grid(about), *_files(name)] if not _matches(row[0], left_out)]
     tuned = [tuned for tuned in tuned_paths(name, scale) if tuned.exists()]
     choices = [_choices(tuned, [row[0] for row in rows]) for tuned in tuned]
     label = f"{name}-{scale}" if scale else name
@@ -156,6 +157,10 @@ def load_table(name: str, scale: str = "") -> Table:
     )  # fmt: skip
 
 
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 # Name of a preset, keys of [base], the preset's own keys, coordinates.
 Row = tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]
 
@@ -166,7 +171,7 @@ def _grid(about: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for labels in itertools.product(*axes.values()) if axes else ():
         name = "-".join(filter(None, labels))
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in about.get("exclude", ())):
+        if _matches(name, about.get("exclude", ())):
             continue
         coordinates = dict(zip(axes, labels, strict=True))
         own: dict[str, Any] = {}
@@ -238,7 +243,7 @@ def _value(key: str, text: str) -> Any:
 
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or an integer of more digits than Python reads
         return text
     wants_text = key in KEYS and KEYS[key].kind is str
     return (

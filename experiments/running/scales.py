@@ -6,6 +6,7 @@
     model-caption = "..."  # added to it if a preset runs the model and weights of [values]
     rounds = 0.2           # factor on all keys that count rounds
     eval-every = 2.0       # further factor on eval-every
+    exclude = ["*nc50*"]   # presets that the scale leaves out
     [values]               # keys for all presets; a preset's own keys override them
     [centralized]          # keys for presets of the centralised baseline; override all others
 """
@@ -32,6 +33,7 @@ class Scale:
     eval_every: float
     values: dict[str, Any]
     centralized: dict[str, Any]
+    exclude: list[str]
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, given those of [base] and its own."""
@@ -68,4 +70,5 @@ def load_scale(name: str) -> Scale:
     return Scale(
         name, found["caption"], found.get("model-caption", ""), found["rounds"],
         found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
+        found.get("exclude", []),
     )  # fmt: skip

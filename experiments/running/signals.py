@@ -17,6 +17,19 @@ def die_with_parent() -> None:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block, ignore Ctrl-C; processes that are started in it ignore it for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def on_interrupt(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
     """Within the block, call `first` at the first SIGINT and `again` at every further one.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
-from experiments.running.launch import NOT_STARTED, attempt, preflight
+from experiments.running.launch import attempt, preflight, why_failed
 from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
@@ -99,7 +99,7 @@ def run_cells(
     finished = FinishedRuns(cells[0].results)
     outcomes = [_before(cell, finished) for cell in cells]
     left = [outcome for outcome in outcomes if outcome.status is None]
-    _preflight([outcome.cell.config for outcome in left], client_gpus)
+    _preflight([outcome.cell.config for outcome in left], client_cpus, client_gpus)
     budget = TimeBudget(max_minutes)
     if jobs > 1 and len(left) > 1:
         workers = Workers(jobs)
@@ -129,14 +129,14 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     return Outcome(cell, cell.path)
 
 
-def _preflight(configs: Sequence[RunConfig], client_gpus: float | None) -> None:
+def _preflight(configs: Sequence[RunConfig], client_cpus: int, client_gpus: float | None) -> None:
     """Check all configurations; data and model are built once for cells that share them."""
     built = set()
     for config in configs:
         # Not the seed, which does not decide whether data and model can be built.
         values = config.values_that_decide("build", "partition")
         key = (config.engine == "centralized", *values.items())
-        preflight(config, client_gpus=client_gpus, build=key not in built)
+        preflight(config, client_cpus=client_cpus, client_gpus=client_gpus, build=key not in built)
         built.add(key)
 
 
@@ -148,11 +148,12 @@ def _run(
     if config is None:
         outcome.status = ExitStatus.STOPPED
         return
+    before = read_summary(outcome.path)
     outcome.status = run(config)
     if outcome.status is not None:
         outcome.word = outcome.status.name.lower()
     if outcome.status == ExitStatus.FAILED:
-        outcome.word += f": {read_summary(outcome.path).get('reason') or NOT_STARTED}"
+        outcome.word += f": {why_failed(outcome.path, before)}"
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> ExitStatus:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +18,13 @@ import torch
 from engine.client_memory import forget_run
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import read_rows
-from experiments.running.launch import launch
+from experiments.running.launch import launch, why_failed
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
+from fedta_app.files import expanded
 from fedta_app.masks import needs_scores
+from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.datasets import find_dataset
@@ -83,7 +84,9 @@ def measure_parts(config: RunConfig) -> Parts:
             name="plan", results_dir=folder, max_minutes=0.0, resume=False, keep_model="none",
             engine="in-process" if config.engine == "flower" else config.engine,
         )  # fmt: skip
-        find_dataset(here).load(Path(here.data_dir).expanduser())  # downloaded or decoded, once
+        find_dataset(here).load(
+            expanded(here.data_dir, f"data-dir = {here.data_dir!r}")
+        )  # downloaded or decoded, once
         with redirect_stdout(io.StringIO()):
             began = time.perf_counter()
             workspace = build_workspace(here)
@@ -178,13 +181,15 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
         values |= {"head": "probe", "probe_rounds": 2}
     short = config.with_values(**values)
     try:
-        if launch(short, client_cpus=1, client_gpus=0.0) != ExitStatus.FINISHED:
-            raise RunError(f"a round of {config.name} cannot be measured: it does not finish")
+        status = launch(short, client_cpus=1, client_gpus=0.0)
+        if status == ExitStatus.INTERRUPTED:
+            raise KeyboardInterrupt
+        if status != ExitStatus.FINISHED:
+            raise RunError(f"a round cannot be measured: {why_failed(run_path(short), {})}")
     finally:
         forget_run()
-    folder = Path(config.results_dir) / short.name / f"seed{short.seed}"
     seconds: dict[str, list[float]] = {"head": [], "train": []}
-    for row in read_rows(folder):
+    for row in read_rows(run_path(short)):
         seconds.setdefault(row["phase"], []).append(float(row["seconds"]))
     probe = seconds["head"][-1] if seconds["head"] else 0.0
     return factor * statistics.median(seconds["train"][1:]), probe

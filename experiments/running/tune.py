@@ -41,7 +41,7 @@ from experiments.running.cells import (
     read_summary,
 )
 from experiments.running.launch import attempt, preflight
-from fedta_app.config import KEYS, RunConfig
+from fedta_app.config import KEYS, RunConfig, unknown_key_sentence
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
@@ -132,13 +132,13 @@ class Study:
         A space of lists has no more trials than points.
         """
         trials = min(trials, len(self._grid) or trials)
-        preflight(self._config, client_gpus=client_gpus)
+        preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
         began = time.monotonic()
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
             if minutes and time.monotonic() - began > 60 * minutes:
                 print(f"--max-minutes {minutes:g} is used up; {to_continue()}", flush=True)
-                return ExitStatus.INTERRUPTED
+                return ExitStatus.STOPPED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)
@@ -198,14 +198,14 @@ class Study:
 
 def _diverged(folder: Path) -> bool:
     """Tell whether a run failed because of its values: its loss was not finite."""
-    return str(read_summary(folder).get("reason")).startswith(DIVERGED)
+    return DIVERGED in str(read_summary(folder).get("reason"))
 
 
 def check_space(space: Space) -> None:
     """Refuse, in one sentence, a space that cannot be searched."""
     for key, choice in space.items():
         if key not in KEYS:
-            raise ConfigError(f"[tune] {key} is not a key of the run configuration")
+            raise ConfigError(f"[tune] {unknown_key_sentence(key)}")
         ends = choice if isinstance(choice, dict) else {}
         if not (choice and isinstance(choice, list)) and set(ends) != {"low", "high"}:
             raise ConfigError(

@@ -10,10 +10,12 @@ import sys
 import tomllib
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from experiments import ROOT
 from experiments.exit_status import ExitStatus
-from experiments.running.launch import attempt
+from experiments.running.cells import read_summary
+from experiments.running.launch import attempt, has_begun
 from experiments.running.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.runs.directory import STOP_FILE, run_path
@@ -31,7 +33,8 @@ class Workers:
     """
 
     def __init__(self, jobs: int) -> None:
-        self._running: dict[Path, subprocess.Popen[str]] = {}
+        # By run directory: the process, and summary.json from before it.
+        self._running: dict[Path, tuple[subprocess.Popen[str], dict[str, Any]]] = {}
         self._stopping = False
         self._environment = dict(os.environ)
         # More threads than cores are several times slower.
@@ -45,6 +48,7 @@ class Workers:
         if self._stopping:
             return None
         directory = run_path(config)
+        before = read_summary(directory)
         (directory / STOP_FILE).unlink(missing_ok=True)
         with subprocess.Popen(
             [sys.executable, "-u", "-m", "experiments.running.workers"],
@@ -55,7 +59,7 @@ class Workers:
             text=True,
             start_new_session=True,  # Ctrl-C goes to this process, which asks the cells to stop
         ) as worker:
-            self._running[directory] = worker
+            self._running[directory] = (worker, before)
             assert worker.stdin is not None and worker.stdout is not None
             worker.stdin.write(to_toml(config))
             worker.stdin.close()
@@ -72,12 +76,15 @@ class Workers:
 
         def ask() -> None:
             self._stopping = True
-            for directory in list(self._running):
-                (directory / STOP_FILE).touch()
+            for directory, (worker, before) in list(self._running.items()):
+                if has_begun(directory, before):
+                    (directory / STOP_FILE).touch()
+                else:
+                    worker.kill()  # there is no round to wait for
             print(" stopping after these rounds (Ctrl-C again to end at once)", flush=True)
 
         def end() -> None:
-            for worker in list(self._running.values()):
+            for worker, _ in list(self._running.values()):
                 worker.kill()
 
         return on_interrupt(ask, end)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.loading import ImageSet
+from fedta_app.progress import counting
 from fedta_app.runs.metrics import write_csv
 from fedta_app.seeding import numpy_generator
 from fedta_app.training.steps import evaluate
@@ -61,9 +62,11 @@ def scaling(
     """Return the measurement of start + a (final - start), vectors (N,), for every scale a."""
     images, vector = workspace.evaluation_sets[0], final - start
     found = []
-    for scale in scales:
-        workspace.weights.load(torch.add(start, vector, alpha=scale))
-        found.append(Scaled(scale, *evaluate(workspace, images)))
+    with counting("scales of the task vector", len(scales)) as done:
+        for scale in scales:
+            workspace.weights.load(torch.add(start, vector, alpha=scale))
+            found.append(Scaled(scale, *evaluate(workspace, images)))
+            done.add()
     return found
 
 
@@ -81,16 +84,18 @@ def negation(
     """
     unit = float(torch.linalg.vector_norm(final - start))
     found = []
-    for client in sorted(vectors)[:_MOST_CLIENTS]:
-        norm = float(torch.linalg.vector_norm(vectors[client]))
-        target, control = _target_and_control(workspace, client)
-        if not (unit and norm and len(target) and len(control)):
-            continue
-        for length in lengths:
-            step = -length * unit / norm
-            workspace.weights.load(torch.add(final, vectors[client], alpha=step))
-            accuracies = [evaluate(workspace, images)[1] for images in (target, control)]
-            found.append(Negated(client, length, *accuracies))
+    clients = sorted(vectors)[:_MOST_CLIENTS]
+    with counting("negated task vectors", len(clients)) as done:
+        for client in clients:
+            norm = float(torch.linalg.vector_norm(vectors[client]))
+            target, control = _target_and_control(workspace, client)
+            if unit and norm and len(target) and len(control):
+                for length in lengths:
+                    step = -length * unit / norm
+                    workspace.weights.load(torch.add(final, vectors[client], alpha=step))
+                    accuracies = [evaluate(workspace, images)[1] for images in (target, control)]
+                    found.append(Negated(client, length, *accuracies))
+            done.add()
     return found
 
 

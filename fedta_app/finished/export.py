@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedta_app.errors import RunError
-from fedta_app.files import write_atomically
+from fedta_app.files import expanded, write_atomically
 from fedta_app.finished.model_card import model_card
 from fedta_app.finished.reading import Run
 from fedta_app.models.architectures import ARCHITECTURES
@@ -64,8 +64,10 @@ def export_run(run: Run, file: Path, *, weights: str = "last") -> Export:
     ------
     RunError
         When the run did not keep such weights, or one of the files exists.
+    ConfigError
+        When the file is in somebody's home who has none.
     """
-    file = file.expanduser().absolute()
+    file = expanded(file, f"FILE = {str(file)!r}")
     card = file.with_suffix(".md")
     if file.suffix != ".safetensors":
         raise RunError(f"{file} is not allowed: the name of the file ends in .safetensors")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
-from fedta_app.files import read_toml
+from fedta_app.files import expanded, read_toml
 from fedta_app.models.building import build_model
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import load_checkpoint
@@ -186,6 +186,8 @@ def load_run(path: str | Path, *, unfinished: bool = False) -> Run:
     ------
     RunError
         When the directory holds no run, one that is not finished, or a damaged one.
+    ConfigError
+        When its configuration cannot be read, or it is in somebody's home who has none.
 
     Examples
     --------
@@ -200,7 +202,7 @@ def load_run(path: str | Path, *, unfinished: bool = False) -> Run:
     run directory: ...
     (['start', 'train'], torch.Size([2, 10]))
     """
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path, f"RUN = {str(path)!r}")
     if not (folder / "config.toml").is_file() or not (folder / "summary.json").is_file():
         raise RunError(_no_run(folder))
     run = Run(folder)

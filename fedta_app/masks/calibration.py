@@ -122,14 +122,17 @@ class Calibration:
         return self.mask
 
     def _require_evidence(self, scores: Tensor) -> None:
-        """Refuse to let position alone decide, which breaks ties between equal scores."""
-        alive = scores if self.mask is None else scores[self.mask.mask.to(scores.device)]
-        if self.rule.needs_scores and not alive.any():
+        """Refuse scores that are all zero: position, which breaks ties, would choose the mask.
+
+        Zero for some is evidence: the output does not depend on them. On a client with few images
+        that may be so for all that is left after some rounds.
+        """
+        if self.rule.needs_scores and not scores.any():
             raise ValueError(
                 f"the scores of calibration round {self.round + 1} are zero for all "
-                f"{alive.numel()} weights that it chooses from, so nothing but their position "
-                "tells them apart: the model's output does not depend on them (its head is zero, "
-                "soft_value is 0), or nobody sent scores."
+                f"{scores.numel()} weights, so nothing but their position tells them apart: the "
+                "model's output does not depend on its weights (a head of zeros, probabilities of "
+                "exactly 1), or nobody sent scores."
             )
 
     def run(self, measure: Callable[[FlatMask | None, int], Tensor]) -> FlatMask:

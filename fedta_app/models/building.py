@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedta_app.errors import ModelError, first_line
-from fedta_app.files import file_sha256
+from fedta_app.files import expanded, file_sha256
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.names import Design, misleading_names, own_design, timm_design, wrong_size
 from fedta_app.models.weights_files import fetch_from_hub, load_weights, read_weights, state_sha256
@@ -256,7 +256,7 @@ def _load(
         kind = "pretrained"
         location, path = _find_pretrained(design)
     else:
-        kind, path = "file", Path(weights).expanduser().absolute()
+        kind, path = "file", expanded(weights, f"weights = {weights!r}")
         location = str(path)
     state = read_weights(path)
     head_loaded = load_weights(model, state, head=head, source=f"weights = {weights!r}")

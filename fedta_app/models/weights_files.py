@@ -2,13 +2,14 @@
 
 A file may hold the flat backbone of the official DINO release (Caron et al., "Emerging Properties
 in Self-Supervised Vision Transformers", ICCV 2021), its full checkpoint (the teacher is taken), a
-timm state dict, or either of them under ``state_dict`` or ``model``, in .pth or .safetensors.
+timm state dict, or either of them under ``state_dict`` or ``model``, in .pth or .safetensors. Their
+names may have the prefixes of any stack of wrappers: parallel training, `torch.compile`, Lightning.
 """
 
 import argparse
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from fedta_app.errors import ModelError, first_line
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _WRAPPERS = ("teacher", "state_dict", "model")
+_PREFIXES = ("module.", "model.", "backbone.", "teacher.")
+# What PyTorch puts into a name wherever it wraps a module; no module of a model is called so.
+_INSERTED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _HUB_SECONDS = 5.0  # timeout; without it the retries of the hub's client take most of a minute
 
 
@@ -47,13 +51,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor
-        Tensors by name, without the prefixes ``module.``, ``_orig_mod.`` and ``backbone.``; if some
-        names start with ``backbone.``, only those.
+        Tensors by name, without the prefixes ``module.``, ``_orig_mod.``, ``model.``,
+        ``backbone.`` and ``teacher.``, in any order. A prefix that more than half of the names
+        have is removed, and the tensors without it (a projection head, a student, a counter) are
+        left out.
 
     Raises
     ------
     ModelError
-        If the file is missing, has another suffix, is corrupt, or holds no tensors.
+        If the file is missing, has another suffix, is corrupt, holds no tensors, or holds several
+        that would have the same name.
     """
     if not path.is_file():
         raise ModelError(
@@ -71,7 +78,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"weights = {str(path)!r} cannot be read as tensors alone, so the file is corrupt or "
             f"holds other objects ({first_line(error)})"
         ) from error
-    tensors = _unwrap(content)
+    try:
+        tensors = _without_prefixes(_unwrap(content))
+    except ValueError as error:
+        raise ModelError(
+            f"weights = {str(path)!r} is not allowed: the file holds {error}, of which only one "
+            "can be meant; save the state dict of one model"
+        ) from error
     if not tensors:
         raise ModelError(f"weights = {str(path)!r} is not allowed: the file holds no named tensors")
     return tensors
@@ -84,20 +97,56 @@ def _torch_load(path: Path) -> Any:
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
-    """Return the tensors inside the wrappers, without the prefixes of their names."""
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
+    """Return the tensors inside the dictionaries of a training script, or none.
+
+    Raises
+    ------
+    ValueError
+        If there are several such dictionaries; the message names them.
+    """
     if not isinstance(content, Mapping):
         return {}
-    tensors = {}
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            tensors[str(name).removeprefix("_orig_mod.").removeprefix("module.")] = value
-    backbone = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
-    return {n.removeprefix("backbone."): t for n, t in backbone.items()} or tensors
+    inner = {key: found for key in _WRAPPERS if (found := _unwrap(content.get(key)))}
+    if len(inner) > 1:
+        raise ValueError(" and ".join(map(repr, inner)))
+    for tensors in inner.values():
+        return tensors
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by the names that they have in their own model.
+
+    Raises
+    ------
+    ValueError
+        If two of them would have the same name; the message names them.
+    """
+    names: dict[str, str] = {}  # from the name so far to the name in the file
+    for name in tensors:
+        _put(names, ".".join(part for part in name.split(".") if part not in _INSERTED), name)
+    if any(name.startswith("teacher.") for name in names):  # beside it, a student as large
+        names = {k: v for k, v in names.items() if not k.startswith("student.")}
+    while prefix := _most_frequent_prefix(names):
+        kept: dict[str, str] = {}
+        for short, name in names.items():
+            _put(kept, short.removeprefix(prefix), name)
+        names = {k: v for k, v in kept.items() if f"{prefix}{k}" in names}
+    return {short: tensors[name] for short, name in names.items()}
+
+
+def _most_frequent_prefix(names: Collection[str]) -> str:
+    """Return the prefix of a wrapper that more than half of the names have, "" without one."""
+    for prefix in _PREFIXES:
+        if 2 * sum(name.startswith(prefix) for name in names) > len(names):
+            return prefix
+    return ""
+
+
+def _put(names: dict[str, str], short: str, name: str) -> None:
+    if short in names:
+        raise ValueError(f"{names[short]!r} and {name!r}")
+    names[short] = name
 
 
 def fetch_from_hub(hub_id: str, filename: str = "model.safetensors") -> Path:

@@ -1,32 +1,29 @@
 """The directory of a run: its lock, and the check whether an earlier run can be continued."""
 
 import errno
-import math
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, to_toml
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.files import read_toml, write_atomically
+from fedta_app.files import expanded, read_toml, write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
-DIVERGED = "training diverged"  # first words of the error, by which tuning recognises it
+DIVERGED = "training diverged"  # in the error, by which tuning recognises it
 _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be ending
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
 
 
-def check_loss(loss: float, number: int) -> None:
-    """Raise RunError where the training loss of a round is not finite."""
-    if not math.isfinite(loss):
-        raise RunError(f"{DIVERGED} in round {number} (loss {loss}): lower lr, or clip")
+def results_path(config: RunConfig) -> Path:
+    """Return the absolute folder that holds the directories of all runs."""
+    return expanded(config.results_dir, f"results-dir = {config.results_dir!r}")
 
 
 def run_path(config: RunConfig) -> Path:
     """Return the absolute directory of a run: <results-dir>/<name>/seed<seed>."""
-    root = Path(config.results_dir).expanduser().absolute()
-    return root / config.name / f"seed{config.seed}"
+    return results_path(config) / config.name / f"seed{config.seed}"
 
 
 def check_resumable(config: RunConfig) -> None:

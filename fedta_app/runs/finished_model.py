@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, without_folders
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
 from fedta_app.models.weights_files import state_sha256
@@ -185,7 +185,7 @@ def _place(row: Row) -> tuple[str, int, dict[str, float]]:
 def describing_keys(config: RunConfig) -> dict[str, Any]:
     """Return the keys that something reads and that decide a result, without paths."""
     keys = config.values_that_decide("result", "rounding")
-    return keys | {"engine": config.engine, "weights": Path(config.weights).name}
+    return without_folders(keys) | {"engine": config.engine}
 
 
 def _sha256(values: Mapping[str, Any]) -> str:

@@ -7,12 +7,18 @@ if one is due, saves a checkpoint of all parts and of the current phase:
     {"phase": 2, "round": 7, "parts": {"server": ..., "algorithm": ..., "phase/train": ...}}
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
-from fedta_app.errors import CheckpointError
+from torch import Tensor
+
+from fedta_app import progress
+from fedta_app.errors import CheckpointError, RunError
 from fedta_app.runs.checkpoint import Checkpoint
+from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
@@ -37,6 +43,9 @@ class Phase:
     ----------
     round : int
         How many of its `num_rounds` rounds are done.
+    check : callable
+        Called with the loss and the number of a round after its work, before anything is measured;
+        the loop sets it, and it raises RunError if training diverged.
     """
 
     name: ClassVar[str]
@@ -44,6 +53,7 @@ class Phase:
     def __init__(self, num_rounds: int) -> None:
         self.num_rounds = num_rounds
         self.round = 0
+        self.check: Callable[[float | None, int], None] = lambda loss, number: None
 
     def work(self, number: int) -> float | None:
         """Do round 1, 2, ... of the phase; return its mean training loss, None if it has none."""
@@ -54,6 +64,7 @@ class Phase:
         began = time.perf_counter()
         loss = self.work(number)
         seconds = round(time.perf_counter() - began, 4)
+        self.check(loss, number)
         return Row(number, self.name, train_loss=loss, seconds=seconds)
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,9 +104,18 @@ class RoundLoop:
         self._keeper = keeper
         self._sha256 = sha256
         self._current = 0
+        for phase in phases:
+            phase.check = self._check_finite
 
     def run(self) -> None:
-        """Run the remaining rounds, until the last one or a reason to stop."""
+        """Run the remaining rounds, until the last one or a reason to stop.
+
+        Raises
+        ------
+        RunError
+            When training diverged: a loss of a round is not finite, or what a checkpoint would hold
+            after it is not. The checkpoint before it stays.
+        """
         session = self._session
         if session.checkpoint:
             self._load(session.checkpoint)
@@ -105,7 +125,10 @@ class RoundLoop:
                 return
             if phase.name == "start":
                 session.initial_sha256 = self._sha256()
-            row = phase.run_round(phase.round + 1)
+            number = f" round {phase.round + 1}" if phase.num_rounds > 1 else ""
+            with progress.phase(phase.name + number):
+                row = phase.run_round(phase.round + 1)
+            _check_figures(row)
             phase.round += 1
             self._keeper.after_round([*session.rows, row])
             session.add(row, self._state)
@@ -129,6 +152,13 @@ class RoundLoop:
         position = {"phase": self._current, "round": self._phases[self._current].round}
         return {**position, "parts": parts}
 
+    def _check_finite(self, loss: float | None, number: int) -> None:
+        """Raise RunError if the loss of a round, or any tensor of the state, is not finite."""
+        if loss is not None and not math.isfinite(loss):
+            raise _diverged(number, f"loss {loss}")
+        for tensor in _not_finite(self._state()["parts"]):
+            raise _diverged(number, f"{tensor} is not finite")
+
     def _load(self, checkpoint: Checkpoint) -> None:
         self._current = int(checkpoint.state["phase"])
         self._phases[self._current].round = int(checkpoint.state["round"])
@@ -140,6 +170,35 @@ class RoundLoop:
             )
         for name, part in parts.items():
             part.load_state_dict(stored[name])
+        self._check_finite(None, self._phases[self._current].round)
+
+
+def _not_finite(state: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Yield the place of each tensor of nested dictionaries that holds NaN or infinity."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _not_finite(value, f"{place}{name}/")
+        elif isinstance(value, Tensor) and not _is_finite(value):
+            yield f"{place}{name}"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a copy: NaN is both the smallest and the largest of its tensor.
+    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
+
+
+def _check_figures(row: Row) -> None:
+    """Raise RunError if weights are finite after training, but a loss by them is not."""
+    if row.train_loss is not None:
+        for name, value in asdict(row).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _diverged(row.round, f"{name} {value}")
+
+
+def _diverged(number: int, reason: str) -> RunError:
+    return RunError(f"{DIVERGED} in round {number} ({reason}): lower lr, or clip")
 
 
 def check_keys(state: Mapping[str, Any], expected: Sequence[str], part: str) -> None:

@@ -59,8 +59,8 @@ def uncommitted(code: Mapping[str, Any]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     are = "is" if len(names) == 1 else "are"
     return (
-        f"{', '.join(names[:3])}{more} {are} not committed as used here, so that no commit repeats "
-        "the run, and a report with it says so: commit first to avoid that"
+        f"{', '.join(names[:3])}{more} {are} not committed as used now: no commit will repeat this "
+        "run, and a report of it says so; commit first to avoid that"
     )
 
 

@@ -49,8 +49,8 @@ def fisher_diagonal(
     convolutions, layer and group norms, and parameters that are added, multiplied or expanded (such
     as timm's `VisionTransformer`) are differentiated a batch at a time, in about the time and
     memory of a backward pass. On two examples of the first batch (of each image size) this is
-    compared with the loop. If gradients differ by more than 5 % of the largest in their tensor, and
-    for all other models, the loop does the work, and the reason is logged once.
+    compared with the loop. If the gradients of a parameter differ by more than 5 % of their norm,
+    and for all other models, the loop does the work, and the reason is logged once.
 
     Parameters
     ----------

@@ -20,11 +20,12 @@ from fedta_app.sensitivity.keyed import keyed_uniform
 from fedta_app.sensitivity.layers import BatchStatisticsError, Score, UnsupportedModelError
 from fedta_app.sensitivity.tape import SquaredGradientTape
 
-# Tape and loop agree if gradients differ by less than this part of the largest one of their tensor.
-# Rounding is below it, also in TF32; a gradient of the wrong examples or axes is far above.
+# Tape and loop agree if the gradients of a tensor differ by less than this part of their norm.
+# Rounding is below it, also in TF32 or where it moves a few units across the kink of a ReLU;
+# gradients of the wrong examples or axes are far above.
 _TOLERANCE = 0.05
-# A tensor whose gradients are smaller than this part of the model's largest may be rounding alone,
-# like those of a bias before a normalisation.
+# A tensor with less than this part of the largest norm may be rounding alone, like the gradient of
+# a bias before a normalisation.
 _ROUNDING = 1e-4
 
 
@@ -86,45 +87,41 @@ def accumulate(
     """
     failure = ""
     checked: dict[torch.Size, int] = {}  # how many examples of a shape stood together in a check
-    for batch in batches:
+    for index, batch in enumerate(batches):
+        shape, together = batch.images.shape[1:], min(len(batch.images), 2)
+        if not failure and checked.get(shape, 0) >= together:
+            add_by_tape(model, totals, batch, objective)
+            continue
         if not failure:
-            before = {name: total.clone() for name, total in totals.items()}
-            shape, together = batch.images.shape[1:], min(len(batch.images), 2)
-            check = checked.get(shape, 0) < together
-            failure = _try_tape(model, totals, batch, objective, check=check)
-            checked[shape] = max(checked.get(shape, 0), together)
+            checked[shape] = together
+            before = {name: total.clone() for name, total in totals.items()} if index else {}
+            failure = _try_tape(model, totals, batch, objective)
             if not failure:
                 continue
             for name, total in totals.items():
-                total.copy_(before[name])
-            del before
+                if before:
+                    total.copy_(before[name])
+                else:
+                    total.zero_()
         add_by_loop(model, totals, batch, objective)
         _say(f"sensitivities are measured example by example, which is slower: {failure}")
 
 
 def _try_tape(
-    model: nn.Module,
-    totals: Mapping[str, Tensor],
-    batch: Batch,
-    objective: Objective,
-    *,
-    check: bool,
+    model: nn.Module, totals: Mapping[str, Tensor], batch: Batch, objective: Objective
 ) -> str:
     """Add a batch by the tape, and return why that cannot be trusted, or "" if it can."""
-    # The batch to check is split into unequal parts: an activation whose first dimension is not the
-    # batch may have the size of one part by chance, but not of both.
-    cut = (len(batch.images) - 1) // 2 if check else 0
+    # Unequal parts: an activation whose first dimension is not the batch may have the size of one
+    # part by chance, but not of both.
+    cut = (len(batch.images) - 1) // 2
+    parts = [batch.part(0, cut), batch.part(cut, len(batch.images))] if cut else [batch]
     try:
-        logits = add_by_tape(model, totals, batch.part(0, cut), objective) if cut else None
-        rest = add_by_tape(model, totals, batch.part(cut, len(batch.images)), objective)
-        if check:
-            logits = rest if logits is None else torch.cat([logits, rest])
-            return _disagreement(model, totals, batch.part(0, 2), objective, logits[:2])
+        logits = torch.cat([add_by_tape(model, totals, part, objective) for part in parts])
+        return _disagreement(model, totals, batch.part(0, 2), objective, logits[:2])
     except (BatchStatisticsError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # torch and models raise all kinds; the loop raises what is real
         return str(error) if isinstance(error, UnsupportedModelError) else first_line(error)
-    return ""
 
 
 def _disagreement(
@@ -142,23 +139,24 @@ def _disagreement(
     alone = add_by_loop(model, looped, batch, objective)
     if not _close(logits, alone):
         return "the logits of an example depend on the other examples of its batch"
-    gradients = {name: (taped[name].sqrt(), looped[name].sqrt()) for name in like}
-    largest = max(float(_largest(loop)) for _, loop in gradients.values())
-    for name, (tape, loop) in gradients.items():
+    largest = max(_norm(score.sqrt()) for score in looped.values())
+    for name in like:
+        tape, loop = taped[name].sqrt_(), looped[name].sqrt_()  # gradients
         if (not tape.any() and loop.any()) or not _close(tape, loop, _ROUNDING * largest):
             return f"the gradients of {name!r} are not what they are example by example"
     return ""
 
 
 def _close(values: Tensor, reference: Tensor, least: float = 0.0) -> bool:
-    """Return whether values differ by rounding, which is relative to the largest reference."""
-    bound = _TOLERANCE * max(float(_largest(reference)), least)
-    return torch.allclose(values, reference, rtol=0.0, atol=bound, equal_nan=True)
+    """Return whether values differ from a reference, of at least some norm, by rounding alone."""
+    if not torch.equal(values.isfinite(), reference.isfinite()):
+        return False
+    return _norm(values - reference) <= _TOLERANCE * max(_norm(reference), least)
 
 
-def _largest(values: Tensor) -> Tensor:
-    """Return the largest finite magnitude."""
-    return values.nan_to_num(0.0, 0.0, 0.0).abs().max() if values.numel() else values.new_zeros(())
+def _norm(values: Tensor) -> float:
+    """Return the Euclidean norm of the finite values."""
+    return float(torch.linalg.vector_norm(values.nan_to_num(0.0, 0.0, 0.0)))
 
 
 @lru_cache(maxsize=64)

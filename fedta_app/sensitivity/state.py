@@ -8,6 +8,7 @@ seem to have no gradient.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class _State:
 
     def restore(self) -> None:
         for container, content in self._containers:
-            _refill(container, content)
+            if container or content:
+                _refill(container, content)
         for index, (buffer, values) in enumerate(self._buffers):
             if _version(buffer) != self._versions[index]:
                 with torch.no_grad():
@@ -78,13 +80,11 @@ def _refill(container: _Container, content: Any) -> None:
     elif isinstance(container, set):
         container.clear()
         container |= content
-    elif any(map(_differ, container.items(), content.items())) or len(container) != len(content):
+    elif list(container) != list(content) or not all(
+        map(is_, container.values(), content.values())
+    ):
         container.clear()
         container.update(content)
-
-
-def _differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
-    return one[0] is not other[0] or one[1] is not other[1]
 
 
 def _version(buffer: torch.Tensor) -> int:

@@ -1,12 +1,11 @@
 """The data set of a configuration, and the cache of what a machine computes once."""
 
-from pathlib import Path
-
 from fedta_app.cache import ArrayCache
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import FOLDER, image_folder
 from fedta_app.data.sets import DATASETS
 from fedta_app.data.sets.base import Dataset
+from fedta_app.files import expanded
 from fedta_app.models.building import own_image_size
 
 
@@ -14,12 +13,14 @@ def find_dataset(config: RunConfig) -> Dataset:
     """Return the data set of a configuration; a folder of images is listed, but not yet read."""
     if config.dataset != FOLDER:
         return DATASETS[config.dataset]
-    folder = Path(config.data_dir).expanduser() / Path(config.image_folder).expanduser()
+    data_dir = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
+    folder = expanded(data_dir / config.image_folder, f"image-folder = {config.image_folder!r}")
     size = config.image_size or own_image_size(config.model)
     return image_folder(folder, size, machine_cache(config))
 
 
 def machine_cache(config: RunConfig) -> ArrayCache:
     """Return the cache in `cache-dir`, of `cache-gb` at most."""
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    said = f"cache-dir = {config.cache_dir!r}"
+    folder = expanded(config.cache_dir, said) if config.cache_dir else None
     return ArrayCache(folder, config.cache_gb * 1e9)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
-from fedta_app.runs.directory import check_loss
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.training.chance import highest_by_chance
@@ -80,14 +79,7 @@ def measured_when_due(row: Row, config: RunConfig, measure: Callable[..., Figure
     """Return the row of a training round, with the figures of `measure` where these are due.
 
     They are due every `eval-every` rounds and in the last round.
-
-    Raises
-    ------
-    RunError
-        When the training loss is not finite.
     """
-    assert row.train_loss is not None
-    check_loss(row.train_loss, row.round)
     last = row.round == config.num_server_rounds
     if last or row.round % config.eval_every == 0:
         return row.measured(**measure(last=last))

@@ -6,11 +6,9 @@ in. They are therefore always computed in the same chunks of a split, each by on
 they are then kept on disk or in memory, and on whichever engine.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,12 +19,12 @@ from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import resolve_precision
 from fedta_app.models.weights_files import state_sha256
+from fedta_app.progress import counting, phase
 from fedta_app.runs.provenance import device_name, versions
 from fedta_app.training.datasets import machine_cache
 from fedta_app.training.passes import autocast
 
 _CHUNK = 64  # images; another number gives other last bits
-_QUIET_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,9 @@ class Stem:
                 where = array[start : start + _CHUNK]
                 (where[:, view] if views else where)[:] = self.tokens(pixels(chunk)).cpu().numpy()
 
-            for _ in _reported(_each(compute, jobs, self.device), len(jobs)):
-                pass
+            with phase("frozen blocks"), counting("images", len(jobs) * _CHUNK) as done:
+                for _ in _each(compute, jobs, self.device):
+                    done.add(_CHUNK)
 
         array = self.cache.array(key, (len(images), *middle, *each), "float32", fill)
         return ImageSet(torch.from_numpy(array), images.labels)
@@ -161,15 +160,3 @@ def _each(
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # the pool's threads set it for all
-
-
-def _reported(done: Iterator[None], total: int) -> Iterator[None]:
-    """Print now and then how many chunks are computed, and how long the others will take."""
-    began = last = time.monotonic()
-    for number, _ in enumerate(done, start=1):
-        now = time.monotonic()
-        if now - last > _QUIET_SECONDS:
-            last = now
-            left = timedelta(seconds=round((now - began) / number * (total - number)))
-            print(f"frozen blocks: {number / total:.0%} of the images, {left} left", flush=True)
-        yield

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.loading import ImageSet
+from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
 from fedta_app.models.building import features, num_features
+from fedta_app.progress import counting
 from fedta_app.training.workspace import Workspace
 
 
@@ -30,11 +32,13 @@ def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[T
     """Yield float32 features (B, d) and labels (B,) of the images, in evaluation mode."""
     workspace.model.eval()
     size = workspace.config.eval_batch_size
-    for start in range(0, len(images), size):
-        batch = images.images[start : start + size]
-        with torch.inference_mode():
-            found = features(workspace.model, workspace.inputs(batch))
-        yield found, images.labels[start : start + size]
+    with counting("images", len(images)) as done:
+        for start in range(0, len(images), size):
+            batch = images.images[start : start + size]
+            with torch.inference_mode():
+                found = features(workspace.model, workspace.inputs(batch))
+            yield found, images.labels[start : start + size]
+            done.add(len(batch))
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,13 @@ class FittedHead:
 
 
 def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
-    """Return the ridge head; validation images choose strength and temperature that are not set."""
+    """Return the ridge head; validation images choose strength and temperature that are not set.
+
+    Raises
+    ------
+    RunError
+        When the head is not finite.
+    """
     config = workspace.config
     # All validation images, whatever eval-size is: measuring must not change what is trained.
     batches = list(_feature_batches(workspace, workspace.plain.val))
@@ -73,4 +83,9 @@ def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     weight, bias = statistics.solve(ridge)
     temperature = config.head_temperature or fit_temperature(found @ weight.T + bias, labels)
     vector = (torch.cat([weight.flatten(), bias]) / temperature).float()
+    if not vector.isfinite().all():
+        raise RunError(
+            f"the ridge head is not finite with a strength of {ridge:g} and a temperature of "
+            f"{temperature:g}: set head-temperature or ridge to another value, or 0 to choose it"
+        )
     return FittedHead(vector, ridge, temperature)

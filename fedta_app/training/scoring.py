@@ -14,6 +14,7 @@ from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable
 from fedta_app.errors import RunError
 from fedta_app.masks import Calibration, client_scores, rule_named
+from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
@@ -35,10 +36,12 @@ class ScoringBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size = self.workspace.config.calibration_batch_size
-        for start in range(0, len(self.images), size):
-            batch = slice(start, start + size)
-            inputs = self.workspace.inputs(self.images.images[batch])
-            yield inputs, self.images.labels[batch], self.ids[batch]
+        with counting("images", len(self.images)) as done:
+            for start in range(0, len(self.images), size):
+                batch = slice(start, start + size)
+                inputs = self.workspace.inputs(self.images.images[batch])
+                yield inputs, self.images.labels[batch], self.ids[batch]
+                done.add(len(inputs))
 
 
 def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:

@@ -12,6 +12,7 @@ from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable, to_device
 from fedta_app.optim.sparse_sgdm import SparseSGDM
+from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
 from fedta_app.training.passes import autocast
 from fedta_app.training.workspace import Workspace
@@ -104,12 +105,14 @@ def train_steps(
     loss = None if rule is None else rule.loss
     model.train()
     dropout = _seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
-    with dropout, repeatable(workspace.device, config.deterministic):
+    steady = repeatable(workspace.device, config.deterministic)
+    with dropout, steady, counting("steps", steps) as done:
         # The CPU never waits for the GPU in this loop, except for the scaler of fp16.
         for positions in mini_batches(len(images), config.batch_size, steps, order):
             batch = images.subset(to_device(positions, workspace.device))
             inputs = workspace.inputs(batch.images, augmentation)
             total += _step(workspace, optimizer, scaler, inputs, batch.labels, loss, correct)
+            done.add()
     return float(total) / steps
 
 
@@ -210,11 +213,13 @@ def predict(workspace: Workspace, images: ImageSet) -> tuple[float, Tensor]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
     predicted = []
-    with torch.inference_mode(), autocast(workspace.precision, workspace.device):
+    precision = autocast(workspace.precision, workspace.device)
+    with torch.inference_mode(), precision, counting("images", len(images)) as done:
         for start in range(0, len(images), config.eval_batch_size):
             stop = start + config.eval_batch_size
             labels = images.labels[start:stop]
             logits = model(workspace.inputs(images.images[start:stop])).float()
             loss += cross_entropy(logits, labels, reduction="sum").double()
             predicted.append(logits.argmax(dim=1))
+            done.add(len(labels))
     return float(loss) / len(images), torch.cat(predicted)

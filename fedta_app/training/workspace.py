@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.config import RunConfig, check_classes
+from fedta_app.config import RunConfig, check_classes, in_keys
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
-from fedta_app.errors import ConfigError
+from fedta_app.errors import ConfigError, DataError, PartitionError
+from fedta_app.files import expanded
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.schemes import partition
@@ -29,13 +30,13 @@ def resolve_device(name: str) -> torch.device:
     """Return the device of that name, or raise ConfigError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device = {name!r} is not allowed: this machine has {torch.cuda.device_count()} CUDA "
             "devices that torch can use; device is auto, cpu, or a CUDA device that is there"
         )
-    return device
+    return torch.device(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +85,17 @@ class Workspace:
     def partitions(self) -> list[np.ndarray]:
         """The positions of each client's images in the training split."""
         config = self.config
-        return partition(
-            self.data.train.labels.cpu().numpy(),
-            config.num_clients,
-            scheme=config.partition,
-            num_classes_per_client=config.num_classes_per_client,
-            alpha=config.dirichlet_alpha,
-            seed=config.seed,
-        )
+        try:
+            return partition(
+                self.data.train.labels.cpu().numpy(),
+                config.num_clients,
+                scheme=config.partition,
+                num_classes_per_client=config.num_classes_per_client,
+                alpha=config.dirichlet_alpha,
+                seed=config.seed,
+            )
+        except PartitionError as error:
+            raise PartitionError(in_keys(str(error))) from error
 
     @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
@@ -233,9 +237,13 @@ def build_workspace(config: RunConfig) -> Workspace:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
-    dataset = find_dataset(config)
-    check_classes(config, dataset.classes)
-    data = load_data(dataset, config.data_dir, val_size=config.val_size, seed=config.seed)
+    try:
+        dataset = find_dataset(config)
+        check_classes(config, dataset.classes)
+        folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
+        data = load_data(dataset, folder, val_size=config.val_size, seed=config.seed)
+    except DataError as error:
+        raise DataError(in_keys(str(error))) from error
     built = build_model(
         config.model,
         weights=config.weights,

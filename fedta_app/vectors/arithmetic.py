@@ -1,5 +1,6 @@
 """Element-wise steps on weights that keep the bits of what does not move."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,8 @@ def stepped(value: Tensor, update: Tensor, scale: float = 1.0) -> Tensor:
 
     Plain addition turns -0.0 + 0.0 into +0.0: a weight nobody moved would change its bits.
     """
+    if abs(scale) > torch.finfo(value.dtype).max:  # torch refuses it with an error of its own
+        scale = math.copysign(math.inf, scale)
     return torch.where(update == 0, value, value.add(update, alpha=scale))
 
 

@@ -58,17 +58,46 @@ def test_overrides_are_toml_or_plain_words() -> None:
         (["run", "nowhere"], "there is no table 'nowhere'; tables are: "),
         (["run", "demo/nothing"], "table 'demo' has no preset 'nothing'; its presets are: "),
         (["run", "demo", "--set", "lrr=1"], "did you mean lr?"),
-        (["run", "demo", "--set", "lr=-1"], "lr = -1.0 is not allowed"),
+        (["run", "demo", "--set", "lr=-1"], "lr = -1 is not allowed"),
         (["run", "demo", "--set", "weights=/nowhere.pth"], "/nowhere.pth"),
         (["run", "demo", "--set", "image-size=7"], "image-size"),
         (["run", "demo", "--set", "model=vit_digit"], "vit_digit"),
         (["run", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
-        (["run", "demo", "--set", "num-clients=100000"], "100000"),
+        (["plan", "demo", "--set", "num-clients=0"], "num-clients = 0 is not allowed here"),
+        (["run", "demo", "--set", "num-clients=100000"], "num-clients must be an integer between"),
+        (["run", "demo", "--set", "val-size=1e-5"], "val-size must be between 0 and 1"),
+        (
+            ["run", "demo", "--set", "dirichlet-alpha=1e9"],
+            "dirichlet-alpha = 1000000000.0 is not allowed: dirichlet-alpha is a number from 1e-06",
+        ),
+        (["run", "demo", "--set", f"lr={'9' * 400}"], "(400 characters) is not allowed: lr is fin"),
+        (
+            ["plan", "demo", "--set", f"lr={'9' * 400}"],
+            "(400 characters) is not allowed: lr is fin",
+        ),
+        (["tune", "demo/fedavg", "--set", f"lr={'9' * 5000}"], "characters) is not allowed: lr is"),
+        (["run", "demo", "--set", "lr=nan"], "lr = nan is not allowed: lr is finite, a number"),
+        (["run", "demo", "--set", "local-steps=true"], "local-steps = True is not allowed"),
+        (["run", "demo", "--set", "learning-rate=1"], "; did you mean lr?"),
+        (["run", "demo", "--device", "tpu"], "device = 'tpu' is not allowed: device is auto, cpu,"),
+        (["plan", "demo", "--device", "mps"], "device = 'mps' is not allowed: device is auto, cpu"),
+        (["plan", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
+        (["run", "digits/centralized", "--device", "cuda:" + 30 * "7"], "is not allowed: this mac"),
         (["run", "demo", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
-        (["run", "demo", "--seeds", "0"], "--seeds 0 is not allowed: it is at least 1"),
+        (
+            ["run", "demo", "--seeds", "0"],
+            "--seeds 0 is not allowed: it is a whole number",
+        ),
         (["run", "demo", "--set", "name=same"], "two runs would share one run directory"),
         (["run", "smoke", "--set", "mask-rule=random"], "would be the same run"),
-        (["run", "demo", "--max-minutes", "0"], "--max-minutes 0 is not allowed: it is above 0"),
+        (
+            ["run", "demo", "--max-minutes", "0"],
+            "--max-minutes 0 is not allowed: it is a finite",
+        ),
+        (
+            ["run", "demo", "--max-minutes", "inf"],
+            "--max-minutes inf is not allowed: it is a finite",
+        ),
         (["run", "demo", "--client-gpus", "0.25"], "torch finds no CUDA GPU on this machine"),
         (["run", "demo", "--results-dir", "/proc/nothing"], "cannot be written to"),
     ],
@@ -80,7 +109,7 @@ def test_a_mistake_is_one_sentence_and_a_status(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if "--results-dir" not in arguments and arguments[0] == "run":
+    if "--results-dir" not in arguments:
         arguments = [*arguments, "--results-dir", str(tmp_path)]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(arguments) == ExitStatus.REFUSED

@@ -1,3 +1,4 @@
+import math
 import random
 import runpy
 import tomllib
@@ -5,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedta_app.algorithms import algorithms, reads
@@ -232,7 +234,76 @@ def test_difference_names_what_decides_a_result_and_nothing_else() -> None:
         assert len(changed) == (key not in keys_that_decide("place")), key
 
 
-@pytest.mark.parametrize("text", ["a = ", "[table", b"\xff\xfe"])
+NUMBERS = [key for key in KEYS.values() if key.kind in (int, float)]
+
+
+@pytest.mark.parametrize("key", NUMBERS, ids=[key.name for key in NUMBERS])
+@settings(max_examples=20)
+@given(
+    st.booleans()
+    | st.sampled_from([math.nan, math.inf, -math.inf, np.float32("nan"), np.bool_(True), 10**400])
+    | st.integers(2**63, 2**70).map(lambda number: -number)
+)
+def test_what_no_number_can_be_is_refused_for_every_key_by_the_range_that_holds(key, value) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig.from_mapping({key.name: value})
+    sentence = str(refusal.value)
+    assert sentence.startswith(f"{key.name} = ") and len(sentence) < 250
+    assert sentence.endswith(key.allowed)
+    huge = isinstance(value, int) and value == 10**400
+    if key.kind is float and (huge or isinstance(value, float)):
+        assert f"{key.name} is finite, {key.allowed}" in sentence
+    if key.kind is int and huge:
+        assert f"{key.name} is below 2^63, {key.allowed}" in sentence
+
+
+def test_no_factor_is_too_large_for_float32() -> None:
+    with pytest.raises(ConfigError, match=r"lr = 1e\+39 .*: lr is at most 3.4e\+38 in size, a num"):
+        RunConfig.from_mapping({"lr": 1e39})
+    assert RunConfig.from_mapping({"lr": 3e38}).lr == 3e38
+
+
+@pytest.mark.parametrize("key", NUMBERS, ids=[key.name for key in NUMBERS])
+def test_numbers_of_numpy_are_pythons(key: Key) -> None:
+    kind = np.int64 if key.kind is int else np.float64
+    checked = key.checked(kind(key.default))
+    assert type(checked) is key.kind and checked == key.default
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("learning-rate", "lr"),
+        ("learning_rate", "lr"),
+        ("LR", "lr"),
+        ("lrr", "lr"),
+        ("rounds", "num-server-rounds"),
+        ("num_rounds", "num-server-rounds"),
+        ("clients", "num-clients"),
+        ("K", "num-clients"),
+        ("batch_size", "batch-size"),
+        ("batchsize", "batch-size"),
+        ("local-epochs", "local-steps"),
+        ("alpha", "dirichlet-alpha"),
+        ("proximal_mu", "pull"),
+        ("sparsty", "sparsity"),
+        ("learning-rates", "lr"),
+    ],
+)
+def test_an_unknown_key_suggests_the_one_that_was_meant(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig.from_mapping({typed: 1})
+    said = f"{typed} is not a key of the run configuration; did you mean {meant}?"
+    assert str(refusal.value) == said
+
+
+def test_synonyms_are_no_keys_and_mean_one_key_each() -> None:
+    words = [word for key in KEYS.values() for word in key.synonyms]
+    assert len(set(words)) == len(words) and not set(words) & set(KEYS)
+    assert all(word == word.lower() and "_" not in word for word in words)
+
+
+@pytest.mark.parametrize("text", ["a = ", "[table", b"\xff\xfe", f"lr = {'1' * 5000}"])
 def test_a_broken_toml_file_is_refused_by_name(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

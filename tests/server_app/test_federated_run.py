@@ -200,7 +200,10 @@ def test_without_num_clients_the_federation_decides(tmp_path: Path) -> None:
 def test_nodes_that_stand_for_several_clients_change_no_bit(
     tmp_path: Path, clients_per_node: int, num_nodes: int
 ) -> None:
-    masked = {"head": "ridge", "mask-rule": "least-sensitive", "mask-scope": "client"}
+    masked = {
+        "weights": "pretrained", "head": "ridge", "mask-rule": "least-sensitive",
+        "mask-scope": "client",
+    }  # fmt: skip
     together = run(
         tmp_path / "a", num_nodes=num_nodes, **masked, **{"clients-per-node": clients_per_node}
     )

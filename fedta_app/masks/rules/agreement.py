@@ -42,7 +42,8 @@ def mean_gradient(model: nn.Module, names: Sequence[str], batches: Batches) -> T
     total, num_images = torch.zeros((), device=device), 0
     for images, labels, *_ in batches:
         loss = cross_entropy(model(images.to(device)), labels.to(device), reduction="sum")
-        gradients = torch.autograd.grad(loss, parameters)
+        # A parameter that the loss does not depend on has the gradient zero.
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         total = total + torch.cat([gradient.flatten() for gradient in gradients])
         num_images += len(images)
     if not num_images:

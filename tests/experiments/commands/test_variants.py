@@ -30,6 +30,7 @@ def write(results: Path, name: str, seed: int, accuracy: float, **changes: Any) 
     folder = results / name / f"seed{seed}"
     folder.mkdir(parents=True)
     status, data = changes.pop("status", "finished"), changes.pop("data", "d")
+    sha256 = changes.pop("sha256", f"{name} {seed}")
     config = RunConfig.from_mapping({"name": name, "seed": seed, "num-server-rounds": 4, **changes})
     (folder / "config.toml").write_text(to_toml(config))
     rows = [
@@ -42,7 +43,7 @@ def write(results: Path, name: str, seed: int, accuracy: float, **changes: Any) 
     summary = {
         "status": status, "bytes-up": 1e6, "bytes-down": 2e6, "identity": {"data-sha256": data},
         "code": code, "sessions": [{"seconds": 1, "code": code}], "device": "cpu",
-        "versions": {"torch": "2"},
+        "versions": {"torch": "2"}, "final-weights-sha256": sha256,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -135,6 +136,16 @@ def test_only_finished_runs_on_the_same_data_are_held_against_each_other(tmp_pat
     assert figures_frame(variants)["state"].tolist() == ["finished", "stopped", "finished"]
 
 
+def test_a_variant_that_changed_nothing_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "base", 0, 0.9, sha256="w")
+    write(tmp_path, "idle", 0, 0.9, sha256="w", lr=0.5)
+    write(tmp_path, "other", 0, 0.9, lr=0.6)
+    _, notes = differences_frame(find_variants(["base", "idle", "other"], tmp_path))
+    assert [note for note in notes if "equal weights" in note] == [
+        "idle and base end with equal weights: what differs in their configurations did nothing"
+    ]
+
+
 def test_keys_differ_where_something_reads_them(tmp_path: Path) -> None:
     write(tmp_path, "dense", 0, 0.9, head="ridge")
     masked = {"head": "ridge", "mask-rule": "least-sensitive", "device": "cpu"}
@@ -217,7 +228,7 @@ def test_collect_says_why_it_found_nothing(
     command = shlex.join(["python", "-m", "experiments", "run", *arguments])
     assert capsys.readouterr().out == (
         f"none of 8 cells is finished, and nothing was written to {tmp_path}/out\n"
-        f"looked for in {runs}:\n  none of them was run there\nto run what is missing: {command}\n"
+        f"missing from {runs}:\n  none of them was run there\nto run what is missing: {command}\n"
     )
     preset_run(runs, "smoke/least-iid", "least-iid", "stopped")
     preset_run(runs, "smoke/random-iid", "random-iid", lr=0.5)

@@ -125,7 +125,7 @@ def test_a_run_is_told_of_other_code_before_it_starts(
     assert code_warnings(variant, results) == []
     now["changed"] = ["fedta_app/masks/rules/mine.py"]
     (warning,) = code_warnings(variant, results)
-    assert warning.startswith("fedta_app/masks/rules/mine.py is not committed as used here")
+    assert warning.startswith("fedta_app/masks/rules/mine.py is not committed as used now")
 
 
 def test_the_warning_comes_before_round_1(
@@ -138,6 +138,6 @@ def test_the_warning_comes_before_round_1(
     arguments = ["run", "smoke/random-iid", "--name", "mine", *quick]
     assert main([*arguments, "--results-dir", str(tmp_path)]) == ExitStatus.FINISHED
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("warning: fedta_app/seeding.py is not committed as used here")
+    assert lines[0].startswith("warning: fedta_app/seeding.py is not committed as used now")
     assert lines[1] == f"run directory: {tmp_path}/mine/seed0"
     assert sum(line.startswith("warning") for line in lines) == 1

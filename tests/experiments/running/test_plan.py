@@ -68,7 +68,7 @@ def test_plan_says_what_is_left_and_runs_nothing(
     place = ["--engine", "in-process", "--results-dir", str(tmp_path), "--seeds", "1"]
     assert main(["plan", "smoke/*-nc1", *place, "--session-minutes", "60"]) == 0
     before = capsys.readouterr().out
-    assert before.count("measuring a round") == 2
+    assert before.count("measuring a round") == before.count(" ...\n") == 2
     assert "waiting" in before and "2 cells, 0 finished; about 0:00:" in before
     assert "1 session of 60 minutes" in before
     assert not list(tmp_path.iterdir())

@@ -188,7 +188,7 @@ def test_a_run_that_diverged_is_the_worst_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attempt(config: RunConfig, **options: object) -> int:
-        reason = "training diverged in round 1 (loss nan): lower lr, or clip"
+        reason = "RunError: training diverged in round 1 (loss nan): lower lr, or clip"
         folder = run_path(config)
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps({"status": "failed", "reason": reason}))

@@ -144,6 +144,8 @@ def test_the_commands_print_and_write_what_they_say(
     [
         (["evaluate", "nowhere"], "nowhere is no run directory: there is no such folder"),
         (["export", "nowhere", "a.safetensors"], "nowhere is no run directory"),
+        (["evaluate", "~nobody-here/x"], "there is no home folder ~nobody-here on this machine"),
+        (["export", "{run}", "~nobody-here/a.safetensors"], "there is no home folder ~nobody-here"),
         (["export", "{run}", "a.pth"], "a.pth is not allowed: the name of the file ends in"),
         (["evaluate", "{run}", "--device", "cuda:77"], "device = 'cuda:77' is not allowed"),
     ],

@@ -97,3 +97,17 @@ def test_the_mean_gradient_is_that_of_the_mean_loss():
     cross_entropy(model(images), labels).backward()
     expected = torch.cat([model[2].weight.grad.flatten(), model[0].bias.grad])
     torch.testing.assert_close(found, expected)
+
+
+def test_a_parameter_without_use_has_the_gradient_zero():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.layer = nn.Linear(2, 2), nn.Linear(3, 2)
+
+        def forward(self, inputs):
+            return self.layer(inputs)
+
+    batches = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 0]))]
+    found = mean_gradient(Idle(), ["idle.weight", "layer.bias"], batches)
+    assert not found[:4].any() and found[4:].any()

@@ -1,11 +1,14 @@
 import argparse
 import hashlib
 import re
+import tempfile
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -58,6 +61,76 @@ def test_reads_safetensors_as_it_reads_pth(tmp_path):
 )
 def test_unwraps_what_training_scripts_save(tmp_path, content):
     assert equal(read_weights(save_pth(tmp_path, content)), SMALL)
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "backbone.", "teacher."]
+BESIDE = {  # what training scripts leave beside the weights
+    "n_averaged": torch.tensor(7),
+    "criterion.weight": torch.ones(10),
+    "head.mlp.0.weight": torch.ones(8, 3),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(PREFIXES), max_size=5),
+    st.lists(st.sampled_from(["state_dict", "model", "teacher"]), max_size=3),
+    st.sets(st.sampled_from(sorted(BESIDE))),
+    st.data(),
+)
+def test_any_stack_of_wrappers_is_taken_off(stack, keys, beside, data):
+    state = {f"blocks.{i}.weight": torch.full((2,), float(i)) for i in range(5)}
+    depth = data.draw(st.integers(0, len(stack)), label="where the others lie")
+    visible = any(prefix != "_orig_mod." for prefix in stack[depth:])
+    content = {"".join(stack[depth:]) + name: value for name, value in state.items()}
+    if visible:  # else nothing tells them from weights
+        content |= {name: BESIDE[name] for name in beside}
+    content = {"".join(stack[:depth]) + name: value for name, value in content.items()}
+    for key in keys:
+        content = {key: content, "epoch": 3, "optimizer": {"state": {}}}
+    with tempfile.TemporaryDirectory() as folder:
+        assert equal(read_weights(save_pth(Path(folder), content)), state)
+
+
+def test_names_that_pytorch_changes_inside_a_model_are_restored(tmp_path):
+    state = {f"blocks.{i}.{n}": torch.ones(i + 1) for i in range(3) for n in ("a", "b.c")}
+    middle = {name.replace(".", "._orig_mod.", 1): value for name, value in state.items()}
+    assert equal(read_weights(save_pth(tmp_path, middle)), state)
+    sharded = {
+        f"_fsdp_wrapped_module.{name.replace('s.', 's._checkpoint_wrapped_module.')}": value
+        for name, value in state.items()
+    }
+    assert equal(read_weights(save_pth(tmp_path, sharded)), state)
+
+
+def test_the_teacher_is_taken_from_names_as_from_dictionaries(tmp_path):
+    student = {f"student.backbone.{name}": torch.zeros_like(t) for name, t in SMALL.items()}
+    teacher = {f"teacher.backbone.{name}": value for name, value in SMALL.items()}
+    assert equal(read_weights(save_pth(tmp_path, {"model": student | teacher})), SMALL)
+
+
+def test_a_prefix_of_few_names_belongs_to_the_model(tmp_path):
+    state = {"a.weight": torch.ones(1), "b.weight": torch.ones(1), "backbone.c": torch.ones(1)}
+    assert equal(read_weights(save_pth(tmp_path, state)), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "several"),
+    [
+        ({"state_dict": SMALL, "model": SMALL}, "'state_dict' and 'model'"),
+        ({"model": {"teacher": SMALL, "state_dict": SMALL}}, "'teacher' and 'state_dict'"),
+        (
+            SMALL | {f"module.{name}": SMALL["b"] for name in ("a.weight", "b", "c")},
+            "'a.weight' and 'module.a.weight'",
+        ),
+        ({"_orig_mod.b": SMALL["b"], "b": SMALL["b"]}, "'_orig_mod.b' and 'b'"),
+        ({"model.a": SMALL["b"], "model._orig_mod.a": SMALL["b"]}, "'model.a' and 'model._orig"),
+    ],
+)
+def test_refuses_a_file_that_holds_several_models(tmp_path, content, several):
+    with pytest.raises(ModelError, match=re.escape(several)) as caught:
+        read_weights(save_pth(tmp_path, content))
+    assert "save the state dict of one model" in str(caught.value)
 
 
 def test_reads_the_teacher_of_a_full_dino_checkpoint(tmp_path):

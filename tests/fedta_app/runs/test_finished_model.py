@@ -19,7 +19,7 @@ from fedta_app.finished.reading import Run, load_run
 from fedta_app.models import build_model
 from fedta_app.runs import finished_model
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.finished_model import read_facts, read_model, write_model
+from fedta_app.runs.finished_model import describing_keys, read_facts, read_model, write_model
 from fedta_app.runs.session import RunSession
 from fedta_app.training.workspace import build_workspace, shared_workspace
 from fedta_app.vectors.flat import weights_sha256
@@ -187,7 +187,7 @@ def test_a_best_model_of_another_round_than_the_records_say_is_removed(
     monkeypatch.undo()
     run = train(tmp_path, CENTRAL, **{"keep-model": "last"})
     assert set(files(run)) == {"best.safetensors", "last.safetensors"}
-    assert "warning" not in capsys.readouterr().out
+    assert "were not kept" not in capsys.readouterr().out
     run = train(tmp_path, CENTRAL)
     assert run.best["round"] > 0
     assert set(files(run)) == {"last.safetensors"}
@@ -210,6 +210,13 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     assert facts["start"]["from"] == "vit_digits.safetensors"
     assert str(tmp_path) not in json.dumps(facts)  # no paths of this machine
     assert "probe-lr" not in facts["config"]  # nothing that this run did not read
+
+
+@pytest.mark.parametrize("folder", ["/home/me/photos", "~/photos", "~nobody-here/photos", "photos"])
+def test_the_keys_in_a_file_name_no_folder_of_this_machine(folder: str) -> None:
+    config = RunConfig(dataset="folder", image_folder=folder, weights="/home/me/dino.pth")
+    keys = describing_keys(config)
+    assert (keys["image-folder"], keys["weights"]) == ("photos", "dino.pth")
 
 
 def test_a_run_returns_its_model_and_its_mask(tmp_path: Path) -> None:

@@ -116,3 +116,5 @@ def test_momentum_lives_as_long_as_its_optimizer() -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"device = 'cuda:99' is not allowed: this machine has"):
         resolve_device("cuda:99")
+    with pytest.raises(ValueError, match=r"device = 'cuda:9{30}' is not allowed: this machine has"):
+        resolve_device("cuda:" + 30 * "9")

@@ -9,40 +9,44 @@ import math
 import os
 import re
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from experiments import INSTALLED, ROOT
 from experiments.installed import flower_scripts, write_app
+from experiments.running.cells import in_any_folder
+from experiments.running.concurrency import usable_cpus
+from experiments.running.flower.environment import child_environment, redirects
+from experiments.running.flower.home import run_home
 from experiments.running.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.errors import RunError
-from fedta_app.files import remove_tree
+from fedta_app.progress import phase
 from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 from strategies.nodes import num_nodes
 
 SCRIPTS = flower_scripts()
-_START_TIMEOUT = 60.0  # seconds
+_START_TIMEOUT = 120.0  # seconds
+_END_TIMEOUT = 5.0
 # Flower's simulation polls every node ten times a second. With more clients than this, each node
 # stands for several of them.
 MOST_NODES = 200
 _CONNECTION = "fedta"
-_HOME_PREFIX = "fedta-flwr-"
 # Flower's own log lines, those of Ray's actors included, are hidden, except errors.
 _COLOUR = r"(\x1b\[\d+m)*"
 _NOISE = re.compile(
     rf"{_COLOUR}(\(ClientAppActor pid=\d+\){_COLOUR}\s+)?{_COLOUR}(DEBUG|INFO|WARNING)\b"
     r"|Using SuperLink|Successfully (started|installed)"
 )
+_TAKEN = "Successfully started"  # the SuperLink has the app
+_DIRECTORY = "run directory: "
 
 
 def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) -> None:
@@ -58,12 +62,13 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
     RunError
         When the SuperLink or the run cannot be started.
     """
+    config = in_any_folder(config)
     if not config.clients_per_node:
         config = config.with_values(clients_per_node=math.ceil(config.num_clients / MOST_NODES))
     nodes = num_nodes(config.num_clients, config.clients_per_node)
     federation = (
         f"num-supernodes={nodes} client-resources-num-cpus={client_cpus} "
-        f"client-resources-num-gpus={float(client_gpus)}"
+        f"client-resources-num-gpus={float(client_gpus)} init-args-num-cpus={usable_cpus()}"
     )
     run_app(None if INSTALLED else ROOT, to_toml(config), federation)
 
@@ -76,24 +81,19 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
     app : Path or None
         The folder of the app; None for fedta as it is installed.
     """
-    _remove_stale_homes()
-    with tempfile.TemporaryDirectory(prefix=f"{_HOME_PREFIX}{os.getpid()}-") as folder:
-        home = Path(folder)
+    environment = dict(os.environ)
+    if left_out := redirects(environment):
+        print(
+            f"not passed on to this run's own Flower and Ray: {', '.join(left_out)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    with run_home() as home:
         app = app or write_app(home / "app")
         values = home / "run.toml"
-        values.write_text(run_config)
-        environment = {
-            **os.environ,
-            # Flower starts its scripts by name.
-            "PATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")]),
-            "FLWR_HOME": folder,
-            CHECKOUT_VARIABLE: str(app),  # Flower runs a copy without the history
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "PYTHONUNBUFFERED": "1",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        }
+        values.write_text(run_config, encoding="utf-8")
+        environment = child_environment(home, SCRIPTS, environment)
+        environment[CHECKOUT_VARIABLE] = str(app)  # Flower runs a copy without the history
         with _superlink(home, environment):
             command = [
                 str(SCRIPTS / "flwr"), "run", str(app), _CONNECTION, "--stream",
@@ -102,42 +102,14 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
             _stream(command, environment)
 
 
-def _remove_stale_homes() -> None:
-    """Remove the folders that killed runs of this user left in the temporary folder."""
-    if os.name != "posix":
-        return  # elsewhere neither owners of files nor signal 0 mean what is asked here
-    for home in Path(tempfile.gettempdir()).glob(f"{_HOME_PREFIX}*-*"):
-        owner = home.name.removeprefix(_HOME_PREFIX).split("-")[0]
-        if owner.isdecimal() and _is_own_folder(home) and not _alive(int(owner)):
-            remove_tree(home)
-
-
-def _is_own_folder(path: Path) -> bool:
-    """Return whether this user made the folder; anybody may put anything into a shared one."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass  # somebody else's, or no number of a process
-    return True
-
-
 @contextmanager
 def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
     port = _free_port()
     log = home / "superlink.log"
     home.joinpath("config.toml").write_text(
         f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-        f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        encoding="utf-8",
     )
     command = [
         str(SCRIPTS / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1",
@@ -146,6 +118,9 @@ def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command,
+            # Ray's actors import what lies in this folder before anything else: another app's
+            # client_app, or a checkout that changes during the run.
+            cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -168,23 +143,26 @@ def _free_port() -> int:
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise RunError(f"Flower's SuperLink did not start: {' '.join(tail) or 'no output'}")
+    # Not through a proxy, which knows another 127.0.0.1.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with phase("waiting for Flower's SuperLink", sys.stderr):
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with opener.open(f"http://127.0.0.1:{port}/health", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+    ended = process.poll()
+    what = f"within {_START_TIMEOUT:g} s" if ended is None else f"(exit status {ended})"
+    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    raise RunError(f"Flower's SuperLink did not start {what}: {' '.join(tail) or 'no output'}")
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
     """End a process that may have ended by itself."""
     process.terminate()
     try:
-        process.wait(timeout=15)
+        process.wait(timeout=_END_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -196,7 +174,11 @@ def is_chatter(line: str) -> bool:
 
 
 def _stream(command: list[str], environment: dict[str, str]) -> None:
-    """Run `flwr run --stream` and print its lines, except those of `is_chatter`."""
+    """Run `flwr run --stream` and print its lines, except those of `is_chatter`.
+
+    A run of fedta is over when it names its directory for the second time: how Ray ends after that
+    is nobody's concern.
+    """
     process = subprocess.Popen(
         command,
         env=environment,
@@ -204,13 +186,28 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     )
     assert process.stdout is not None
+    named = 0
     try:
-        for line in process.stdout:
-            if not is_chatter(line):
+        # On stderr, because the first line of a run's stdout names its directory.
+        with ExitStack() as waiting:
+            waiting.enter_context(phase("waiting for Flower to take the app", sys.stderr))
+            for line in process.stdout:
+                if _TAKEN in line:
+                    waiting.close()
+                    started = "waiting for Ray and the first clients, which import torch"
+                    waiting.enter_context(phase(started, sys.stderr))
+                if is_chatter(line):
+                    continue
+                waiting.close()
                 print(line, end="", flush=True)
+                if line.startswith(_DIRECTORY):
+                    named += 1
+                    if named == 2:
+                        return
         process.wait()
     finally:
         _end(process)

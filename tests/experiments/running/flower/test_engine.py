@@ -1,18 +1,17 @@
 """One run on Flower's simulation engine: the same bits, an honest exit status, nothing left."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.running import flower
+from experiments.running.flower import engine as flower_engine
 from experiments.running.flower import is_chatter, run_on_flower
 from fedta_app.config import RunConfig
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def run(folder: Path, engine: str, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +58,7 @@ def test_a_large_federation_has_nodes_that_stand_for_several_clients(
     monkeypatch: pytest.MonkeyPatch, clients: int, per_node: int, nodes: int, told: int
 ) -> None:
     calls = []
-    monkeypatch.setattr(flower, "run_app", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(flower_engine, "run_app", lambda *arguments: calls.append(arguments))
     config = RunConfig(num_clients=clients, clients_per_node=per_node)
     run_on_flower(config, client_cpus=1, client_gpus=0.0)
     (_, run_config, federation) = calls[0]
@@ -83,32 +82,3 @@ def test_a_large_federation_has_nodes_that_stand_for_several_clients(
 )
 def test_flowers_chatter_is_hidden_and_nothing_else(line: str, chatter: bool) -> None:
     assert is_chatter(line) == chatter
-
-
-def test_what_others_planted_in_the_temporary_folder_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Dangling links, files, other users' folders: only stale folders of this user go."""
-    monkeypatch.setattr(flower.tempfile, "gettempdir", lambda: str(tmp_path))
-    dead = 2**22 + 1  # above the largest process id of Linux
-    names = {kind: tmp_path / f"{flower._HOME_PREFIX}{dead}-{kind}" for kind in ("link", "file")}
-    names["link"].symlink_to(tmp_path / "nowhere")
-    names["file"].write_text("mine")
-    target = tmp_path / "precious"
-    target.mkdir()
-    (target / "data").write_text("x")
-    linked = tmp_path / f"{flower._HOME_PREFIX}{dead}-linked"
-    linked.symlink_to(target)
-    odd = [tmp_path / f"{flower._HOME_PREFIX}{name}-x" for name in ("abc", "\u00b2", "9" * 40)]
-    stale = tmp_path / f"{flower._HOME_PREFIX}{dead}-stale"
-    foreign = tmp_path / f"{flower._HOME_PREFIX}{dead}-foreign"
-    for folder in (*odd, stale, foreign):
-        folder.mkdir()
-    if os.getuid() == 0:
-        os.chown(foreign, 54321, 54321)  # a user without a name
-    flower._remove_stale_homes()
-    assert not stale.exists()
-    assert names["link"].is_symlink() and names["file"].exists() and linked.is_symlink()
-    assert (target / "data").read_text() == "x"
-    assert all(folder.is_dir() for folder in odd)
-    assert foreign.is_dir() == (os.getuid() == 0)

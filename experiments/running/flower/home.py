@@ -1,0 +1,151 @@
+"""The folder of one run for what Flower and Ray write, and the processes that work in it.
+
+The folder's path is the value of `FLWR_HOME` in the environment of every process of the run, by
+which they are found again, those included that Ray starts.
+"""
+
+import os
+import platform
+import signal
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from experiments.running.signals import undisturbed
+from fedta_app.errors import RunError
+from fedta_app.files import remove_tree
+
+_PREFIX = "fedta-"
+_RANDOM = 8  # letters that tempfile adds
+_OWNER = "owner"  # file that names the process that made the folder
+# Ray's sockets lie below the folder, and systems limit the length of their paths.
+_SOCKET = "/ray/session_2026-11-25_21-58-16_146802_4194304/sockets/plasma_store"
+_LONGEST = (103 if sys.platform == "darwin" else 107) - len(_SOCKET) - len(_PREFIX) - _RANDOM - 1
+_SHORT = "/tmp"
+_PATIENCE = 5.0  # seconds that processes get to end by themselves
+
+
+@contextmanager
+def run_home() -> Iterator[Path]:
+    """Make the folder of a run; at the end, end what still works in it, and remove it.
+
+    It lies in the temporary folder, or in /tmp where that path is too long.
+
+    Raises
+    ------
+    RunError
+        When no folder can be made.
+    """
+    remove_stale_homes()
+    home = _make()
+    patience = 0.0
+    try:
+        yield home
+        patience = _PATIENCE  # a run that has ended leaves; one that is broken off need not
+    finally:
+        with undisturbed():
+            end_processes(home, patience)
+            remove_tree(home)
+
+
+def _make() -> Path:
+    reasons = []
+    for folder in _folders():
+        if os.name == "posix" and len(os.fsencode(folder)) > _LONGEST:
+            reasons.append(f"the path of {folder} is too long for Ray's sockets")
+            continue
+        try:
+            home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+            (home / _OWNER).write_text(_owner(), encoding="utf-8")
+        except OSError as error:
+            reasons.append(f"{folder} cannot be written to ({error.strerror})")
+        else:
+            return home
+    raise RunError(
+        f"Flower's engine needs a temporary folder: {', and '.join(reasons)}; set TMPDIR to a "
+        f"folder that you can write to, with a path of at most {_LONGEST} bytes"
+    )
+
+
+def _folders() -> list[str]:
+    """Return the folders in which a run's may lie, the preferred one first."""
+    try:
+        found = tempfile.gettempdir()
+    except FileNotFoundError:  # it tried some, and could write to none
+        found = _SHORT
+    return [found, _SHORT] if os.name == "posix" and found != _SHORT else [found]
+
+
+def _owner(pid: int | None = None) -> str:
+    """Return what tells this machine's processes apart: machines may share a temporary folder."""
+    return f"{platform.node()} {os.getpid() if pid is None else pid}"
+
+
+def remove_stale_homes() -> None:
+    """Remove the folders that killed runs of this user, on this machine, left behind."""
+    if os.name != "posix":
+        return  # elsewhere neither owners of files nor signal 0 mean what is asked here
+    for folder in _folders():
+        for home in Path(folder).glob(_PREFIX + "?" * _RANDOM):
+            if _is_own_folder(home) and _is_stale(home):
+                remove_tree(home)
+
+
+def _is_stale(home: Path) -> bool:
+    """Return whether a process of this machine made the folder, and has ended."""
+    try:
+        owner = (home / _OWNER).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    pid = owner.rpartition(" ")[2]
+    return pid.isdecimal() and owner == _owner(int(pid)) and not _alive(int(pid))
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Return whether this user made the folder; anybody may put anything into a shared one."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no number of a process
+    return True
+
+
+def end_processes(home: Path, patience: float) -> None:
+    """Wait until no process works in the folder, and kill those that take too long (Linux).
+
+    A run that is killed loses nothing: what it has written is complete.
+    """
+    deadline = time.monotonic() + patience
+    while processes := processes_of(home):
+        late = time.monotonic() > deadline
+        for pid in processes if late else ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if late and time.monotonic() > deadline + _PATIENCE:
+            return  # stuck in the kernel: nobody can do more
+        time.sleep(0.1)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Return the processes that have this folder in their environment; Linux tells, others no."""
+    mark = os.fsencode(f"FLWR_HOME={home}")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or one that has just ended
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]

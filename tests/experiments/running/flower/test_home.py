@@ -1,0 +1,120 @@
+"""The folder of a run: short enough for sockets, and gone with what works in it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.running.flower import home as homes
+from experiments.running.flower.home import (
+    end_processes,
+    processes_of,
+    remove_stale_homes,
+    run_home,
+)
+from fedta_app.errors import RunError
+
+DEAD = 2**22 + 1  # above the largest process id of Linux
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of this test, short enough for sockets, and the only one."""
+    monkeypatch.setattr(homes, "_LONGEST", 1000)
+    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(homes, "_SHORT", str(tmp_path))
+    return tmp_path
+
+
+def test_a_home_lies_in_the_temporary_folder_and_goes(temporary: Path) -> None:
+    with run_home() as home:
+        assert home.parent == temporary
+        (home / "ray").mkdir()
+        (home / "ray" / "log").write_text("x")
+    assert not list(temporary.iterdir())
+    with pytest.raises(KeyboardInterrupt), run_home():
+        raise KeyboardInterrupt
+    assert not list(temporary.iterdir())
+
+
+def test_a_long_temporary_folder_is_not_used_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(long))
+    with run_home() as home:
+        assert home.parent == Path("/tmp")
+        session = "session_2026-11-25_21-58-16_146802_4194304"
+        assert len(f"{home}/ray/{session}/sockets/plasma_store") <= 107
+    assert not home.exists()
+
+
+def test_without_a_folder_that_fits_there_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(long))
+    monkeypatch.setattr(homes, "_SHORT", "/proc")
+    with pytest.raises(RunError) as refused, run_home():
+        pass
+    assert "too long for Ray's sockets, and /proc cannot be written to" in str(refused.value)
+    assert "set TMPDIR to a folder" in str(refused.value)
+
+
+def stale(folder: Path, owner: str | None) -> Path:
+    folder.mkdir()
+    if owner is not None:
+        (folder / homes._OWNER).write_text(owner)
+    return folder
+
+
+def test_only_stale_folders_of_this_user_and_machine_are_removed(temporary: Path) -> None:
+    """Dangling links, files, other users' folders, other machines' runs: all are left alone."""
+    gone = stale(temporary / "fedta-aaaaaaaa", homes._owner(DEAD))
+    (temporary / "fedta-bbbbbbbb").symlink_to(temporary / "nowhere")
+    (temporary / "fedta-cccccccc").write_text("mine")
+    precious = stale(temporary / "precious", homes._owner(DEAD))
+    (temporary / "fedta-dddddddd").symlink_to(precious)
+    for letter, owner in {
+        "e": homes._owner(), "f": f"elsewhere {DEAD}", "g": None, "h": "", "i": "x \u00b2",
+        "j": f"{homes._owner()}0" * 20,
+    }.items():  # fmt: skip
+        stale(temporary / f"fedta-{letter * 8}", owner)
+    foreign = stale(temporary / "fedta-zzzzzzzz", homes._owner(DEAD))
+    if os.getuid() == 0:
+        os.chown(foreign, 54321, 54321)  # a user without a name
+    before = {path.name for path in temporary.iterdir()}
+    remove_stale_homes()
+    left = {path.name for path in temporary.iterdir()}
+    removed = {gone.name} | ({foreign.name} if os.getuid() else set())
+    assert before - left == removed
+    assert (precious / homes._OWNER).exists()
+
+
+@LINUX
+def test_what_works_in_a_home_is_found_and_ended(tmp_path: Path) -> None:
+    """Also a grandchild in a session of its own that does not care about signals to end."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"  # noqa: E501
+    environment = {**os.environ, "FLWR_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", parent], env=environment, check=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={**environment, "FLWR_HOME": f"{tmp_path}-other"},
+    )
+    try:
+        assert len(processes_of(tmp_path)) == 1
+        began = time.monotonic()
+        end_processes(tmp_path, patience=0.3)
+        assert 0.3 < time.monotonic() - began < 5
+        assert not processes_of(tmp_path)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
