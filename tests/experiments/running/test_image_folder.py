@@ -130,7 +130,7 @@ def test_a_run_goes_on_only_with_the_same_images(
         (["image-folder=other"], "there is no folder"),
         (["partition=classes", "num-classes-per-client=5"], "dataset = 'folder': it has 3 classes"),
         (["partition=classes", "num-clients=2"], "together they hold 2 of the 3 classes"),
-        (["num-clients=400"], "num_clients"),
+        (["num-clients=400"], "num-clients must be an integer between 1 and the 32"),
         (["model=vit_digit"], "did you mean vit_digits"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
     assert run(data_dir, "demo/masked", "name=cell", *last.values()) == ExitStatus.REFUSED
     said = capsys.readouterr()
     assert sentence in said.err
-    assert "decoding" not in said.out or "num_clients" in sentence
+    assert "decoding" not in said.out or "num-clients" in sentence
 
 
 def test_a_plan_measures_it(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
