@@ -11,7 +11,7 @@
     [centralized]          # keys for presets of the centralised baseline; override all others
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Scale:
     eval_every: float
     values: dict[str, Any]
     centralized: dict[str, Any]
-    exclude: list[str]
+    exclude: Sequence[str] = ()
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, given those of [base] and its own."""

@@ -70,7 +70,7 @@ def check_module(module: str, arguments: list[str]) -> None:
     for key in parse_overrides(getattr(options, "overrides", [])):
         assert key in KEYS, key
     selection = getattr(options, "selection", None) or getattr(options, "table", None)
-    example = selection is None or selection.split("/")[0] in ("TABLE", "stripes")
+    example = selection is None or selection.split("/")[0] in ("TABLE", "stripes", "mine")
     if not example:
         select(selection, options.scale)
 
