@@ -6,3 +6,8 @@
 (`origin`) and a sanity gate (`gate`). `reading` gives notebooks the same, and `comparison` draws
 runs that have no record yet.
 """
+
+import warnings
+
+# tqdm says it in every notebook without ipywidgets, where nothing here draws its bars.
+warnings.filterwarnings("ignore", message="IProgress not found")

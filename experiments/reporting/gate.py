@@ -21,9 +21,13 @@ class Check:
     holds: bool | None
     detail: str
 
+    @property
+    def outcome(self) -> str:
+        """Whether it holds, in words."""
+        return {True: "holds", False: "FAILS", None: "does not apply"}[self.holds]
+
     def __str__(self) -> str:
-        word = {True: "holds", False: "FAILS", None: "does not apply"}[self.holds]
-        return f"{self.name}: {word} ({self.detail})"
+        return f"{self.name}: {self.outcome} ({self.detail})"
 
 
 def sanity_gate(records: Sequence[Record]) -> list[Check]:

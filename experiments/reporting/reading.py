@@ -70,7 +70,8 @@ class Results:
     @property
     def gate(self) -> pd.DataFrame:
         """The sanity gate: what must hold, whether it does, and by how much."""
-        return pd.DataFrame(sanity_gate(self.records))
+        rows = [(check.name, check.outcome, check.detail) for check in sanity_gate(self.records)]
+        return pd.DataFrame(rows, columns=["check", "outcome", "detail"])
 
     def picture(self, kind: str, other: str = "") -> Picture:
         """Draw one of the report's figures; `other` is the label of a third axis."""

@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from torch import Tensor
 
 from fedta_app.cache import ArrayCache
 from fedta_app.errors import DataError, first_line
+from fedta_app.progress import counting, phase
 
-_PROGRESS_SECONDS = 10.0
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -114,23 +112,22 @@ def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _decode_all(name: str, files: Sequence[Path], images: Pixels) -> None:
-    """Decode the files into images (N, 3, size, size) with all CPUs, and say how far that is."""
+    """Decode the files into images (N, 3, size, size) with all CPUs."""
     size = images.shape[-1]
     print(f"{name}: decoding {len(files):,} images to {size} x {size} pixels", flush=True)
-    began = said = time.monotonic()
 
     def place(number: int) -> None:
         images[number] = decode(files[number], size)
 
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow lets other threads work while it decodes
     try:
-        with warnings.catch_warnings():
+        with (
+            phase(f"decoding {name}"),
+            counting("images", len(files)) as count,
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", module="PIL")  # of what it reads nevertheless
-            for done, _ in enumerate(pool.map(place, range(len(files))), start=1):
-                now = time.monotonic()
-                if now - said > _PROGRESS_SECONDS:
-                    said = now
-                    left = timedelta(seconds=round((now - began) / done * (len(files) - done)))
-                    print(f"{name}: {done:,} of {len(files):,} images, {left} left", flush=True)
+            for _ in pool.map(place, range(len(files))):
+                count.add()
     finally:
         pool.shutdown(cancel_futures=True)

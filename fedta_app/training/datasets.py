@@ -13,8 +13,11 @@ def find_dataset(config: RunConfig) -> Dataset:
     """Return the data set of a configuration; a folder of images is listed, but not yet read."""
     if config.dataset != FOLDER:
         return DATASETS[config.dataset]
-    data_dir = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
-    folder = expanded(data_dir / config.image_folder, f"image-folder = {config.image_folder!r}")
+    if config.image_folder.startswith("~"):
+        folder = expanded(config.image_folder, f"image-folder = {config.image_folder!r}")
+    else:  # an absolute path stays as it is
+        data_dir = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
+        folder = data_dir / config.image_folder
     size = config.image_size or own_image_size(config.model)
     return image_folder(folder, size, machine_cache(config))
 

