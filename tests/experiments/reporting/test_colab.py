@@ -114,6 +114,7 @@ def with_command(tmp_path: Path, program: str) -> dict[str, Any]:
     folder = tmp_path / "fedta-checkout" / "experiments"
     folder.mkdir(parents=True)
     (folder / "__main__.py").write_text(program)
+    (folder / "tables").mkdir()
     (tmp_path / "fedta").mkdir(exist_ok=True)
     (tmp_path / "fedta" / "commit").write_text("abc123\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -229,4 +230,5 @@ def test_all_cells_run_and_run_again_after_a_disconnect(
     subprocess.run([*git, "commit", "--quiet", "-a", "-m", "Newer"], check=True)
     again = run_all(tmp_path, **settings)
     assert again.count("finished before") == 10 and "train round" not in again
+    assert "2 cells, 2 finished" in again  # `plan` knows what was tuned
     assert (checkout / "experiments/tables/demo/tuned.toml").read_text() == tuned
