@@ -24,7 +24,7 @@ test: $(READY) ## the tests (under 10 minutes on two cores)
 test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included
 	$(PYTHON) -m pytest -q
 
-test-lowest: $(READY) ## the tests with the lowest versions that pyproject.toml admits
+test-lowest: $(READY) ## the core tests with the lowest versions that pyproject.toml admits
 	PYTHON=$(PYTHON) .ci/lowest
 
 check: $(READY) ## formatting, lint and types; changes nothing

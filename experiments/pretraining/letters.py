@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from experiments.pretraining.crops import uniform
+from fedta_app.errors import ConfigError
 
 _STYLES = ("", "-Bold", "-Oblique", "-BoldOblique")
 _SERIF_STYLES = ("", "-Bold", "-Italic", "-BoldItalic")
@@ -44,11 +45,21 @@ def draw_glyphs(fonts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         1 for ink, 0 for paper.
     labels : int64 Tensor of shape (fonts * 52,)
         Positions in `CLASSES`.
+
+    Raises
+    ------
+    ConfigError
+        When matplotlib lacks a font; since 3.11 it has all of `FONTS`.
     """
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     glyphs, labels = [], []
     for font in fonts:
-        face = ImageFont.truetype(folder / f"{font}.ttf", _GLYPH)
+        file = folder / f"{font}.ttf"
+        if not file.is_file():
+            raise ConfigError(
+                f"the letters need matplotlib 3.11 or newer: {matplotlib.__version__} has no {font}"
+            )
+        face = ImageFont.truetype(str(file), _GLYPH)  # Pillow 10.0 takes no Path
         for letter in LETTERS:
             glyphs.append(torch.from_numpy(_draw(letter, face)))
             name = letter.upper() if letter in _SAME_SHAPE else letter

@@ -177,6 +177,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     pixels = images.numel() / images.shape[1]
     mean = total / pixels
     std = (squares / pixels - mean.square()).sqrt()
+    std[std == 0] = 255.0  # a channel that is the same everywhere is not stretched
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 

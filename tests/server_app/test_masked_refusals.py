@@ -21,7 +21,7 @@ from tests.zero_head import fit_zeros
 def test_pretrained_weights_at_chance_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server_app.head_phases.fit_head", fit_zeros)
+    monkeypatch.setattr("server_app.ridge.fit_head", fit_zeros)
     with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
         run(tmp_path, **{"mask-rule": "random"})
 
@@ -31,7 +31,7 @@ def test_a_mask_without_evidence_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
     """Under a head of zeros no weight matters, so that position alone would decide."""
-    monkeypatch.setattr("server_app.head_phases.fit_head", fit_zeros)
+    monkeypatch.setattr("server_app.ridge.fit_head", fit_zeros)
     with pytest.raises((ValueError, RunError), match="are zero for all 135488 weights"):
         run(tmp_path, **{"mask-scope": scope})
     summary = json.loads((tmp_path / "test/seed0/summary.json").read_text())

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from experiments.pretraining import letters
 from experiments.pretraining.digits import main, pretrain, probe_digits
 from experiments.pretraining.letters import CLASSES, FONTS, HELD_OUT_FONTS, distort, draw_glyphs
+from fedta_app.errors import ConfigError
 from fedta_app.models.building import build_model
 
 
@@ -67,3 +68,8 @@ def test_probes_measure_accuracy():
     measured = probe_digits(model)
     assert set(measured) == {"ridge", "5-nn"}
     assert all(0.1 < value < 0.8 for value in measured.values())
+
+
+def test_a_font_that_matplotlib_lacks_is_named():
+    with pytest.raises(ConfigError, match=r"need matplotlib 3\.11 or newer: .* has no comic$"):
+        draw_glyphs(("cmr10", "comic"))

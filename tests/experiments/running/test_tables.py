@@ -24,7 +24,7 @@ def configs(table: str, scale: str) -> dict[str, RunConfig]:
     return {preset.name: preset.config({}) for preset in load_table(table, scale).presets}
 
 
-@pytest.mark.parametrize("scale", ["", *scales()])
+@pytest.mark.parametrize("scale", ["", "small"])
 @pytest.mark.parametrize("table", RESEARCH)
 def test_tables_are_complete_and_read_test_images_once(table: str, scale: str) -> None:
     found = configs(table, scale)
@@ -124,3 +124,12 @@ def test_a_report_is_of_the_tables_that_have_records(tmp_path) -> None:  # type:
         (tmp_path / label / "cells").mkdir(parents=True)
     assert {table.label for table in kept_tables(tmp_path)} == {"smoke", "six-models-small"}
     assert set(RESEARCH) <= set(tables())
+
+
+@pytest.mark.parametrize("table", RESEARCH)
+def test_the_tiny_scale_leaves_out_fifty_classes_and_nothing_else(table: str) -> None:
+    """Its digits have ten."""
+    left_out = configs(table, "").keys() - configs(table, "tiny").keys()
+    assert all("nc50" in name for name in left_out)
+    assert {config.dataset for config in configs(table, "tiny").values()} == {"digits"}
+    assert all(config.num_server_rounds <= 8 for config in configs(table, "tiny").values())
