@@ -182,7 +182,7 @@ class MeanOfReplies:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """FedAvg, and the base of every other algorithm; a subclass with a `name` is registered.
+    """FedAvg, and the base of every other algorithm; a subclass with its own `name` is registered.
 
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
     AISTATS 2017, arXiv 1602.05629, Algorithm 1, on updates in place of models:
@@ -193,7 +193,7 @@ class Algorithm:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.name:
+        if cls.__dict__.get("name"):  # a name of its own: a variant does not take its base's place
             REGISTRY[cls.name] = cls
 
     def init(self, num_entries: int, holders: Tensor | None = None) -> Vectors:

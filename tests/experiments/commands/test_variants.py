@@ -116,7 +116,7 @@ def test_seeds_that_pair_up_have_an_interval(tmp_path: Path) -> None:
     # differences of 0, 1 and 2 points: standard deviation 0.01, t(0.975; 2) = 4.30265, by sqrt(3)
     assert row["difference"] == pytest.approx(0.01)
     assert row["± (95 %)"] == pytest.approx(4.30265 * 0.01 / 3**0.5, rel=1e-5)
-    assert row["verdict"] == "none" and "paired by seed" in notes[-1]
+    assert row["verdict"] == "cannot be told" and "paired by seed" in notes[-1]
     figures = figures_frame(variants).to_dict("records")
     assert figures[0]["test, %"] == "92.0 ± 5.0" and figures[1]["seeds"] == "0, 1, 2, 3"
     assert figures[0]["best validation, %"] == "92.0 ± 5.0"  # of seeds: 0.9, 0.92, 0.94
