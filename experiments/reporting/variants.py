@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.reporting.frames import verdict
-from experiments.reporting.intervals import holm, interval, paired_test
+from experiments.reporting.intervals import holm, interval, paired_test, smallest_detectable
 from experiments.reporting.records import RecordError
 from experiments.reporting.versions import cells_by_version, code_versions, codes_of
 from experiments.running.cells import SEED_FOLDER, read_rows, read_summary, run_folders
@@ -230,6 +230,7 @@ def differences_frame(variants: Sequence[Variant]) -> tuple[pd.DataFrame, list[s
                 "seeds": len(seeds),
                 "difference": difference.mean,
                 "± (95 %)": difference.half,
+                "detectable": smallest_detectable(one, two, len(others)),
                 "p": p,
                 "family": len(others),
             }
