@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "assignment.md"
 REPORTS = {
     "centralized-tiny": ["curves", "loss"],
     "heterogeneity-tiny": ["curves", "heat-map", "classes"],
-    "sparsity-tiny": ["heat-map", "mask-overlap"],
+    "sparsity-tiny": ["heat-map-nc5", "mask-overlap-nc5"],
     "mask-rules-tiny": ["curves", "mask-overlap", "mask-density"],
     "six-models-tiny": ["curves", "heat-map"],
     "mine": ["curves", "loss", "mask-overlap"],
