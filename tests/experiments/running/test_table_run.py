@@ -188,8 +188,8 @@ def test_a_table_is_the_product_of_its_axes() -> None:
     assert table.presets[1].coordinates == {"rule": "least", "partition": "nc1"}
     assert table.seeds == 2
     assert [preset.name for preset in select("smoke/*-nc1")[1]] == ["least-nc1", "random-nc1"]
-    with pytest.raises(ConfigError, match="there is no scale 'tiny'"):
-        load_table("smoke", "tiny")
+    with pytest.raises(ConfigError, match="there is no scale 'vast'"):
+        load_table("smoke", "vast")
 
 
 def test_a_cell_that_another_table_finished_is_not_run_again(
