@@ -6,10 +6,10 @@ single questions. The presets are in `tables`. `python -m experiments` is the co
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedta_app.finished.reading import Run
+    from fedta_app.finished.reading import load_run
 
 __all__ = ["RESULTS", "load_run"]
 
@@ -19,26 +19,10 @@ INSTALLED = any(ROOT.glob("fedta-*.dist-info"))  # by pip, from a wheel: nothing
 RESULTS = (Path.cwd() if INSTALLED else ROOT) / "results"
 
 
-def load_run(path: str | Path, *, unfinished: bool = False) -> "Run":
-    """Return the run in a directory: configuration, metrics, summary, mask and models.
+def __getattr__(name: str) -> Any:
+    """Import `load_run` when it is asked for: it needs torch, which help and list do without."""
+    if name == "load_run":
+        from fedta_app.finished.reading import load_run
 
-    Parameters
-    ----------
-    path : str or Path
-        The directory that the run printed, `<results-dir>/<name>/seed<seed>`.
-    unfinished : bool
-        Also return a run that was stopped, killed or failed, or is running.
-
-    Returns
-    -------
-    Run
-        With `config`, `metrics`, `summary`, `final`, `best`, `mask`, `kept(...)`, `model(...)`.
-
-    Raises
-    ------
-    RunError
-        When the directory holds no run, one that is not finished, or a damaged one.
-    """
-    from fedta_app.finished import reading  # imports torch, which help and list do without
-
-    return reading.load_run(path, unfinished=unfinished)
+        return load_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

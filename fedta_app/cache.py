@@ -10,6 +10,7 @@ folder larger than its limit.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,10 @@ class ArrayCache:
     folder : Path or None
         Where the entries are; with None nothing is kept, and arrays are computed in memory.
     limit : float
-        Largest size of all entries together, in bytes. A larger array is computed in memory.
+        Largest size of all entries together, in bytes.
+
+    An array that is larger than the limit, or than the free space of the disk, is computed in
+    memory, with a line that says so.
 
     Examples
     --------
@@ -75,11 +79,9 @@ class ArrayCache:
         fill : callable
             Computes the array, in place.
         """
+        if self._folder is None:
+            return _in_memory(shape, dtype, fill)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize + _HEADER
-        if self._folder is None or size > self._limit:
-            array = np.empty(shape, dtype)
-            fill(array)
-            return array
         text = json.dumps({**key, "shape": shape, "dtype": dtype}, sort_keys=True)
         key = json.loads(text)  # as it is read back
         name = f"{key.get('kind', 'array')}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
@@ -87,9 +89,11 @@ class ArrayCache:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._sound(entry, key):
             with FileLock(self._folder / f".{name}.lock"):
-                if not self._sound(entry, key):  # not computed while this process waited
-                    self._make_room(size)
+                there = self._sound(entry, key)  # computed while this process waited
+                if not there and (there := self._make_room(size)):
                     self._compute(entry, key, shape, dtype, fill)
+            if not there:
+                return _in_memory(shape, dtype, fill)
         try:
             os.utime(entry / _ABOUT)
             found: Array = np.load(entry / _ARRAY, mmap_mode="c")
@@ -141,12 +145,33 @@ class ArrayCache:
         write_atomically(temporary / _ABOUT, json.dumps(about, indent=1) + "\n")
         temporary.replace(entry)
 
-    def _make_room(self, size: int) -> None:
-        """Delete the oldest entries until one of `size` bytes fits."""
-        entries = self.entries()
-        total = sum(entry.num_bytes for entry in entries) + size
-        for entry in entries:
-            if total <= self._limit:
-                return
-            remove_tree(entry.folder)
-            total -= entry.num_bytes
+    def _make_room(self, size: int) -> bool:
+        """Delete the oldest entries until one of `size` bytes fits; return whether it can."""
+        assert self._folder is not None
+        if size > self._limit:
+            what = f"the limit of {self._limit / 1e9:g} GB (cache-gb)"
+        else:
+            entries = self.entries()
+            total = sum(entry.num_bytes for entry in entries) + size
+            for entry in entries:
+                if total <= self._limit:
+                    break
+                remove_tree(entry.folder)
+                total -= entry.num_bytes
+            # Asked now, because writing into a mapped file on a full disk kills the process.
+            free = shutil.disk_usage(self._folder).free
+            if size <= free:
+                return True
+            what = f"the {free / 1e9:.1f} GB that are free in {self._folder}"
+        print(
+            f"not cached, but computed in the memory of every process: {size / 1e9:.1f} GB are "
+            f"more than {what}",
+            flush=True,
+        )
+        return False
+
+
+def _in_memory(shape: tuple[int, ...], dtype: str, fill: Callable[[Array], None]) -> Array:
+    array = np.empty(shape, dtype)
+    fill(array)
+    return array

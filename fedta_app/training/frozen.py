@@ -25,6 +25,7 @@ from fedta_app.training.datasets import machine_cache
 from fedta_app.training.passes import autocast
 
 _CHUNK = 64  # images; another number gives other last bits
+_VERSION = 1  # raise it where pixels, views or blocks are computed in another way than before
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def make_stem(
     cuda = device.type == "cuda"
     key = {
         "kind": "tokens",
-        "image-size": config.image_size,
+        "version": _VERSION,
+        "model": config.model,
         "precision": precision,
         "processor": device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "torch": used["torch"],

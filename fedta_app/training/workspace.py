@@ -264,8 +264,12 @@ def build_workspace(config: RunConfig) -> Workspace:
         size, channels = built.image_size, data.train.images.shape[1]
         image = torch.zeros(1, len(built.mean or [0] * channels), size, size, device=device)
         frozen, model = split_blocks(config.model, model, config.trained_blocks, image)
-        normalisation = [built.mean or data.mean, built.std or data.std]
-        about = {"data": data.digest, "normalisation": normalisation, "kernels": kernels}
+        about = {
+            "data": data.digest,
+            "image-size": size,
+            "normalisation": [built.mean or data.mean, built.std or data.std],
+            "kernels": kernels,
+        }
         stem = make_stem(frozen, config, device, about)
     weights, head = _split_weights(config, model, built.head)
     data = data.to(device)

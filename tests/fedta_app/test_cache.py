@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,13 +112,31 @@ def test_the_entries_unused_for_longest_make_room(tmp_path: Path) -> None:
     assert sum(entry.num_bytes for entry in cache.entries()) <= 3.5 * each
 
 
-def test_without_a_folder_or_room_arrays_are_computed_in_memory(tmp_path: Path) -> None:
-    for cache in (ArrayCache(None, 1e6), ArrayCache(tmp_path, SIZE - 1)):
-        fill = Counter()
-        for _ in range(2):
-            assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
-        assert fill.calls == 2 and not cache.entries()
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("limit", "free", "said"),
+    [(SIZE - 1, 1e9, "the limit of 1.27e-07 GB (cache-gb)"), (1e6, SIZE - 1, "GB that are free")],
+)
+def test_without_room_arrays_are_computed_in_memory(
+    tmp_path: Path,
+    limit: float,
+    free: float,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    fill, cache = Counter(), ArrayCache(tmp_path, limit)
+    for _ in range(2):
+        assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
+    assert fill.calls == 2 and not cache.entries()
+    assert said in capsys.readouterr().out
+
+
+def test_without_a_folder_arrays_are_computed_in_memory() -> None:
+    fill, cache = Counter(), ArrayCache(None, 1e6)
+    for _ in range(2):
+        assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
+    assert fill.calls == 2 and not cache.entries()
 
 
 def test_clear_deletes_all_entries(tmp_path: Path) -> None:
