@@ -118,9 +118,15 @@ def _how(run: Run, facts: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append("Centralised: one optimizer on all training images.")
+    where = "the backbone"
+    if config.trained_blocks:
+        where = f"the last {config.trained_blocks} blocks"
+        lines.append(
+            f"Only {where}, and the norm behind them, were trained; all before them was frozen."
+        )
     if mask:
         lines.append(
-            f"{mask['trained']:,} of {mask['of']:,} weights of the backbone were trained (mask "
+            f"{mask['trained']:,} of {mask['of']:,} weights of {where} were trained (mask "
             f"rule `{config.mask_rule}`); the others, and the head, were frozen."
         )
     changed = ", with uncommitted changes" if code.get("changed") else ""

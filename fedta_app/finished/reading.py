@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
 from fedta_app.files import expanded, read_toml
+from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import build_model
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import load_checkpoint
@@ -119,6 +120,11 @@ class Run:
                 "written by an earlier release of fedta"
             )
         model, head = build(self.summary["model"])
+        if trained := self.config.trained_blocks:  # the frozen blocks are in no mask
+            facts = self.summary["model"]
+            size = facts["image-size"]
+            image = torch.zeros(1, len(facts["mean"]), size, size)
+            _, model = split_blocks(facts["name"], model, trained, image)
         backbone = {n: p for n, p in model.named_parameters() if not n.startswith(f"{head}.")}
         return Layout.of(backbone).views(flat.mask)
 

@@ -39,6 +39,9 @@ def test_masks_and_traffic_count_the_trained_blocks(tmp_path: Path) -> None:
     assert up == [2 * 33_600 * 4] * 2
     masked = final_weights(tmp_path / "masked")
     assert not torch.equal(bits_of(weights), bits_of(masked))
+    mask = load_run(tmp_path / "masked/test/seed0").mask
+    assert mask is not None and sum(int(part.sum()) for part in mask.values()) == 3_360
+    assert {name.split(".")[0] for name in mask} == {"blocks", "norm"}
 
 
 def test_the_model_that_is_kept_is_the_whole_one(tmp_path: Path) -> None:
