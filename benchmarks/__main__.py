@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.processes import ROOT, exit_on_sigterm
-from benchmarks.report import RESULTS
+from benchmarks.harness.processes import ROOT, exit_on_sigterm
+from benchmarks.harness.report import RESULTS
 
 # Which of the options each part takes.
 _ON_ENGINES = ("repeats", "data_dir", "prefix")
@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "fisher": (),
     "optimizer": (),
     "precision": (),
+    "startup": ("repeats",),
 }
 
 

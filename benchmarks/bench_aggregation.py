@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.pairs import VIT_SMALL, copy_of, in_turn, median_ratio, vector_options
-from benchmarks.report import facts, write
+from benchmarks.harness.pairs import VIT_SMALL, copy_of, in_turn, median_ratio, vector_options
+from benchmarks.harness.report import facts, write
 from fedta_app.aggregation.accumulators import (
     MaskedMeanAccumulator,
     MeanAccumulator,

@@ -15,10 +15,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import Contender, Runner
-from benchmarks.jobs import Job, prepared
-from benchmarks.processes import exit_on_sigterm
-from benchmarks.report import facts, write
+from benchmarks.harness.contenders import Contender, Runner
+from benchmarks.harness.jobs import Job, prepared
+from benchmarks.harness.processes import exit_on_sigterm
+from benchmarks.harness.report import facts, write
 
 FEW, PER_ROUND = 100, 10
 ENGINES = (Contender("in-process", "in-process"), Contender("flower, 1 actor", "flower"))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.report import facts, write
+from benchmarks.harness.report import facts, write
 from fedta_app.sensitivity import fisher_diagonal
 
 MODEL = "vit_small_patch16_224.dino"

@@ -26,13 +26,13 @@ from unittest import mock
 
 import torch
 
-from benchmarks.operations import (
+from benchmarks.harness.operations import (
     TransformerOperations,
     matrix_rate,
     median_seconds,
     operations_by_name,
 )
-from benchmarks.round_parts import round_parts
+from benchmarks.harness.round_parts import round_parts
 from experiments.running.cells import read_rows
 from experiments.running.launch import run_here
 from fedta_app.config import RunConfig

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from benchmarks.report import facts, write
+from benchmarks.harness.report import facts, write
 from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.seeding import torch_generator
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.pairs import in_turn, median_ratio
-from benchmarks.report import facts, write
+from benchmarks.harness.pairs import in_turn, median_ratio
+from benchmarks.harness.report import facts, write
 from fedta_app.device.cpu_kernels import has_bf16_units, use_kernels, write_out_attention
 from fedta_app.models.building import build_model
 from fedta_app.seeding import torch_generator

@@ -21,12 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import BARE, CONTENDERS, Contender, Runner, Timing
-from benchmarks.jobs import JOBS, prepared
+from benchmarks.harness.contenders import BARE, CONTENDERS, Contender, Runner, Timing
+from benchmarks.harness.jobs import JOBS, prepared
+from benchmarks.harness.processes import exit_on_sigterm
+from benchmarks.harness.report import facts, write
+from benchmarks.harness.rounds_figure import save_rounds
 from benchmarks.peers.pfl_env import PeerError
-from benchmarks.processes import exit_on_sigterm
-from benchmarks.report import facts, write
-from benchmarks.rounds_figure import save_rounds
 
 DEFAULT_JOBS = ("vit_small",)
 

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.processes import run_apart
-from benchmarks.report import facts, write
+from benchmarks.harness.processes import run_apart
+from benchmarks.harness.report import facts, write
 
 COMMANDS = (["--help"], ["run", "--help"], ["list"])
 

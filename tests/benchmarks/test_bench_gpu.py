@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_gpu import MODES, counted, default_precisions, jobs, main, noise
-from benchmarks.operations import TransformerOperations, matrix_rate
+from benchmarks.harness.operations import TransformerOperations, matrix_rate
 
 DINO = "vit_small_patch16_224.dino"
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_rounds, contenders, jobs
-from benchmarks.contenders import BARE, CONTENDERS, Contender, Runner, Timing
-from benchmarks.jobs import Job, Prepared, prepared
+from benchmarks import bench_rounds
+from benchmarks.harness import contenders, jobs
+from benchmarks.harness.contenders import BARE, CONTENDERS, Contender, Runner, Timing
+from benchmarks.harness.jobs import Job, Prepared, prepared
+from benchmarks.harness.processes import ROOT, BenchError, Memory, run_apart, tree
 from benchmarks.peers.pfl_env import PeerError, check_pfl
-from benchmarks.processes import ROOT, BenchError, Memory, run_apart, tree
 from fedta_app.config import RunConfig
 
 TINY = Job("demo/fedavg", {"num-clients": 20, "local-steps": 1, "batch-size": 4}, threads=1)

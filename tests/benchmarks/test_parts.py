@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import bench_aggregation, bench_clients, bench_precision, bench_transport, report
-from benchmarks.contenders import Contender, Timing
-from benchmarks.processes import Memory
+from benchmarks import bench_aggregation, bench_clients, bench_precision, bench_transport
+from benchmarks.harness import report
+from benchmarks.harness.contenders import Contender, Timing
+from benchmarks.harness.processes import Memory
 from engine.transport import TRANSPORTS
 
 

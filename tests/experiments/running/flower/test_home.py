@@ -41,12 +41,16 @@ def test_a_home_lies_in_the_temporary_folder_and_goes(temporary: Path) -> None:
     assert not list(temporary.iterdir())
 
 
-def test_a_long_temporary_folder_is_not_used_for_sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    long = tmp_path / ("x" * 80)
-    long.mkdir()
-    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(long))
+@pytest.fixture
+def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the temporary folder one whose path is too long for Ray's sockets."""
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(folder))
+
+
+@pytest.mark.usefixtures("long")
+def test_a_long_temporary_folder_is_not_used_for_sockets() -> None:
     with run_home() as home:
         assert home.parent == Path("/tmp")
         session = "session_2026-11-25_21-58-16_146802_4194304"
@@ -54,12 +58,8 @@ def test_a_long_temporary_folder_is_not_used_for_sockets(
     assert not home.exists()
 
 
-def test_without_a_folder_that_fits_there_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    long = tmp_path / ("x" * 80)
-    long.mkdir()
-    monkeypatch.setattr(homes.tempfile, "gettempdir", lambda: str(long))
+@pytest.mark.usefixtures("long")
+def test_without_a_folder_that_fits_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(homes, "_SHORT", "/proc")
     with pytest.raises(RunError) as refused, run_home():
         pass

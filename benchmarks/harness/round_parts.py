@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.operations import median_seconds
+from benchmarks.harness.operations import median_seconds
 from fedta_app.aggregation.accumulators import MeanAccumulator
 from fedta_app.aggregation.means import apply_update
 from fedta_app.device.cuda import repeatable, to_device

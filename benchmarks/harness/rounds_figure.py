@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.contenders import BARE, CONTENDERS
+from benchmarks.harness.contenders import BARE, CONTENDERS
 
 _INK = "#222222"
 # Titles of the groups, top down, with their colours.

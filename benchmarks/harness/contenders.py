@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.jobs import Prepared
+from benchmarks.harness.jobs import Prepared
+from benchmarks.harness.processes import BenchError, Memory, run_apart
 from benchmarks.peers.pfl_env import PeerError, check_pfl, pfl_python
-from benchmarks.processes import BenchError, Memory, run_apart
 
 EXTRA_ROUNDS = 2  # the first warms up; the last measures and saves
 WATCHED_ROUNDS = 3  # where memory is what one wants to know
@@ -141,9 +141,9 @@ class Runner:
     def _command(self, contender: Contender, folder: str) -> list[str]:
         modules = {
             "bare": "peers.bare_loop",
-            "bare-kernels": "bare_kernels",
+            "bare-kernels": "harness.bare_kernels",
             "pfl": "peers.pfl_rounds",
         }
         python = str(self._pfl) if contender.kind == "pfl" else sys.executable
-        module = f"benchmarks.{modules.get(contender.kind, 'engines')}"
+        module = f"benchmarks.{modules.get(contender.kind, 'harness.engines')}"
         return [*self._prefix, python, "-m", module, folder]

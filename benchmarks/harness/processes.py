@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.running.signals import die_with_parent
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _INTERVAL = 0.1  # seconds between two looks at the memory
 _PATIENCE = 900.0  # seconds
 

@@ -1,6 +1,6 @@
 """The bare loop with fedta's matrix products: the honest limit of an engine around the same steps.
 
-    python -m benchmarks.bare_kernels FOLDER
+    python -m benchmarks.harness.bare_kernels FOLDER
 
 It multiplies as fedta does on this processor (`fedta_app.device.cpu_kernels`; by PyTorch's own
 products where those are the choice). fedta changes no setting of the memory allocator, and neither

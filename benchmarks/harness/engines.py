@@ -1,6 +1,6 @@
 """A contender on one of our engines, or on Flower's with its stock app: a process of its own.
 
-    python -m benchmarks.engines FOLDER
+    python -m benchmarks.harness.engines FOLDER
 
 A round lasts from one row of metrics.csv to the next, by the file's own time: everything that a
 user waits for, records included.
@@ -21,7 +21,7 @@ from experiments.running.flower import run_app, run_on_flower
 from fedta_app.config import RunConfig
 from fedta_app.runs.directory import run_path
 
-STOCK_APP = Path(__file__).parent / "peers" / "stock_flower"
+STOCK_APP = Path(__file__).parents[1] / "peers" / "stock_flower"
 _INTERVAL = 0.005  # seconds between two looks at the file
 
 

@@ -12,7 +12,7 @@ import torch
 from fedta_app.files import write_atomically
 from fedta_app.runs.provenance import code_facts, device_name, versions
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "benchmarks"
 # Options whose values are places on this machine, which mean nothing elsewhere.
 _PLACES = ("--data-dir", "--json", "--out", "--pfl-python", "--prefix")
 

@@ -1,0 +1,1 @@
+"""What the benchmarks share: contenders and their jobs, processes that are measured, reports."""
