@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
     first = cells[0].config.seed
     missing, replaced, again = [], set[str](), 0
     for cell in cells:
-        if (path := finished.path(cell.config)) is None:
+        if (path := finished.path(cell)) is None:
             missing.append(cell)
             continue
         if before := read_config(record_folder(cell, out)):

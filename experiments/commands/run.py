@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
     if not cells:
         return ExitStatus.FINISHED
     finished = FinishedRuns(cells[0].results)
-    left = [cell for cell in cells if not cell.config.resume or not finished.path(cell.config)]
+    left = [cell for cell in cells if not cell.config.resume or not finished.path(cell)]
     for warning in code_warnings(left, RESULTS) if left else ():
         print(f"warning: {warning}", flush=True)
     outcomes = run_cells(

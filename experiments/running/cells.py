@@ -195,11 +195,14 @@ class FinishedRuns:
     def __init__(self, results: Path) -> None:
         self._paths = by_identity(reversed(finished_folders(results)))
 
-    def path(self, config: RunConfig) -> Path | None:
-        """Return the directory of a finished run that computed the same, preferably its own."""
-        if progress(config).state is State.FINISHED:
-            return run_path(config)
-        return self._paths.get(identity(config))
+    def path(self, cell: Cell) -> Path | None:
+        """Return the directory of a finished run that computed the same, preferably its own.
+
+        A run that the user named is looked for under that name only: who names it wants it there.
+        """
+        if progress(cell.config).state is State.FINISHED:
+            return cell.path
+        return self._paths.get(identity(cell.config)) if cell.own_name else None
 
 
 def by_identity(folders: Iterable[Path]) -> dict[str, Path]:

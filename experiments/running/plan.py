@@ -29,7 +29,7 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     seconds, done = 0.0, 0
     finished = FinishedRuns(cells[0].results)
     for cell in cells:
-        found = Progress(State.FINISHED) if finished.path(cell.config) else progress(cell.config)
+        found = Progress(State.FINISHED) if finished.path(cell) else progress(cell.config)
         estimate = forecast.of(cell.config)
         left = estimate.left(found, cell.config.num_server_rounds)
         seconds += left

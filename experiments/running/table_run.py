@@ -121,7 +121,7 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     """Return the outcome of a cell before the runs; its status is None if it has to be run."""
     if not cell.config.resume:
         return Outcome(cell, cell.path)
-    if path := finished.path(cell.config):
+    if path := finished.path(cell):
         elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
         return Outcome(cell, path, ExitStatus.FINISHED, BEFORE + elsewhere)
     if progress(cell.config).state is State.RUNNING:

@@ -13,7 +13,8 @@ import pytest
 
 from experiments import installed
 from experiments.installed import flower_scripts, write_app
-from experiments.running import flower, presets
+from experiments.running import presets
+from experiments.running.flower import engine
 from experiments.running.presets import load_table
 from experiments.running.tuned import write_choice
 from fedta_app.config import RunConfig
@@ -93,11 +94,11 @@ def test_flower_runs_the_app_that_is_made_where_there_is_no_checkout(
         app = Path(command[command.index("run") + 1])
         apps.append((app, (app / "pyproject.toml").is_file()))
 
-    monkeypatch.setattr(flower, "_superlink", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(flower, "_stream", stream)
+    monkeypatch.setattr(engine, "_superlink", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(engine, "_stream", stream)
     for where in (False, True):
-        monkeypatch.setattr(flower, "INSTALLED", where)
-        flower.run_on_flower(RunConfig(num_clients=10), client_cpus=1, client_gpus=0.0)
+        monkeypatch.setattr(engine, "INSTALLED", where)
+        engine.run_on_flower(RunConfig(num_clients=10), client_cpus=1, client_gpus=0.0)
     (checkout, made) = apps
     assert checkout == (ROOT, True)
     assert made[0] != ROOT and made[1]

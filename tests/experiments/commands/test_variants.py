@@ -87,11 +87,10 @@ def test_a_variant_does_not_meet_the_presets_own_run(
     assert f"to continue: {typed}\n" in printed and "'" in typed
     assert main(named) == ExitStatus.FINISHED
     capsys.readouterr()
-    assert main(["run", *fast, "--name", "again"]) == ExitStatus.FINISHED  # it exists as fast
-    typed = shlex.join(["python", "-m", "experiments", "run", *fast, "--name", "again"])
+    assert main(named) == ExitStatus.FINISHED
+    typed = shlex.join(["python", "-m", "experiments", *named])
     assert capsys.readouterr().out == (
-        f"finished before as fast: {tmp_path}/my runs/fast/seed0; to start it over: "
-        f"{typed} --no-resume\n"
+        f"finished before: {tmp_path}/my runs/fast/seed0; to start it over: {typed} --no-resume\n"
     )
     out = ["--out", str(tmp_path / "compared")]
     assert main(["compare", "smoke/random-iid", "fast", *results, *out]) == ExitStatus.FINISHED

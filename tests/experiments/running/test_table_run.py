@@ -12,7 +12,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import FinishedRuns, identity, make_cells, progress
+from experiments.running.cells import Cell, FinishedRuns, identity, make_cells, progress
 from experiments.running.presets import load_table, select
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
@@ -62,10 +62,11 @@ def test_finished_cells_are_skipped_and_the_summary_says_so(
     assert main(arguments(tmp_path, "demo/fedavg", "--no-resume")) == ExitStatus.FINISHED
     assert (tmp_path / "demo/fedavg/seed0.old-1/summary.json").exists()
     config = RunConfig.from_mapping(read_toml(tmp_path / "demo/fedavg/seed0/config.toml"))
-    config = config.with_values(resume=True)
-    assert FinishedRuns(tmp_path).path(config) == tmp_path / "demo/fedavg/seed0"
+    (preset,) = select("demo/fedavg")[1]
+    cell = Cell(preset, config.with_values(resume=True))
+    assert FinishedRuns(tmp_path).path(cell) == tmp_path / "demo/fedavg/seed0"
     shutil.rmtree(tmp_path / "demo/fedavg/seed0")
-    assert FinishedRuns(tmp_path).path(config) is None  # what was thrown out is no result
+    assert FinishedRuns(tmp_path).path(cell) is None  # what was thrown out is no result
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(
@@ -204,3 +205,9 @@ def test_a_cell_that_another_table_finished_is_not_run_again(
     assert "finished before as other/same" in output and output.count("run directory") == 2
     assert main(["plan", *arguments(tmp_path, "demo/fedavg")[1:]]) == ExitStatus.FINISHED
     assert "1 cell, 1 finished" in capsys.readouterr().out
+    # Who names a run wants it under that name.
+    named = arguments(tmp_path, "demo/fedavg", "--name", "again")
+    assert main(["plan", *named[1:]]) == ExitStatus.FINISHED
+    assert "1 cell, 0 finished" in capsys.readouterr().out
+    assert main(named) == ExitStatus.FINISHED
+    assert (tmp_path / "again/seed0/summary.json").exists()
