@@ -21,7 +21,7 @@ def checked_seed(seed: SupportsIndex) -> int:
         If it is no integer, or a truth value.
     """
     try:
-        if isinstance(seed, bool):
+        if isinstance(seed, bool | np.bool_):  # Python's and, before NumPy 2, NumPy's are integers
             raise TypeError
         return operator.index(seed)
     except TypeError:
