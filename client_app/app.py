@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -22,7 +23,7 @@ from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.runs.memory import peaks, reset_peaks
 from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
-from fedta_app.training.head_fit import head_statistics
+from fedta_app.training.head_fit import head_images, head_statistics
 from fedta_app.training.scoring import client_batches, own_mask, scores
 from fedta_app.training.workspace import shared_workspace
 
@@ -108,17 +109,23 @@ def probe(message: Message, context: Context) -> Message:
 def head(message: Message, context: Context) -> Message:
     """Return the client's sums for the ridge head, under the weights sent, if there are any."""
     memory, settings = _prepare(message, context)
-    if "arrays" in message.content.array_records:
+    if not (at_start := "arrays" not in message.content.array_records):
         weights = _received(message, settings)["vector"]
         load_weights(memory.workspace, weights, memory.mask(str(settings["down"])))
-    images = memory.workspace.head_data(int(settings["partition-id"]))
+    client = int(settings["partition-id"])
+    images = head_images(memory.workspace, client, at_start=at_start)
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
 
 
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
-    """Return the client's scores of the weights under the mask of the previous round."""
+    """Return the client's scores of the weights under the mask of the previous round.
+
+    None of them where the server says that it knows their sum already.
+    """
     memory, settings = _prepare(message, context)
+    if settings["known"]:
+        return _reply(message, {"vector": torch.empty(0)})
     batches = client_batches(memory.workspace, int(settings["partition-id"]))
     mask = memory.mask(str(settings["down"]))
     found = scores(memory.workspace, batches, mask, int(settings["server-round"]))

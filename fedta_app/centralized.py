@@ -17,7 +17,7 @@ from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
 from fedta_app.training.facts import model_facts, run_facts
-from fedta_app.training.head_fit import fit_head, head_statistics
+from fedta_app.training.head_fit import fit_head, head_images, head_statistics
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
@@ -70,10 +70,11 @@ class Baseline:
         self._mask_bits = b""
         self.notes: dict[str, Any] = {}
 
-    def solve_head(self) -> None:
+    def solve_head(self, *, at_start: bool = False) -> None:
         """Solve the ridge head over all training images under the weights of now, and freeze it."""
         workspace = self.workspace
-        fitted = fit_head(workspace, head_statistics(workspace, workspace.head_data(None)))
+        images = head_images(workspace, None, at_start=at_start)
+        fitted = fit_head(workspace, head_statistics(workspace, images), at_start=at_start)
         assert workspace.head is not None
         workspace.head.load(fitted.vector)
         self.notes["head"] = fitted.facts()
@@ -85,9 +86,10 @@ class Baseline:
         trained, entries = mask.num_trained, mask.mask.numel()
         self.notes["mask"] = {"density": mask.density, "trained": trained, "of": entries}
 
-    def measure(self, *, last: bool = False) -> Figures:
+    def measure(self, *, last: bool = False, at_start: bool = False) -> Figures:
         """Measure the model as it is."""
-        return measure(self.workspace, self.workspace.weights.vector, last=last)
+        weights = self.workspace.weights.vector
+        return measure(self.workspace, weights, last=last, at_start=at_start)
 
     def sha256(self) -> str:
         """Return the sha256 of all weights; those of a frozen head come last."""
@@ -146,7 +148,7 @@ class Head(_BaselinePhase):
 
     def work(self, number: int) -> None:
         """Solve for the head and freeze it."""
-        self.baseline.solve_head()
+        self.baseline.solve_head(at_start=True)
 
 
 class Calibrate(_BaselinePhase):

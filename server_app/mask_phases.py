@@ -13,7 +13,13 @@ from fedta_app.masks import intersection, needs_scores, rule_named, union, vote
 from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
 from fedta_app.seeding import torch_generator
-from fedta_app.training.scoring import calibration, own_mask, require_trained
+from fedta_app.training.scoring import (
+    calibration,
+    own_mask,
+    require_trained,
+    scored_positions,
+)
+from fedta_app.training.shared_masks import IncompleteMaskError, shared_mask
 from fedta_app.vectors import FlatMask
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
@@ -71,9 +77,26 @@ class SummedScores(FederatedPhase):
 
     def work(self, number: int) -> None:
         """Sum the scores of a sample of clients and narrow the mask down."""
-        state, config = self.state, self.state.config
-        nodes = state.exchange.nodes
+        state, config, nodes = self.state, self.state.config, self.state.exchange.nodes
         sampled = nodes.sample(config.calibration_fraction, config.seed, "calibrate", number)
+        found: list[FlatMask] = []
+
+        def find() -> FlatMask:
+            found.append(self._narrowed(sampled, number))
+            if state.exchange.costs.errors:
+                raise IncompleteMaskError(found[0])
+            return found[0]
+
+        state.model()  # loads the weights and the head that are scored
+        positions = (scored_positions(state.workspace, client) for client in sampled)
+        mask = shared_mask(state.workspace, positions, number, state.travelling(), find)
+        if not found:
+            self._count_replies(sampled, number)
+        _use_mask(state, mask)
+
+    def _narrowed(self, sampled: list[int], number: int) -> FlatMask:
+        """Return the mask that the scores of the clients give."""
+        state, config = self.state, self.state.config
         rule, size = rule_named(config.mask_rule), state.weights.numel()
         sums = rule.sums(size)
         for scores in self._replies(sampled, number):
@@ -82,7 +105,16 @@ class SummedScores(FederatedPhase):
             sums.add(scores)
         self._check_replies(number)
         so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
-        _use_mask(state, require_trained(config, so_far.advance(sums.scores().float())))
+        return require_trained(config, so_far.advance(sums.scores().float()))
+
+    def _count_replies(self, sampled: list[int], number: int) -> None:
+        """Tell the clients what they need, and count the scores that they would have sent.
+
+        The mask is known already; what a run says of its traffic does not depend on that.
+        """
+        rule = rule_named(self.state.config.mask_rule)
+        for _ in self._replies(sampled, number, known=True):
+            self.state.exchange.costs.bytes_up += 4 * rule.message_size(self.state.weights.numel())
 
     def _check_replies(self, number: int) -> None:
         """Raise RunError if no client sent scores, or if one is missing where all are needed."""
@@ -96,12 +128,15 @@ class SummedScores(FederatedPhase):
                 f"tolerates that): {costs.errors[0]}"
             )
 
-    def _replies(self, sampled: list[int], number: int) -> Iterator[Tensor]:
+    def _replies(self, sampled: list[int], number: int, *, known: bool = False) -> Iterator[Tensor]:
         state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
         with counting("clients", len(sampled)) as done:
             for first in range(0, len(sampled), step):
-                clients, config = sampled[first : first + step], {"server-round": number}
+                clients, config = (
+                    sampled[first : first + step],
+                    {"server-round": number, "known": known},
+                )
                 for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
                     yield scores
                     done.add()

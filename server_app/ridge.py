@@ -40,9 +40,9 @@ class RidgeSums:
         state = self.state
         # Its strength and temperature come from validation images under the weights of now.
         state.workspace.weights.load(state.weights)
-        fitted = fit_head(state.workspace, self.statistics)
-        state.set_head(fitted.vector)
         refreshed = state.notes.get("head", {}).get("solved", 0)
+        fitted = fit_head(state.workspace, self.statistics, at_start=not refreshed)
+        state.set_head(fitted.vector)
         state.notes["head"] = {
             **fitted.facts(), "images": self.statistics.count, "solved": refreshed + 1,
         }  # fmt: skip

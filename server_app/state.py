@@ -98,10 +98,10 @@ class ServerState:
         """Let only these weights travel from now on."""
         self.mask = self.memory.store.put(mask.to_bits())
 
-    def measure(self, *, last: bool = False) -> Figures:
+    def measure(self, *, last: bool = False, at_start: bool = False) -> Figures:
         """Measure the global model on validation and, if due, test images."""
         self.memory.load_head(self.head)
-        return measure(self.workspace, self.weights, last=last)
+        return measure(self.workspace, self.weights, last=last, at_start=at_start)
 
     def model(self) -> nn.Module:
         """Return the model with the global weights and the head."""

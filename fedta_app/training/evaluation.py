@@ -13,7 +13,9 @@ from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import Workspace
 
 
-def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Figures:
+def measure(
+    workspace: Workspace, weights: Tensor, *, last: bool = False, at_start: bool = False
+) -> Figures:
     """Load the weights and return their figures on validation and test images.
 
     Test images are for reporting only; nothing is chosen by them. With `measure-test = "end"` they
@@ -23,9 +25,12 @@ def measure(workspace: Workspace, weights: Tensor, *, last: bool = False) -> Fig
     ----------
     last : bool
         Whether this is the last round's measurement.
+    at_start : bool
+        Whether the weights are still those of the start, whose features may be known already.
     """
     workspace.weights.load(weights)
-    validation, test = workspace.evaluation_sets
+    known = workspace.start_features if at_start else None
+    validation, test = workspace.measured(known) if known else workspace.evaluation_sets
     val_loss, val_accuracy = evaluate(workspace, validation)
     figures: Figures = {"val_accuracy": val_accuracy, "val_loss": val_loss}
     when = workspace.config.measure_test
@@ -57,19 +62,19 @@ class Start(Phase):
     Parameters
     ----------
     measure : callable
-        Measures the global model.
+        As `measure` here, of the global model.
     """
 
     name = "start"
 
-    def __init__(self, workspace: Workspace, measure: Callable[[], Figures]) -> None:
+    def __init__(self, workspace: Workspace, measure: Callable[..., Figures]) -> None:
         super().__init__(1)
         self._workspace = workspace
         self._measure = measure
 
     def run_round(self, number: int) -> Row:
         """Return the row of round 0."""
-        figures = self._measure()
+        figures = self._measure(at_start=True)
         if self._workspace.head is not None:
             check_above_chance(self._workspace, figures["val_accuracy"])
         return Row(0, self.name, **figures)

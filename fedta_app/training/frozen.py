@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fedta_app.cache import Array, ArrayCache
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
-from fedta_app.device.cuda import resolve_precision
+from fedta_app.device.cuda import resolve_precision, to_device
+from fedta_app.models.building import features
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.progress import counting, phase
 from fedta_app.runs.provenance import device_name, versions
@@ -95,28 +96,75 @@ class Stem:
             labels stay on their device.
         """
         # Hashed here and not once, because other weights may have been loaded since.
-        key = {**self.key, "split": split, "blocks": state_sha256(self.blocks.state_dict())}
+        key: dict[str, Any] = {"split": split, "blocks": state_sha256(self.blocks.state_dict())}
         if views:
             key |= {"views": views.number, "seed": views.seed}
-        middle = (views.number,) if views else ()
-        each = self.tokens(pixels(images.images[:1])).shape[1:]
-        starts = range(0, len(images), _CHUNK)
-        jobs = [(view, start) for view in range(views.number if views else 1) for start in starts]
+
+        def tokens(chunk: Tensor, start: int, view: int) -> Tensor:
+            if views:
+                chunk = views.draw(chunk, view, start // _CHUNK)
+            return self.tokens(pixels(chunk))
+
+        number = views.number if views else None
+        return self._rows(key, images, tokens, "frozen blocks", views=number)
+
+    def features(self, split: str, tokens: ImageSet, model: nn.Module) -> ImageSet:
+        """Return the images of a split with their features (N, d) in place of their tokens.
+
+        Parameters
+        ----------
+        tokens : ImageSet
+            What `cached` returned for the split.
+        model : nn.Module
+            The blocks behind the stem, with the weights that they shall have.
+        """
+        model.eval()
+        key = {
+            "kind": "features",
+            "split": split,
+            "blocks": state_sha256(self.blocks.state_dict()),
+            "model-state": state_sha256(model.state_dict()),
+        }
+
+        @torch.inference_mode()
+        def compute(chunk: Tensor, start: int, view: int) -> Tensor:
+            return features(model, to_device(chunk, self.device))
+
+        return self._rows(key, tokens, compute, "features")
+
+    def _rows(
+        self,
+        key: Mapping[str, Any],
+        images: ImageSet,
+        compute: Callable[[Tensor, int, int], Tensor],
+        what: str,
+        views: int | None = None,
+    ) -> ImageSet:
+        """Return the images with what is computed of each, from the cache or in chunks.
+
+        Parameters
+        ----------
+        compute : callable
+            Given images (B, ...), the position of the first, and the number of the view.
+        views : int, optional
+            V, for rows of (V, ...).
+        """
+        each = compute(images.images[:1], 0, 0).shape[1:]
+        jobs = [(v, n) for v in range(views or 1) for n in range(0, len(images), _CHUNK)]
 
         def fill(array: Array) -> None:
-            def compute(job: tuple[int, int]) -> None:
+            def chunk(job: tuple[int, int]) -> None:
                 view, start = job
-                chunk = images.images[start : start + _CHUNK]
-                if views:
-                    chunk = views.draw(chunk, view, start // _CHUNK)
+                found = compute(images.images[start : start + _CHUNK], start, view)
                 where = array[start : start + _CHUNK]
-                (where[:, view] if views else where)[:] = self.tokens(pixels(chunk)).cpu().numpy()
+                (where if views is None else where[:, view])[:] = found.float().cpu().numpy()
 
-            with phase("frozen blocks"), counting("images", len(jobs) * _CHUNK) as done:
-                for _ in _each(compute, jobs, self.device):
+            with phase(what), counting("images", len(jobs) * _CHUNK) as done:
+                for _ in _each(chunk, jobs, self.device):
                     done.add(_CHUNK)
 
-        array = self.cache.array(key, (len(images), *middle, *each), "float32", fill)
+        shape = (len(images), *(() if views is None else (views,)), *each)
+        array = self.cache.array({**self.key, **key}, shape, "float32", fill)
         return ImageSet(torch.from_numpy(array), images.labels)
 
 
@@ -124,24 +172,26 @@ def make_stem(
     blocks: nn.Module, config: RunConfig, device: torch.device, about: Mapping[str, Any]
 ) -> Stem:
     """Return the stem of a run; `about` is what else decides its tokens."""
-    precision, used = resolve_precision(config.precision, device), versions()
-    cuda = device.type == "cuda"
-    key = {
-        "kind": "tokens",
-        "version": _VERSION,
+    precision = resolve_precision(config.precision, device)
+    key = {"kind": "tokens", "version": _VERSION, **machine_key(config, device), **about}
+    return Stem(blocks, device, precision, machine_cache(config), key)
+
+
+def machine_key(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Return what decides the last bits of a model's outputs, besides weights and inputs."""
+    used, cuda = versions(), device.type == "cuda"
+    return {
         "model": config.model,
-        "precision": precision,
+        "precision": resolve_precision(config.precision, device),
         "processor": device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "torch": used["torch"],
         "timm": used["timm"],
-        **about,
     }
-    return Stem(blocks, device, precision, machine_cache(config), key)
 
 
 def one_view(tokens: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return tokens (B, T, d), of one view each if there are several, (B, V, T, d)."""
-    if tokens.ndim == 3:
+    if tokens.ndim < 4:
         return tokens
     assert generator is not None, "only training images have views"
     number, views = tokens.shape[:2]

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedta_app.data.loading import ImageSet
+from fedta_app.data.loading import DataSplits, ImageSet
+from fedta_app.device.cuda import to_device
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
 from fedta_app.models.building import features, num_features
 from fedta_app.progress import counting
+from fedta_app.seeding import numpy_generator
 from fedta_app.training.workspace import Workspace
 
 
@@ -28,8 +30,38 @@ def empty_statistics(workspace: Workspace) -> RidgeStatistics:
     return RidgeStatistics(num_features(workspace.model), workspace.data.num_classes)
 
 
+def head_images(
+    workspace: Workspace, partition_id: int | None, *, at_start: bool = False
+) -> ImageSet:
+    """Return the images of a client, or with None of all, that the ridge head is made from.
+
+    Parameters
+    ----------
+    at_start : bool
+        Whether the weights are still those of the start, whose features may be known already.
+    """
+    data, device = _data(workspace, at_start), workspace.device
+    number, fraction = len(workspace.data.train), workspace.config.head_fraction
+    order = numpy_generator(workspace.config.seed, "head-fraction").permutation(number)
+    chosen = torch.zeros(number, dtype=torch.bool)
+    chosen[order[: max(1, round(fraction * number))]] = True
+    if partition_id is None:
+        positions = torch.arange(number, device=device)
+    else:
+        positions = workspace.client_positions(partition_id)
+    return data.train.subset(positions[to_device(chosen, device)[positions]])
+
+
+def _data(workspace: Workspace, at_start: bool) -> DataSplits:
+    """Return the features of the start where they are known, or else the data without them."""
+    return (workspace.start_features if at_start else None) or workspace.plain
+
+
 def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield float32 features (B, d) and labels (B,) of the images, in evaluation mode."""
+    if images.images.ndim == 2:  # they are features already
+        yield images.images, images.labels
+        return
     workspace.model.eval()
     size = workspace.config.eval_batch_size
     with counting("images", len(images)) as done:
@@ -63,8 +95,15 @@ class FittedHead:
         return {"kind": "ridge", "ridge": self.ridge, "temperature": self.temperature}
 
 
-def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
+def fit_head(
+    workspace: Workspace, statistics: RidgeStatistics, *, at_start: bool = False
+) -> FittedHead:
     """Return the ridge head; validation images choose strength and temperature that are not set.
+
+    Parameters
+    ----------
+    at_start : bool
+        As in `head_images`.
 
     Raises
     ------
@@ -73,7 +112,7 @@ def fit_head(workspace: Workspace, statistics: RidgeStatistics) -> FittedHead:
     """
     config = workspace.config
     # All validation images, whatever eval-size is: measuring must not change what is trained.
-    batches = list(_feature_batches(workspace, workspace.plain.val))
+    batches = list(_feature_batches(workspace, _data(workspace, at_start).val))
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()
     if config.ridge:

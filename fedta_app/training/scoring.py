@@ -16,6 +16,7 @@ from fedta_app.errors import RunError
 from fedta_app.masks import Calibration, client_scores, rule_named
 from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
+from fedta_app.training.shared_masks import shared_mask
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
 
@@ -44,10 +45,15 @@ class ScoringBatches:
                 done.add(len(inputs))
 
 
+def scored_positions(workspace: Workspace, partition_id: int) -> Tensor:
+    """Return the positions, in the training split, of the images that a client scores."""
+    positions = workspace.client_positions(partition_id)
+    return positions[_some(workspace, len(positions), partition_id)]
+
+
 def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:
     """Return the batches of the images that a client scores."""
-    positions = workspace.client_positions(partition_id)
-    positions = positions[_some(workspace, len(positions), partition_id)]
+    positions = scored_positions(workspace, partition_id)
     return ScoringBatches(workspace, workspace.plain.train.subset(positions), positions)
 
 
@@ -146,7 +152,12 @@ def own_mask(workspace: Workspace, partition_id: int | None) -> FlatMask:
         batches = server_batches(workspace)
     else:
         batches = client_batches(workspace, partition_id)
-    found = calibration(workspace, partition_id).run(
-        lambda mask, calibration_round: scores(workspace, batches, mask, calibration_round)
-    )
+
+    def find() -> FlatMask:
+        return calibration(workspace, partition_id).run(
+            lambda mask, calibration_round: scores(workspace, batches, mask, calibration_round)
+        )
+
+    one_for_all = partition_id is None  # those of a hundred clients would only fill the disk
+    found = shared_mask(workspace, [batches.ids], 0, None, find) if one_for_all else find()
     return require_trained(workspace.config, found)

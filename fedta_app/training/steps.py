@@ -211,6 +211,8 @@ def predict(workspace: Workspace, images: ImageSet) -> tuple[float, Tensor]:
     """
     config, model = workspace.config, workspace.model
     model.eval()
+    known = images.images.ndim == 2  # their features are
+    forward = model.get_submodule(workspace.built.head) if known else model
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
     predicted = []
     precision = autocast(workspace.precision, workspace.device)
@@ -218,7 +220,7 @@ def predict(workspace: Workspace, images: ImageSet) -> tuple[float, Tensor]:
         for start in range(0, len(images), config.eval_batch_size):
             stop = start + config.eval_batch_size
             labels = images.labels[start:stop]
-            logits = model(workspace.inputs(images.images[start:stop])).float()
+            logits = forward(workspace.inputs(images.images[start:stop])).float()
             loss += cross_entropy(logits, labels, reduction="sum").double()
             predicted.append(logits.argmax(dim=1))
             done.add(len(labels))

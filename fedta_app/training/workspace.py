@@ -1,7 +1,7 @@
 """The workspace of a run, built once per process: data and model on the device, partitions."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -100,10 +100,11 @@ class Workspace:
     @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
         """Validation and test images to measure on: a fixed draw of `eval-size`, if it is set."""
-        return (
-            _cut(self.plain.val, self.config, "val"),
-            _cut(self.plain.test, self.config, "test"),
-        )
+        return self.measured(self.plain)
+
+    def measured(self, data: DataSplits) -> tuple[ImageSet, ImageSet]:
+        """Return those validation and test images of `data` that are measured on."""
+        return _cut(data.val, self.config, "val"), _cut(data.test, self.config, "test")
 
     @cached_property
     def passes(self) -> Passes:
@@ -132,11 +133,9 @@ class Workspace:
         data, stem = self.data, self.stem
         if stem is None:
             return data
-        train, val, test = (
-            stem.cached(split, images, self.pixels)
-            for split, images in (("train", data.train), ("val", data.val), ("test", data.test))
-        )
-        return replace(data, train=train, val=val, test=test)
+        tokens = partial(stem.cached, pixels=self.pixels)
+        train, val = tokens("train", data.train), tokens("val", data.val)
+        return replace(data, train=train, val=val, test=tokens("test", data.test))
 
     @cached_property
     def train_images(self) -> ImageSet:
@@ -153,32 +152,32 @@ class Workspace:
         views = Views(config.cached_views, config.seed, view)
         return stem.cached("train", self.data.train, self.pixels, views)
 
+    @cached_property
+    def start_features(self) -> DataSplits | None:
+        """The data as features (N, d) under the weights of the first call, those of the start.
+
+        None without a stem. Test images are tokens where the start is not measured on them.
+        """
+        if (stem := self.stem) is None:
+            return None
+        data = self.plain
+        train = stem.features("train", data.train, self.model)
+        val = stem.features("val", data.val, self.model)
+        if self.config.measure_test == "always":
+            data = replace(data, test=stem.features("test", data.test, self.model))
+        return replace(data, train=train, val=val)
+
     def fill_cache(self) -> None:
         """Compute what the clients will read from the cache, before they ask for it."""
         if self.stem is not None and self.config.cache_dir:
             _ = self.plain, self.train_images
+            if self.config.head == "ridge":
+                _ = self.start_features
 
     def client_data(self, partition_id: int) -> ImageSet:
         """Return the training images of a client, as `inputs` takes them."""
         positions = self.client_positions(partition_id)
         return self.train_images.subset(positions)
-
-    @cached_property
-    def _for_head(self) -> Tensor:
-        """Mask of the training images that the ridge head is made from, on the device."""
-        number = len(self.data.train)
-        order = numpy_generator(self.config.seed, "head-fraction").permutation(number)
-        chosen = torch.zeros(number, dtype=torch.bool)
-        chosen[order[: max(1, round(self.config.head_fraction * number))]] = True
-        return to_device(chosen, self.device)
-
-    def head_data(self, partition_id: int | None) -> ImageSet:
-        """Return the images of a client, or with None of all, that the ridge head is made from."""
-        if partition_id is None:
-            positions = torch.arange(len(self.data.train), device=self.device)
-        else:
-            positions = self.client_positions(partition_id)
-        return self.plain.train.subset(positions[self._for_head[positions]])
 
     def inputs(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the model's inputs for images; with a generator, augment these first.
@@ -187,7 +186,7 @@ class Workspace:
         ----------
         images : Tensor
             uint8 pixels of shape (B, C, H, W), or cached tokens of shape (B, T, d) or, of V views,
-            (B, V, T, d).
+            (B, V, T, d), or features (B, d), which stay as they are.
 
         Returns
         -------

@@ -41,7 +41,9 @@ BACKBONE = 135_488  # weights of vit_digits without its head
 def run(folder: Path, **values: Any) -> dict[str, Any]:
     config = {**MASKED, "results-dir": str(folder), **values}
     run_in_process(server_app, client_app, config, int(config["num-clients"]))
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
+    summary: dict[str, Any] = json.loads(
+        (folder / f"test/seed{config.get('seed', 0)}/summary.json").read_text()
+    )
     assert summary["status"] == "finished"
     return summary
 

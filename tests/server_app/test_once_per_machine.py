@@ -1,0 +1,92 @@
+"""What depends only on weights and data is computed once, and shared by the runs of a machine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client_app import app as client
+from fedta_app.training import frozen, scoring
+from tests.server_app.masked import rows, run
+
+BLOCKS = {
+    "trained-blocks": 1, "num-clients": 10, "num-classes-per-client": 2, "lr": 0.01,
+    "augment": False,
+}  # fmt: skip
+SCOPES: list[dict[str, Any]] = [
+    {"mask-scope": "global"},
+    {"mask-rule": "agreement", "calibration-fraction": 0.5},
+    {"mask-scope": "server"},
+    {"mask-scope": "vote"},
+]
+COMPARED = ["phase", "round", "val_loss", "bytes_up", "bytes_down", "clients_ok"]
+
+
+def nothing(*_: Any, **__: Any) -> Any:
+    raise AssertionError("it was computed again")
+
+
+def figures(folder: Path) -> list[list[str]]:
+    phases = ("head", "calibrate", "start", "train")
+    return [[row[name] for name in COMPARED] for phase in phases for row in rows(folder, phase)]
+
+
+@pytest.mark.parametrize("values", SCOPES, ids=str)
+def test_a_later_run_has_the_bits_and_the_traffic_of_one_without_a_cache(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for number, cache in enumerate(["", str(tmp_path / "cache"), str(tmp_path / "cache")]):
+        if number == 2 and values.get("mask-scope") != "vote":  # clients' own masks are not shared
+            monkeypatch.setattr(client, "scores", nothing)
+            monkeypatch.setattr(scoring, "scores", nothing)
+        if number == 2:
+            monkeypatch.setattr(frozen, "_each", nothing)
+        folder = tmp_path / str(number)
+        summary = run(folder, **BLOCKS, **values, **{"cache-dir": cache})
+        found[number] = (summary["final-weights-sha256"], summary["mask"], figures(folder))
+    assert found[0] == found[1] == found[2]
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seed": 1}, {"num-classes-per-client": 5}, {"calibration-examples": 7}, {"soft-value": 0.5},
+    {"sparsity": 0.8}, {"sensitivity-labels": "true"}, {"head-temperature": 0.5},
+    {"trained-blocks": 2}, {"weights": "random"}, {"mask-rule": "most-sensitive"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_other_inputs_have_a_mask_of_their_own(tmp_path: Path, change: dict[str, Any]) -> None:
+    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
+    cache = {"cache-dir": str(tmp_path / "cache")}
+    for values in ({}, change):
+        run(tmp_path / str(len(values)), **{**short, **cache, **values})
+    assert len(list((tmp_path / "cache").glob("mask-*"))) == 2
+
+
+def test_a_run_that_only_trains_otherwise_shares_the_mask(tmp_path: Path) -> None:
+    cache = {"cache-dir": str(tmp_path / "cache")}
+    changes: list[dict[str, Any]] = [{}, {"lr": 0.2, "head-refresh": 1}, {"strategy": "fedavg"}]
+    masks = [
+        run(tmp_path / str(number), **{**BLOCKS, **cache, **values})["mask"]
+        for number, values in enumerate(changes)
+    ]
+    assert masks[0] == masks[1] == masks[2]
+    assert len(list((tmp_path / "cache").glob("mask-*"))) == 2  # of two calibration rounds
+
+
+def test_a_mask_without_a_failed_client_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = client.scores, []
+
+    def sometimes(*values: Any) -> Any:
+        calls.append(values)
+        if len(calls) == 2:
+            raise RuntimeError("this client fails")
+        return real(*values)
+
+    monkeypatch.setattr(client, "scores", sometimes)
+    values = {**BLOCKS, "calibration-rounds": 1, "calibration-fraction": 0.5}
+    run(tmp_path / "run", **values, **{"cache-dir": str(tmp_path / "cache")})
+    assert calls and not list((tmp_path / "cache").glob("mask-*"))
