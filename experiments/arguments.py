@@ -110,6 +110,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "in all (default 20), or every point of a space of lists once",
     },
+    "--grid": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=[VALUE,...]",
+        "help": "try these, in place of the table's [tune]; once for each key",
+    },
     "--for": {
         "dest": "pattern",
         "metavar": "PATTERN",
@@ -152,7 +158,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "tune": (
         "search a preset's hyper-parameters",
-        (*_CELLS, "--name", "--max-minutes", *_RESOURCES, "--trials", "--for", "--out"),
+        (*_CELLS, "--name", "--max-minutes", *_RESOURCES, "--grid", "--trials", "--for", "--out"),
     ),
     "compare": (
         "draw runs together, and say in what they differ",

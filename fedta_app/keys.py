@@ -114,6 +114,9 @@ class Keys:
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
         "share of the training images that is kept for validation",
         synonyms="val-split validation-size val-fraction")
+    val_seed: int = whole(-1, -1, "result",
+        "seed of that split, which runs of several seeds may share; -1: the run's",
+        synonyms="split-seed validation-seed")
     fraction_train: float = number(0.1, SHARE, "result time",
         "C, the share of the clients that train in a round", read_when=FEDERATED,
         synonyms="c fraction-fit participation client-fraction")

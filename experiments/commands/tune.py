@@ -13,7 +13,7 @@ from experiments.commands.cells import chosen_cells
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import portable_command, without_paths
 from experiments.running.cells import Cell, differing_keys
-from experiments.running.presets import check_pattern, load_table, select
+from experiments.running.presets import check_pattern, load_table, parse_overrides, select
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import typed_command
 from fedta_app.runs.provenance import code_facts
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
     (cell,) = chosen_cells(options)
     if options.pattern:
         check_pattern(options.pattern, [preset.name for preset in table.presets], "--for")
-    space = table.tune or DEFAULT_SPACE
+    space = parse_overrides(options.grid) or table.tune or DEFAULT_SPACE
     overrides = _overrides(cell, space)
     name = options.name or _name(overrides)
     label = f"{cell.preset.label}/{name}" if name else cell.preset.label

@@ -118,6 +118,24 @@ def _page_of_presets(table: Table, records: Sequence[Record]) -> pd.DataFrame:
     return page.loc[:, [name for name in page.columns if (page[name] != "").any()]]
 
 
+def trajectories_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return a row per preset: validation accuracy at the start, its lowest, its mean, its end.
+
+    Each is the mean over the seeds with its 95 % interval, in percent. Mean and lowest are over
+    the rounds that were measured.
+    """
+    rows = []
+    for name, group in by_preset(records).items():
+        starts = [record.start_accuracy for record in group if record.start_accuracy is not None]
+        found = [record.trajectory for record in group]
+        row = {"preset": name, "start": interval(starts).percent() if starts else ""}
+        for figure in ("lowest", "mean", "end"):
+            values = [each[figure] for each in found if each]
+            row[figure] = interval(values).percent() if values else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame | None:
     """Return the paired comparisons of the methods, None where there are none.
 

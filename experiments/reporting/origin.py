@@ -88,7 +88,8 @@ def _data(record: Record) -> tuple[str, str]:
     sha256 = str(record.summary["identity"]["data-sha256"])
     # The images of a folder have the size that they were decoded to, which may be the model's own.
     own = f"{config.image_folder} {config.image_size or config.model} " * (config.dataset == FOLDER)
-    return f"{config.dataset} {own}{config.val_size} {record.seed}", sha256
+    seed = record.seed if config.val_seed < 0 else config.val_seed
+    return f"{config.dataset} {own}{config.val_size} {seed}", sha256
 
 
 def _kind(record: Record) -> tuple[str, str]:

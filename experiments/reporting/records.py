@@ -70,6 +70,14 @@ class Record:
         return float(start[0]) if start and start[0] else None
 
     @property
+    def trajectory(self) -> dict[str, float]:
+        """Validation accuracy where training was measured: its lowest, its mean, and at the end."""
+        curve = [accuracy for number, _, accuracy in self.curve() if number > 0]
+        if not curve:
+            return {}
+        return {"lowest": min(curve), "mean": sum(curve) / len(curve), "end": curve[-1]}
+
+    @property
     def megabytes(self) -> float:
         """Megabytes that went up and down, head and calibration included."""
         return float(self.summary["bytes-up"] + self.summary["bytes-down"]) / 1e6

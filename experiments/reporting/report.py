@@ -25,6 +25,7 @@ from experiments.reporting.frames import (
     pipes,
     presets_frame,
     print_comparisons,
+    trajectories_frame,
 )
 from experiments.reporting.gate import Check, sanity_gate
 from experiments.reporting.origin import check_origin, commits, departures, hardware
@@ -137,6 +138,12 @@ def _markdown(
         pipes(page),
         *([] if comparisons is None else _comparison_part(table, comparisons)),
         *(f"![{title}](figures/{name}.png)\n\n{title}" for name, title in figures.items()),
+        "## Over the rounds",
+        (
+            "Validation accuracy, %: before training, then the lowest, the mean and the last of the "
+            "rounds that were measured. A rate that falls to zero can hide how low an accuracy was."
+        ),
+        pipes(trajectories_frame(records)),
         "## Where it comes from",
         origin,
         "## Sanity gate",

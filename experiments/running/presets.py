@@ -151,7 +151,8 @@ def load_table(name: str, scale: str = "") -> Table:
             values |= _tuned(sections, preset)
         presets.append(Preset(label, preset, values, coordinates))
     return Table(
-        name, presets, about.get("question", ""), about.get("seeds", 1),
+        name, presets, about.get("question", ""),
+        (chosen.seeds if chosen else 0) or about.get("seeds", 1),
         {axis: list(values) for axis, values in about.get("axes", {}).items()},
         about.get("report", {}), about.get("tune", {}), chosen,
     )  # fmt: skip

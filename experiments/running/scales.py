@@ -7,6 +7,7 @@
     rounds = 0.2           # factor on all keys that count rounds
     eval-every = 2.0       # further factor on eval-every
     exclude = ["*nc50*"]   # presets that the scale leaves out
+    seeds = 8              # in place of the tables'
     [values]               # keys for all presets; a preset's own keys override them
     [centralized]          # keys for presets of the centralised baseline; override all others
 """
@@ -34,6 +35,7 @@ class Scale:
     values: dict[str, Any]
     centralized: dict[str, Any]
     exclude: Sequence[str] = ()
+    seeds: int = 0  # 0: the table's
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, given those of [base] and its own."""
@@ -70,5 +72,5 @@ def load_scale(name: str) -> Scale:
     return Scale(
         name, found["caption"], found.get("model-caption", ""), found["rounds"],
         found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
-        found.get("exclude", []),
+        found.get("exclude", []), found.get("seeds", 0),
     )  # fmt: skip

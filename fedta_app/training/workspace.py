@@ -240,7 +240,8 @@ def build_workspace(config: RunConfig) -> Workspace:
         dataset = find_dataset(config)
         check_classes(config, dataset.classes)
         folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
-        data = load_data(dataset, folder, val_size=config.val_size, seed=config.seed)
+        split = config.seed if config.val_seed < 0 else config.val_seed
+        data = load_data(dataset, folder, val_size=config.val_size, seed=split)
     except DataError as error:
         raise DataError(in_keys(str(error))) from error
     built = build_model(

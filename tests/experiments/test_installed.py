@@ -67,10 +67,10 @@ def test_tuned_values_of_an_installed_package_lie_with_the_results(
     monkeypatch.setattr(presets, "RESULTS", tmp_path / "results")
     before = {path: path.read_bytes() for path in (tmp_path / "tables").rglob("*.toml")}
     shipped = {p.name: p.values["lr"] for p in load_table("mask-rules", "small").presets}
-    path = write_choice("mask-rules", "small", "random-nc5", {"lr": 0.123})
+    path = write_choice("mask-rules", "small", "random-nc5-frozen", {"lr": 0.123})
     assert path == tmp_path / "results/tuning/mask-rules/tuned-small.toml"
     now = {p.name: p.values["lr"] for p in load_table("mask-rules", "small").presets}
-    assert now == {**shipped, "random-nc5": 0.123}
+    assert now == {**shipped, "random-nc5-frozen": 0.123}
     assert before == {path: path.read_bytes() for path in (tmp_path / "tables").rglob("*.toml")}
 
 

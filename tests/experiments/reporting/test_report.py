@@ -16,7 +16,12 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import portable_command, without_paths
 from experiments.reporting.figures import groups
-from experiments.reporting.frames import comparisons_frame, page_frame, verdict
+from experiments.reporting.frames import (
+    comparisons_frame,
+    page_frame,
+    trajectories_frame,
+    verdict,
+)
 from experiments.reporting.gate import sanity_gate
 from experiments.reporting.line_figures import against_bytes, curves, losses, negated, scaled
 from experiments.reporting.map_figures import mask_density
@@ -89,6 +94,23 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
     assert frame["verdict"].tolist() == ["differs", "cannot be told"]
     assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+
+
+def test_what_happened_on_the_way_is_reported(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    for seed, dip in ((0, 0.1), (1, 0.3)):
+        folder = tmp_path / f"smoke/cells/least-iid/seed{seed}"
+        rows = [
+            Row(0, "start", val_accuracy=0.6),
+            Row(6, "train", 0.5, dip, 0.4),
+            Row(9, "train", 0.5),  # was not measured
+            Row(12, "train", 0.5, 0.9, 0.4),
+        ]
+        write_csv(folder / "metrics.csv", rows)
+    frame = trajectories_frame(read_records(TABLE, tmp_path)).set_index("preset")
+    assert frame.loc["least-iid"].tolist() == [
+        "60.0 ± 0.0", "20.0 ± 127.1", "55.0 ± 63.5", "90.0 ± 0.0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
