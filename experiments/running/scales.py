@@ -8,6 +8,7 @@
     eval-every = 2.0       # further factor on eval-every
     exclude = ["*nc50*"]   # presets that the scale leaves out
     seeds = 8              # in place of the tables'
+    weights-command = "..." # makes the file that [values] names as weights
     [values]               # keys for all presets; a preset's own keys override them
     [centralized]          # keys for presets of the centralised baseline; override all others
 """
@@ -36,6 +37,7 @@ class Scale:
     centralized: dict[str, Any]
     exclude: Sequence[str] = ()
     seeds: int = 0  # 0: the table's
+    weights_command: str = ""
 
     def apply(self, base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         """Return a preset's keys at this scale, given those of [base] and its own."""
@@ -49,6 +51,16 @@ class Scale:
         if keys.get("engine") == "centralized":
             keys |= self.centralized
         return keys
+
+    def check_weights(self, named: Iterable[str]) -> None:
+        """Raise ConfigError if runs with these weights need the scale's file and it is missing."""
+        file = Path(str(self.values.get("weights", ""))).expanduser()
+        needed = any(Path(weights).expanduser() == file for weights in named)
+        if self.weights_command and needed and not file.exists():
+            raise ConfigError(
+                f"--scale {self.name} needs the weights {file}, which are not there: make them "
+                f"with `{self.weights_command}`"
+            )
 
     def caption_of(self, presets: Iterable[Mapping[str, Any]]) -> str:
         """Return the caption of a table with presets of these keys."""
@@ -73,4 +85,5 @@ def load_scale(name: str) -> Scale:
         name, found["caption"], found.get("model-caption", ""), found["rounds"],
         found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
         found.get("exclude", []), found.get("seeds", 0),
+        found.get("weights-command", ""),
     )  # fmt: skip

@@ -92,7 +92,7 @@ class RunSession:
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._id = secrets.token_hex(4)
         self._first_step = len(self.rows)
-        self._intervals: list[float] = []
+        self._intervals: list[tuple[str, float]] = []  # phase and seconds of each row
         self._saved_step = len(self.rows) if self.checkpoint else -1
         first = self._history[0].get("id") if self._history else self._id
         self._loggers = open_loggers(config, self.directory.path, self.rows, str(first))
@@ -137,7 +137,7 @@ class RunSession:
         row = row.with_peaks(peaks())
         reset_peaks()
         now = time.monotonic()
-        self._intervals.append(now - self._last_step)
+        self._intervals.append((row.phase, now - self._last_step))
         self._last_step = now
         self.rows.append(row)
         write_csv(self.directory.path / "metrics.csv", self.rows)
@@ -198,8 +198,13 @@ class RunSession:
         self._saved()
 
     def _expected_seconds(self) -> float:
-        """Return the median time between rows, without the first (warm-up) if there are others."""
-        return statistics.median(self._intervals[1:] or self._intervals or [0.0])
+        """Return the median time of a row in the phase of the last one.
+
+        The first, which warms up, counts only where there is no other.
+        """
+        last = self._intervals[-1][0] if self._intervals else ""
+        found = [seconds for phase, seconds in self._intervals if phase == last]
+        return statistics.median(found[1:] or found or [0.0])
 
     def _session(self) -> dict[str, Any]:
         return {
@@ -240,10 +245,11 @@ class RunSession:
         return f"{row.phase} round {row.round}"
 
     def _progress(self, row: Row) -> str:
-        pace = self._expected_seconds()
-        left = (self._total_rows - len(self.rows)) * pace
-        clock = str(datetime.timedelta(seconds=round(left)))
-        parts = [f"{self._where(row):>18}", _figures(row), f"{pace:.2f} s/round, {clock} left"]
+        parts = [f"{self._where(row):>18}", _figures(row)]
+        if row.phase == "train":  # rounds of other phases say nothing of how long these take
+            pace = self._expected_seconds()
+            left = datetime.timedelta(seconds=round((self._total_rows - len(self.rows)) * pace))
+            parts.append(f"{pace:.2f} s/round, {left} left")
         return " | ".join(part for part in parts if part)
 
 

@@ -4,13 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import bench_aggregation, bench_clients, bench_precision, bench_transport
+from benchmarks import (
+    bench_aggregation,
+    bench_blocks,
+    bench_clients,
+    bench_precision,
+    bench_table,
+    bench_transport,
+)
 from benchmarks.harness import report
 from benchmarks.harness.contenders import Contender, Timing
 from benchmarks.harness.processes import Memory
 from engine.transport import TRANSPORTS
+from fedta_app.config import RunConfig
+from fedta_app.seeding import torch_generator
+from fedta_app.training.steps import mini_batches
+from fedta_app.training.workspace import build_workspace
 
 
 def test_aggregation_reports_every_way(tmp_path: Path) -> None:
@@ -45,6 +57,50 @@ def test_precision_compares_every_variant(tmp_path: Path) -> None:
     assert [(row["model"], row["precision"], row["attention"]) for row in rows] == expected
     assert all(row["ratio"] == 1 for row in rows[:: len(bench_precision.VARIANTS)])
     assert all(row["ms"] > 0 for row in rows)
+
+
+def test_blocks_are_held_against_the_whole_network_and_a_bare_loop(tmp_path: Path) -> None:
+    out = tmp_path / "blocks.json"
+    tiny = ["--model", "vit_digits", "--image-size", "0", "--blocks", "1", "--rounds", "1"]
+    bench_blocks.main([*tiny, "--json", str(out)])
+    ratios = [row["last blocks by this"] for row in json.loads(out.read_text())["rows"]]
+    assert ratios[0] == 1 and all(ratio > 0 for ratio in ratios)
+
+
+def test_a_bare_loop_over_the_last_blocks_ends_where_our_round_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With batches in the same order, the two compute the same update up to rounding."""
+    values = {**bench_blocks._ROUND, "model": "vit_digits", "trained-blocks": 1, "threads": 1}
+    space = build_workspace(RunConfig.from_mapping(values))
+    bare, start = bench_blocks.BareLoop(space), space.weights.vector.clone()
+    images = space.client_data(0)
+    orders = [
+        torch.cat(
+            list(
+                mini_batches(
+                    len(images), 8, 16, torch_generator(space.config.seed, "batches", 1, client)
+                )
+            )
+        )
+        for client in range(bench_blocks.CLIENTS)
+    ]
+    monkeypatch.setattr(bench_blocks.torch, "randperm", lambda _: orders.pop(0))
+    theirs = torch.cat([part.flatten() for part in bare()])
+    monkeypatch.undo()
+    space.weights.load(start)
+    ours = bench_blocks.fedta_round(space, start, 1)
+    assert ours.abs().max() > 1e-4
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_table_s_cells_are_held_against_their_rounds(tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    cells = ["heterogeneity/nc5-j*", "--scale", "tiny", "--cells", "2"]
+    bench_table.main([*cells, "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 2 and all(row["wall"] > row["useful"] > 0 for row in rows)
 
 
 class FakeRunner:

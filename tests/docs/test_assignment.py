@@ -13,7 +13,7 @@ REPORTS = {
     "centralized-tiny": ["curves", "loss"],
     "heterogeneity-tiny": ["curves", "heat-map", "classes"],
     "sparsity-tiny": ["heat-map-nc5", "mask-overlap-nc5"],
-    "mask-rules-tiny": ["curves", "mask-overlap", "mask-density"],
+    "mask-rules-tiny": ["curves-frozen", "mask-overlap-frozen", "mask-density-frozen"],
     "six-models-tiny": ["curves", "heat-map"],
     "mine": ["curves", "loss", "mask-overlap"],
 }

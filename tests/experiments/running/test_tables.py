@@ -1,15 +1,19 @@
 """The tables of the design: complete, comparable, and the same at a smaller scale."""
 
 import fnmatch
+from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
+from experiments.pretraining import saliency
 from experiments.reporting.figures import FIGURES
 from experiments.reporting.frames import check_comparison
 from experiments.reporting.report import kept_tables
 from experiments.running.cells import deciding_keys, identity
 from experiments.running.presets import load_table, tables, tuned_paths
-from experiments.running.scales import scales
+from experiments.running.scales import load_scale, scales
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
 from fedta_app.training.schedule import learning_rate, schedule_warning
@@ -82,6 +86,19 @@ def test_full_scale_is_dino_and_small_says_that_it_is_not() -> None:
         assert ("not DINO ViT-S/16" in caption) == replaced
     models = {config.model for config in configs("architectures", "small").values()}
     assert models == {"cnn", "resnet_gn", "vit_cifar"}  # an axis is stronger than the scale
+
+
+def test_what_makes_missing_weights_of_a_scale_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["plan", "heterogeneity", "--scale", "small"]) == ExitStatus.REFUSED
+    said = capsys.readouterr().err
+    assert "needs the weights" in said and "experiments.pretraining.saliency" in said
+    folder = tmp_path / "fedta/weights"
+    assert saliency.DEFAULT.expanduser().parent == folder  # what the command writes is what is read
+    assert Path(load_scale("small").values["weights"]) == saliency.DEFAULT
+    load_scale("small").check_weights(["pretrained", "random"])  # of other presets
 
 
 @pytest.mark.parametrize("table", RESEARCH)
