@@ -25,7 +25,13 @@ extensions = [
     "myst_parser",
 ]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "results/README.md", "results/*/report.md"]
+include_patterns = [
+    "*.md",
+    "docs/**",
+    "results/README.md",
+    "results/*/README.md",
+    "results/*/report.md",
+]
 exclude_patterns = [".*", "README.md", "build", "benchmarks", "experiments", "fedta_app", "tests"]
 # Links are checked by tests/docs; results/README.md has one to a folder, which Sphinx knows not.
 suppress_warnings = ["myst.xref_missing"]

@@ -2,8 +2,8 @@
 
     python -m experiments.studies.agreement --data-dir DIR
 
-One calibration round of every client, of the presets mask-rules/agreement-nc5 and -nc1 at the small
-scale, seed 0; written to results/agreement.json.
+One calibration round of every client, of the presets mask-rules/agreement-nc5-frozen and
+-nc1-frozen at the small scale, seed 0; written to results/agreement.json.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "agreement.json")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {"code": code_facts()}
-    for name in ("agreement-nc5", "agreement-nc1"):
+    for name in ("agreement-nc5-frozen", "agreement-nc1-frozen"):
         (preset,) = select(f"mask-rules/{name}", "small")[1]
         folder = str(Path(options.data_dir).expanduser().absolute())
         found[name] = study(preset.config({"data-dir": folder, "seed": 0}))

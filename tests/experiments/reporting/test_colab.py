@@ -17,6 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 from experiments.running.presets import select
+from experiments.running.scales import load_scale
 
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "results" / "colab.ipynb"
@@ -109,6 +110,28 @@ def test_it_installs_what_a_run_needs_around_the_torch_that_is_there(
     assert not [command for command in commands if "pip" in command or "rev-parse" in command]
 
 
+def test_the_small_scale_s_weights_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    commands: list[list[str]] = []
+
+    def remember(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="abc123\n")
+
+    monkeypatch.setattr(subprocess, "run", remember)
+    executed("install", SCALE="small")
+    made = Path(commands[-1][-1])
+    assert commands[-1][1:3] == ["-m", "experiments.pretraining.saliency"]
+    assert made == Path(load_scale("small").values["weights"]).expanduser()
+    made.parent.mkdir(parents=True)
+    made.touch()
+    commands.clear()
+    executed("install", SCALE="small")
+    assert not [command for command in commands if "experiments.pretraining.saliency" in command]
+
+
 def with_command(tmp_path: Path, program: str) -> dict[str, Any]:
     """Return the names of the notebook, where the commands of fedta are a program of our own."""
     folder = tmp_path / "fedta-checkout" / "experiments"
@@ -156,17 +179,17 @@ def test_the_full_scale_wants_a_gpu_and_each_choice_has_its_price(
 ) -> None:
     names = with_command(tmp_path, "import sys\nprint(' '.join(sys.argv[1:]))")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(RuntimeError, match="the full scale needs a GPU"):
-        exec(source("cost"), {**names, "SCALE": "full"})
+    with pytest.raises(RuntimeError, match="this scale needs a GPU"):
+        exec(source("cost"), dict(names))
+    small = {"SCALE": "small", "SCALED": ["--scale", "small"]}
+    exec(source("cost"), {**names, **small})
+    said = capsys.readouterr().out
+    assert "GPU: none" in said and "plan six-models --scale small --seeds 5" in said
+    add_gpu(tmp_path / "bin", monkeypatch)
     exec(source("cost"), dict(names))
     said = capsys.readouterr().out
-    assert "GPU: none" in said and "plan six-models --scale small --seeds 3" in said
-    assert "plan six-models --seeds 3" not in said
-    add_gpu(tmp_path / "bin", monkeypatch)
-    exec(source("cost"), {**names, "SCALE": "full"})
-    said = capsys.readouterr().out
     assert "GPU: Tesla T4, 15360 MiB" in said
-    assert "plan six-models --scale small" in said and "plan six-models --seeds 3" in said
+    assert "plan six-models --scale blocks --seeds 5" in said
 
 
 def add_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +241,7 @@ def test_all_cells_run_and_run_again_after_a_disconnect(
     }  # fmt: skip
     said = run_all(tmp_path, **settings)
     assert "8 of 8 cells are finished" in said and "trial 0: lr = " in said
-    assert "2 of 2 cells are finished" in said
+    assert "3 of 3 cells are finished" in said
     checkout, kept = tmp_path / "fedta-checkout", tmp_path / "fedta"
     tuned = (checkout / "experiments/tables/demo/tuned.toml").read_text()
     assert tuned.count("lr = ") == 1
@@ -229,6 +252,6 @@ def test_all_cells_run_and_run_again_after_a_disconnect(
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(repository)]
     subprocess.run([*git, "commit", "--quiet", "-a", "-m", "Newer"], check=True)
     again = run_all(tmp_path, **settings)
-    assert again.count("finished before") == 10 and "train round" not in again
-    assert "2 cells, 2 finished" in again  # `plan` knows what was tuned
+    assert again.count("finished before") == 11 and "train round" not in again
+    assert "3 cells, 3 finished" in again  # `plan` knows what was tuned
     assert (checkout / "experiments/tables/demo/tuned.toml").read_text() == tuned
