@@ -22,7 +22,7 @@ RESEARCH = {
     "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 73,
     "six-models": 6, "aggregation": 12, "communication": 8, "architectures": 12, "task-vectors": 15,
 }  # fmt: skip
-SMALL = {"mask-rules": 51}
+SMALL = {"mask-rules": 51, "heterogeneity": 10}
 
 
 def configs(table: str, scale: str) -> dict[str, RunConfig]:
