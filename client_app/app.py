@@ -121,11 +121,11 @@ def head(message: Message, context: Context) -> Message:
 def calibrate(message: Message, context: Context) -> Message:
     """Return the client's scores of the weights under the mask of the previous round.
 
-    None of them where the server says that it knows their sum already.
+    A single zero in their place where the server says that it knows their sum already.
     """
     memory, settings = _prepare(message, context)
     if settings["known"]:
-        return _reply(message, {"vector": torch.empty(0)})
+        return _reply(message, {"vector": torch.zeros(1)})
     batches = client_batches(memory.workspace, int(settings["partition-id"]))
     mask = memory.mask(str(settings["down"]))
     found = scores(memory.workspace, batches, mask, int(settings["server-round"]))

@@ -113,8 +113,9 @@ class SummedScores(FederatedPhase):
         The mask is known already; what a run says of its traffic does not depend on that.
         """
         rule = rule_named(self.state.config.mask_rule)
-        for _ in self._replies(sampled, number, known=True):
-            self.state.exchange.costs.bytes_up += 4 * rule.message_size(self.state.weights.numel())
+        scores = rule.message_size(self.state.weights.numel())
+        for reply in self._replies(sampled, number, known=True):
+            self.state.exchange.costs.bytes_up += 4 * (scores - len(reply))
 
     def _check_replies(self, number: int) -> None:
         """Raise RunError if no client sent scores, or if one is missing where all are needed."""

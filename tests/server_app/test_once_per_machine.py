@@ -90,3 +90,11 @@ def test_a_mask_without_a_failed_client_is_not_shared(
     values = {**BLOCKS, "calibration-rounds": 1, "calibration-fraction": 0.5}
     run(tmp_path / "run", **values, **{"cache-dir": str(tmp_path / "cache")})
     assert calls and not list((tmp_path / "cache").glob("mask-*"))
+
+
+@pytest.mark.parametrize("transport", ["shared", "wire"])
+def test_a_known_mask_is_told_by_every_transport(tmp_path: Path, transport: str) -> None:
+    values = {**BLOCKS, "cache-dir": str(tmp_path / "cache"), "transport": transport}
+    first, second = (run(tmp_path / name, **values) for name in ("first", "second"))
+    assert first["final-weights-sha256"] == second["final-weights-sha256"]
+    assert figures(tmp_path / "first") == figures(tmp_path / "second")
