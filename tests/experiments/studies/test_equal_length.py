@@ -1,0 +1,25 @@
+"""Rates at which updates have a length: masks are those of runs, and lengths are what was asked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.studies.equal_length import rate_of_length, start_of, update_length
+from fedta_app.config import RunConfig
+from tests.server_app.masked import MASKED, run, stored_mask
+
+
+@pytest.mark.parametrize("rule", ["least-sensitive", "random"])
+def test_a_rate_gives_the_length_and_the_mask_is_that_of_a_run(tmp_path: Path, rule: str) -> None:
+    values = {**MASKED, "mask-rule": rule, "clip-norm": 1.0, "calibration-batch-size": 8}
+    space, mask = start_of(RunConfig.from_mapping({**values, "cache-dir": str(tmp_path / "cache")}))
+    assert mask is not None
+    summary = run(tmp_path, **values, **{"cache-dir": ""})
+    assert torch.equal(mask.mask, stored_mask(tmp_path, summary))
+    start = space.weights.vector.clone()
+    lr = rate_of_length(space, mask, target=0.02, lr=0.5)
+    assert update_length(space, mask, start, lr) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(space.weights.vector, start)
+    _, same = start_of(RunConfig.from_mapping({**values, "cache-dir": str(tmp_path / "cache")}))
+    assert same is not None and torch.equal(same.mask, mask.mask)
