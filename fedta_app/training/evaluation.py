@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fedta_app.config import RunConfig
+from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Figures, Row
@@ -29,13 +30,17 @@ def measure(
         Whether the weights are still those of the start, whose features may be known already.
     """
     workspace.weights.load(weights)
-    known = workspace.start_features if at_start else None
-    validation, test = workspace.measured(known) if known else workspace.evaluation_sets
-    val_loss, val_accuracy = evaluate(workspace, validation)
+
+    def images(split: str) -> ImageSet:
+        if at_start:
+            return workspace.measured(split, workspace.start_images(split))
+        return workspace.evaluation_sets[split == "test"]
+
+    val_loss, val_accuracy = evaluate(workspace, images("val"))
     figures: Figures = {"val_accuracy": val_accuracy, "val_loss": val_loss}
     when = workspace.config.measure_test
     if when == "always" or (when == "end" and last):
-        figures["test_loss"], figures["test_accuracy"] = evaluate(workspace, test)
+        figures["test_loss"], figures["test_accuracy"] = evaluate(workspace, images("test"))
     return figures
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedta_app.data.loading import DataSplits, ImageSet
+from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import to_device
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics, fit_temperature, select_ridge
@@ -40,7 +40,7 @@ def head_images(
     at_start : bool
         Whether the weights are still those of the start, whose features may be known already.
     """
-    data, device = _data(workspace, at_start), workspace.device
+    device = workspace.device
     number, fraction = len(workspace.data.train), workspace.config.head_fraction
     order = numpy_generator(workspace.config.seed, "head-fraction").permutation(number)
     chosen = torch.zeros(number, dtype=torch.bool)
@@ -49,12 +49,8 @@ def head_images(
         positions = torch.arange(number, device=device)
     else:
         positions = workspace.client_positions(partition_id)
-    return data.train.subset(positions[to_device(chosen, device)[positions]])
-
-
-def _data(workspace: Workspace, at_start: bool) -> DataSplits:
-    """Return the features of the start where they are known, or else the data without them."""
-    return (workspace.start_features if at_start else None) or workspace.plain
+    images = workspace.start_images("train") if at_start else workspace.plain.train
+    return images.subset(positions[to_device(chosen, device)[positions]])
 
 
 def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,7 +108,8 @@ def fit_head(
     """
     config = workspace.config
     # All validation images, whatever eval-size is: measuring must not change what is trained.
-    batches = list(_feature_batches(workspace, _data(workspace, at_start).val))
+    images = workspace.start_images("val") if at_start else workspace.plain.val
+    batches = list(_feature_batches(workspace, images))
     found = torch.cat([batch for batch, _ in batches]).cpu().double()
     labels = torch.cat([part for _, part in batches]).cpu()
     if config.ridge:

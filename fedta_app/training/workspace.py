@@ -100,11 +100,16 @@ class Workspace:
     @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
         """Validation and test images to measure on: a fixed draw of `eval-size`, if it is set."""
-        return self.measured(self.plain)
+        return self.measured("val", self.plain.val), self.measured("test", self.plain.test)
 
-    def measured(self, data: DataSplits) -> tuple[ImageSet, ImageSet]:
-        """Return those validation and test images of `data` that are measured on."""
-        return _cut(data.val, self.config, "val"), _cut(data.test, self.config, "test")
+    def measured(self, split: str, images: ImageSet) -> ImageSet:
+        """Return those images of a split that are measured on."""
+        number, most = len(images), self.config.eval_size
+        if not most or most >= number:
+            return images
+        order = numpy_generator(self.config.seed, "eval-size", split).permutation(number)
+        kept = torch.from_numpy(np.sort(order[:most]))
+        return images.subset(kept.to(images.images.device))
 
     @cached_property
     def passes(self) -> Passes:
@@ -153,26 +158,28 @@ class Workspace:
         return stem.cached("train", self.data.train, self.pixels, views)
 
     @cached_property
-    def start_features(self) -> DataSplits | None:
-        """The data as features (N, d) under the weights of the first call, those of the start.
+    def _start_features(self) -> dict[str, ImageSet]:
+        return {}
 
-        None without a stem. Test images are tokens where the start is not measured on them.
+    def start_images(self, split: str) -> ImageSet:
+        """Return the images of a split as features (N, d) under the weights of the start.
+
+        These are the weights of the first call. Without a stem nothing says that other runs have
+        the same start, and the images are those of `plain`.
         """
-        if (stem := self.stem) is None:
-            return None
-        data = self.plain
-        train = stem.features("train", data.train, self.model)
-        val = stem.features("val", data.val, self.model)
-        if self.config.measure_test == "always":
-            data = replace(data, test=stem.features("test", data.test, self.model))
-        return replace(data, train=train, val=val)
+        images: ImageSet = getattr(self.plain, split)
+        if self.stem is None:
+            return images
+        if split not in self._start_features:
+            self._start_features[split] = self.stem.features(split, images, self.model)
+        return self._start_features[split]
 
     def fill_cache(self) -> None:
         """Compute what the clients will read from the cache, before they ask for it."""
         if self.stem is not None and self.config.cache_dir:
             _ = self.plain, self.train_images
             if self.config.head == "ridge":
-                _ = self.start_features
+                self.start_images("train")
 
     def client_data(self, partition_id: int) -> ImageSet:
         """Return the training images of a client, as `inputs` takes them."""
@@ -214,14 +221,6 @@ class Workspace:
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, of the model or else of the data set."""
         return self.built.mean or self.data.mean, self.built.std or self.data.std
-
-
-def _cut(images: ImageSet, config: RunConfig, split: str) -> ImageSet:
-    if not config.eval_size or config.eval_size >= len(images):
-        return images
-    order = numpy_generator(config.seed, "eval-size", split).permutation(len(images))
-    kept = torch.from_numpy(np.sort(order[: config.eval_size]))
-    return images.subset(kept.to(images.images.device))
 
 
 def build_workspace(config: RunConfig) -> Workspace:
