@@ -108,7 +108,7 @@ class Stem:
         number = views.number if views else None
         return self._rows(key, images, tokens, "frozen blocks", views=number)
 
-    def features(self, split: str, tokens: ImageSet, model: nn.Module) -> ImageSet:
+    def features(self, split: str, tokens: ImageSet, model: nn.Module, head: str) -> ImageSet:
         """Return the images of a split with their features (N, d) in place of their tokens.
 
         Parameters
@@ -117,13 +117,16 @@ class Stem:
             What `cached` returned for the split.
         model : nn.Module
             The blocks behind the stem, with the weights that they shall have.
+        head : str
+            Name of its head, which no feature depends on.
         """
         model.eval()
+        state = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{head}.")}
         key = {
             "kind": "features",
             "split": split,
             "blocks": state_sha256(self.blocks.state_dict()),
-            "model-state": state_sha256(model.state_dict()),
+            "model-state": state_sha256(state),
         }
 
         @torch.inference_mode()

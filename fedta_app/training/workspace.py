@@ -171,7 +171,8 @@ class Workspace:
         if self.stem is None:
             return images
         if split not in self._start_features:
-            self._start_features[split] = self.stem.features(split, images, self.model)
+            head = self.built.head
+            self._start_features[split] = self.stem.features(split, images, self.model, head)
         return self._start_features[split]
 
     def fill_cache(self) -> None:

@@ -98,3 +98,12 @@ def test_a_known_mask_is_told_by_every_transport(tmp_path: Path, transport: str)
     first, second = (run(tmp_path / name, **values) for name in ("first", "second"))
     assert first["final-weights-sha256"] == second["final-weights-sha256"]
     assert figures(tmp_path / "first") == figures(tmp_path / "second")
+
+
+def test_seeds_share_tokens_and_features_where_they_share_the_split(tmp_path: Path) -> None:
+    """Their heads begin with other random weights, which no feature depends on."""
+    cache = {**BLOCKS, "cache-dir": str(tmp_path / "cache"), "val-seed": 0}
+    for seed in (0, 1):
+        run(tmp_path / str(seed), **cache, seed=seed)
+    assert len(list((tmp_path / "cache").glob("tokens-*"))) == 3  # train, validation, test
+    assert len(list((tmp_path / "cache").glob("features-*"))) == 2 + 1  # "always" reads test images
