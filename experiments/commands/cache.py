@@ -2,16 +2,16 @@
 
 import argparse
 import time
-from pathlib import Path
 
 from experiments.exit_status import ExitStatus
 from fedta_app.cache import ArrayCache, Entry
 from fedta_app.config import RunConfig
+from fedta_app.runs.directory import cache_path
 
 
 def run(options: argparse.Namespace) -> ExitStatus:
     """Print the entries of the cache, and delete them if that is asked for."""
-    folder = options.cache_dir or Path(RunConfig().cache_dir).expanduser()
+    folder = options.cache_dir or cache_path(RunConfig())
     cache = ArrayCache(folder, 0)
     entries = cache.entries()
     for entry in entries:

@@ -18,7 +18,7 @@ from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import as_folder, expanded, read_toml
-from fedta_app.runs.directory import LOCK_FILE, results_path, run_path
+from fedta_app.runs.directory import LOCK_FILE, cache_path, results_path, run_path
 from fedta_app.runs.metrics import ADDED, COLUMNS
 
 SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
@@ -130,14 +130,11 @@ def in_any_folder(config: RunConfig) -> RunConfig:
         When there is something else in the place of a folder.
     """
     weights, results_dir, data_dir = config.weights, config.results_dir, config.data_dir
-    cache_dir = config.cache_dir and str(
-        as_folder(config.cache_dir, f"cache-dir = {config.cache_dir!r}")
-    )
     if weights not in ("pretrained", "random"):
         weights = str(expanded(weights, f"weights = {weights!r}"))
     return config.with_values(
         weights=weights,
-        cache_dir=cache_dir,
+        cache_dir=str(cache_path(config) or ""),
         results_dir=str(as_folder(results_dir, f"results-dir = {results_dir!r}")),
         data_dir=str(as_folder(data_dir, f"data-dir = {data_dir!r}")),
     )

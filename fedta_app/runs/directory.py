@@ -1,13 +1,14 @@
 """The directory of a run: its lock, and the check whether an earlier run can be continued."""
 
 import errno
+import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, to_toml
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.files import expanded, read_toml, write_atomically
+from fedta_app.files import as_folder, expanded, read_toml, write_atomically
 
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
@@ -24,6 +25,24 @@ def results_path(config: RunConfig) -> Path:
 def run_path(config: RunConfig) -> Path:
     """Return the absolute directory of a run: <results-dir>/<name>/seed<seed>."""
     return results_path(config) / config.name / f"seed{config.seed}"
+
+
+def cache_path(config: RunConfig) -> Path | None:
+    """Return the absolute folder of the cache; None without one, or for a user without a home.
+
+    Raises
+    ------
+    ConfigError
+        When there is something else in its place.
+    """
+    if not config.cache_dir:
+        return None
+    try:
+        return as_folder(config.cache_dir, f"cache-dir = {config.cache_dir!r}")
+    except ConfigError:
+        if config.cache_dir == RunConfig().cache_dir and "HOME" not in os.environ:
+            return None  # who did not ask for a cache does without
+        raise
 
 
 def check_resumable(config: RunConfig) -> None:

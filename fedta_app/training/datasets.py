@@ -7,6 +7,7 @@ from fedta_app.data.sets import DATASETS
 from fedta_app.data.sets.base import Dataset
 from fedta_app.files import expanded
 from fedta_app.models.building import own_image_size
+from fedta_app.runs.directory import cache_path
 
 
 def find_dataset(config: RunConfig) -> Dataset:
@@ -24,6 +25,4 @@ def find_dataset(config: RunConfig) -> Dataset:
 
 def machine_cache(config: RunConfig) -> ArrayCache:
     """Return the cache in `cache-dir`, of `cache-gb` at most."""
-    said = f"cache-dir = {config.cache_dir!r}"
-    folder = expanded(config.cache_dir, said) if config.cache_dir else None
-    return ArrayCache(folder, config.cache_gb * 1e9)
+    return ArrayCache(cache_path(config), config.cache_gb * 1e9)
