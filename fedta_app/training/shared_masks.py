@@ -3,7 +3,8 @@
 What decides a mask to its last bit is its key in the cache (`fedta_app.cache`): the weights and the
 head, the images in the order in which each client scores them, the method, and the machine. Clients
 that hold other images give the same mask but for rounding (`docs/method.md`), and bits that depend
-on which run came first would not be repeatable; so such masks are not shared.
+on which run came first would not be repeatable; so such masks are not shared. As with features,
+only runs with `trained-blocks` share at all.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ def shared_mask(
         raising IncompleteMaskError is returned, and not kept for others.
     """
     try:
-        if not workspace.config.cache_dir or not needs_scores(workspace.config.mask_rule):
+        if workspace.stem is None or not needs_scores(workspace.config.mask_rule):
             return find()
         return _from_cache(workspace, positions, calibration_round, before, find)
     except IncompleteMaskError as found:
