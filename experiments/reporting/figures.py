@@ -64,6 +64,16 @@ FIGURES = {
         "Accuracy on a client's classes (solid) and on others (dashed), validation images, after "
         "subtracting so much of its task vector; means over clients and seeds.",
     ),
+    "interference": Kind(
+        line_figures.interference,
+        "Change of the loss when one client's update is added: on other clients' images (solid) "
+        "and on its own (dashed); means over clients and seeds.",
+    ),
+    "drift": Kind(
+        line_figures.drift,
+        "Validation accuracy after a round, with the head in use (solid) and with a ridge head "
+        "that is solved afresh (dashed).",
+    ),
 }
 
 

@@ -120,8 +120,32 @@ def negated(table: Table, drawn: Group) -> "Figure | None":
     return _by_points(table, drawn, "negation", "length", ["target", "control"], label)
 
 
+def interference(table: Table, drawn: Group) -> "Figure | None":
+    """Draw how one client's update changes the loss on others' images (solid) and its own."""
+    figure = _by_points(
+        table, drawn, "interference", "round", ["others", "own"], "round",
+        label="change of loss by an update", shares=False,
+    )  # fmt: skip
+    for axis in figure.axes if figure else ():
+        axis.autoscale(axis="y")  # below zero too
+        axis.axhline(0, color="0.5", linewidth=0.8)
+    return figure
+
+
+def drift(table: Table, drawn: Group) -> "Figure | None":
+    """Draw the accuracy with the head in use (solid), and with one solved afresh (dashed)."""
+    columns = ["head_accuracy", "fresh_head_accuracy"]
+    return _by_points(table, drawn, "interference", "round", columns, "round")
+
+
 def _by_points(
-    table: Table, drawn: Group, name: str, x: str, columns: list[str], label: str
+    table: Table,
+    drawn: Group,
+    name: str,
+    x: str,
+    columns: list[str],
+    across: str,
+    **how: Any,
 ) -> "Figure | None":
     """Draw means over seeds of columns of a record's points; the second one dashed."""
 
@@ -135,7 +159,7 @@ def _by_points(
             axis.plot(means.index, means[column], **style | {"linestyle": dashes})
 
     known = _only(drawn, lambda record: record.points(name) is not None)
-    return _draw(table, known, plot, label) if known else None
+    return _draw(table, known, plot, across, **how) if known else None
 
 
 def _only(drawn: Group, known: Callable[[Record], object]) -> Group:

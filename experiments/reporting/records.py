@@ -5,7 +5,7 @@ metrics.csv      as the run wrote it
 summary.json     likewise, without paths, and with what `experiments.reporting.collect` checked
 mask.bits        which of a fixed sample of the weights the mask trains, one bit each
 classes.csv      clients x classes, for the first seed
-scaling.csv, negation.csv    of task vectors, where the run saved them
+scaling.csv, negation.csv, interference.csv    where the run saved them
 """
 
 import shlex
@@ -30,7 +30,7 @@ MASK_FILE = "mask.bits"
 CLASSES_FILE = "classes.csv"
 MATRICES = ("cosine", "sign-conflict")  # of the clients' task vectors in the last round
 TASK_FIGURES = (*MATRICES, "best-scale", "forgotten")
-POINTS = ("scaling", "negation")  # CSV files of fedta_app.analysis.task_arithmetic
+POINTS = ("scaling", "negation", "interference")  # CSV files that fedta_app.analysis makes
 
 
 class RecordError(ValueError):
@@ -114,7 +114,7 @@ class Record:
         return points
 
     def points(self, name: str) -> pd.DataFrame | None:
-        """Return the points of scaling or negation, where the run saved them."""
+        """Return the rows of one of `POINTS`, where the run saved them."""
         path = self.folder / f"{name}.csv"
         return pd.read_csv(path) if path.exists() else None
 

@@ -23,7 +23,15 @@ from experiments.reporting.frames import (
     verdict,
 )
 from experiments.reporting.gate import sanity_gate
-from experiments.reporting.line_figures import against_bytes, curves, losses, negated, scaled
+from experiments.reporting.line_figures import (
+    against_bytes,
+    curves,
+    drift,
+    interference,
+    losses,
+    negated,
+    scaled,
+)
 from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
@@ -420,6 +428,28 @@ def test_points_are_drawn_as_means_in_which_every_seed_weighs_the_same(tmp_path:
     ]  # fmt: skip
     assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
     assert other.axes[0].lines[0].get_ydata() == pytest.approx([0.25])
+
+
+def test_interference_is_drawn_over_rounds_below_zero_too(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    assert interference(TABLE, drawn) is None and drift(TABLE, drawn) is None
+    for seed in (0, 1):
+        rows = [
+            "round,own,others,head_accuracy,fresh_head_accuracy",
+            f"1,-0.5,{0.1 + seed},0.4,0.5",
+            f"4,-0.3,{0.2 + seed},0.3,0.5",
+        ]
+        folder = tmp_path / f"smoke/cells/least-nc1/seed{seed}"
+        (folder / "interference.csv").write_text("\n".join(rows))
+    figure, other = interference(TABLE, drawn), drift(TABLE, drawn)
+    assert figure is not None and other is not None
+    others, own, _ = figure.axes[0].lines
+    assert others.get_ydata() == pytest.approx([0.6, 0.7])
+    assert own.get_ydata() == pytest.approx([-0.5, -0.3]) and own.get_linestyle() == "--"
+    low, high = figure.axes[0].get_ylim()
+    assert low < -0.5 and high > 0.7
+    assert other.axes[0].lines[0].get_ydata() == pytest.approx([0.4, 0.3])
 
 
 def test_densities_are_means_over_blocks_and_records(tmp_path: Path) -> None:
