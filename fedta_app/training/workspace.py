@@ -1,6 +1,7 @@
 """The workspace of a run, built once per process: data and model on the device, partitions."""
 
-from dataclasses import dataclass, replace
+import gc
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -70,6 +71,7 @@ class Workspace:
     kernels: str
     stem: Stem | None
     model: torch.nn.Module
+    _start_features: dict[str, ImageSet] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
@@ -156,10 +158,6 @@ class Workspace:
 
         views = Views(config.cached_views, config.seed, view)
         return stem.cached("train", self.data.train, self.pixels, views)
-
-    @cached_property
-    def _start_features(self) -> dict[str, ImageSet]:
-        return {}
 
     def start_images(self, split: str) -> ImageSet:
         """Return the images of a split as features (N, d) under the weights of the start.
@@ -297,4 +295,5 @@ def shared_workspace(config: RunConfig) -> Workspace:
 
     A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.
     """
+    gc.collect()  # reference cycles hold the images and weights of the run before
     return build_workspace(config)

@@ -1,12 +1,13 @@
 """What depends only on weights and data is computed once, and shared by the runs of a machine."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client_app import app as client
-from fedta_app.training import frozen, scoring
+from fedta_app.training import frozen, scoring, workspace
 from tests.server_app.masked import rows, run
 
 BLOCKS = {
@@ -107,3 +108,19 @@ def test_seeds_share_tokens_and_features_where_they_share_the_split(tmp_path: Pa
         run(tmp_path / str(seed), **cache, seed=seed)
     assert len(list((tmp_path / "cache").glob("tokens-*"))) == 3  # train, validation, test
     assert len(list((tmp_path / "cache").glob("features-*"))) == 2 + 1  # "always" reads test images
+
+
+def test_a_run_leaves_no_workspace_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images and weights would stay while the next cells of a table run in this process."""
+    made = []
+    real = workspace.build_workspace
+
+    def remembered(config: Any) -> Any:
+        found = real(config)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(workspace, "build_workspace", remembered)
+    for number in range(3):
+        run(tmp_path / str(number), **BLOCKS, **{"cache-dir": str(tmp_path / "cache")})
+    assert [reference() is not None for reference in made[:-1]] == [False, False]
