@@ -17,6 +17,7 @@ from experiments.reporting.frames import (
     page_frame,
     presets_frame,
     print_comparisons,
+    trajectories_frame,
 )
 from experiments.reporting.gate import sanity_gate
 from experiments.reporting.origin import check_origin
@@ -58,6 +59,11 @@ class Results:
     def presets(self) -> pd.DataFrame:
         """A row per preset, unrounded."""
         return presets_frame(self.records)
+
+    @property
+    def trajectories(self) -> pd.DataFrame:
+        """Validation accuracy, %: at the start, the lowest, the mean over rounds, at the end."""
+        return trajectories_frame(self.records)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
