@@ -20,11 +20,12 @@ from fedta_app.files import read_toml
 from fedta_app.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[3]
+PAIR = "demo/[fm]*"  # fedavg and masked
 SHORT = {"num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "calibration-examples": 4}
 QUICK = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
 
 
-def arguments(folder: Path, selection: str = "demo", *more: str) -> list[str]:
+def arguments(folder: Path, selection: str = PAIR, *more: str) -> list[str]:
     return ["run", selection, "--engine", "in-process", "--results-dir", str(folder), *QUICK, *more]
 
 
@@ -74,11 +75,11 @@ def test_a_cell_that_fails_does_not_stop_the_others(
 ) -> None:
     # 1e30 makes the loss of the dense run infinite, or NaN; a mask of one weight bears it.
     diverge = ["--set", "lr=1e30", "--set", "sparsity=0.99999", "--set", "clip-norm=1.0"]
-    assert main(arguments(tmp_path, "demo", *diverge)) == ExitStatus.FAILED
+    assert main(arguments(tmp_path, PAIR, *diverge)) == ExitStatus.FAILED
     output = capsys.readouterr().out
     assert "failed: RunError: training diverged in round" in output
     assert "1 of 2 cells are finished" in output
-    cells = make_cells(select("demo")[1], {"results-dir": str(tmp_path)}, 1)
+    cells = make_cells(select(PAIR)[1], {"results-dir": str(tmp_path)}, 1)
     assert progress(cells[0].config).state == "another configuration"
 
 
@@ -87,15 +88,15 @@ def test_cells_that_stop_early_are_continued(
     tmp_path: Path, jobs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = ["--set", "max-minutes=1e-9", "--jobs", jobs]
-    assert main(arguments(tmp_path, "demo", *stop)) == ExitStatus.STOPPED
+    assert main(arguments(tmp_path, PAIR, *stop)) == ExitStatus.STOPPED
     assert capsys.readouterr().out.count("  stopped\n") == 2
     assert (
-        main(arguments(tmp_path, "demo", "--max-minutes", "1e-9", "--jobs", jobs))
+        main(arguments(tmp_path, PAIR, "--max-minutes", "1e-9", "--jobs", jobs))
         == ExitStatus.STOPPED
     )
     output = capsys.readouterr().out  # the limit is for all cells together
     assert output.count("  stopped\n") == 1 and output.count("  waiting\n") == 1
-    assert main(arguments(tmp_path, "demo", "--jobs", jobs)) == ExitStatus.FINISHED
+    assert main(arguments(tmp_path, PAIR, "--jobs", jobs)) == ExitStatus.FINISHED
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(
@@ -109,7 +110,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(
     directory = RunDirectory(cell.config)
     try:
         assert progress(cell.config).state == "running"
-        assert main(arguments(tmp_path, "demo")) == ExitStatus.STOPPED
+        assert main(arguments(tmp_path, PAIR)) == ExitStatus.STOPPED
         assert "running in another process\n" in capsys.readouterr().out
         assert main(arguments(tmp_path, "demo/fedavg")) == ExitStatus.STOPPED
         assert "running in another process: " in capsys.readouterr().out
@@ -123,7 +124,7 @@ def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
     weights = []
     for jobs in ("1", "2"):
         folder = tmp_path / jobs
-        assert main(arguments(folder, "demo", "--jobs", jobs)) == ExitStatus.FINISHED
+        assert main(arguments(folder, PAIR, "--jobs", jobs)) == ExitStatus.FINISHED
         weights.append(
             [path.read_text() for path in sorted(folder.glob("demo/*/seed0/metrics.csv"))]
         )
@@ -145,7 +146,7 @@ def test_jobs_are_refused_where_the_engine_runs_clients_side_by_side(
 
 def start_long(folder: Path) -> "subprocess.Popen[bytes]":
     long = ["--set", "num-server-rounds=500", "--jobs", "2"]
-    command = [sys.executable, "-m", "experiments", *arguments(folder, "demo/*", *long)]
+    command = [sys.executable, "-m", "experiments", *arguments(folder, PAIR, *long)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -200,7 +201,7 @@ def test_a_cell_that_another_table_finished_is_not_run_again(
         main(arguments(tmp_path, "demo/fedavg", "--set", "name=other/same")) == ExitStatus.FINISHED
     )
     capsys.readouterr()
-    assert main(arguments(tmp_path, "demo")) == ExitStatus.FINISHED
+    assert main(arguments(tmp_path, PAIR)) == ExitStatus.FINISHED
     output = capsys.readouterr().out
     assert "finished before as other/same" in output and output.count("run directory") == 2
     assert main(["plan", *arguments(tmp_path, "demo/fedavg")[1:]]) == ExitStatus.FINISHED
