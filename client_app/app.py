@@ -38,7 +38,7 @@ def report_memory(message: Message, context: Context, call_next: ClientAppCallab
         return call_next(message, context)
     reset_peaks()
     reply = call_next(message, context)
-    reply.content["memory"] = MetricRecord({f"client_{name}": mb for name, mb in peaks().items()})
+    reply.content["peaks"] = MetricRecord({f"client_{name}": mb for name, mb in peaks().items()})
     return reply
 
 

@@ -180,7 +180,7 @@ class Exchange:
             self.costs.errors.append(f"client {partition_id} sent what cannot be read: {error}")
             return
         self.costs.clients_ok += 1
-        self.costs.add_peaks(reply.content.metric_records.get("memory", {}))
+        self.costs.add_peaks(reply.content.metric_records.get("peaks", {}))
         self.costs.bytes_up += sum(v.numel() * v.element_size() for v in vectors.values())
         yield Answer(partition_id, reply, vectors)
         release(arrays, self.transport)

@@ -7,7 +7,7 @@ import pytest
 
 from engine import shared_memory
 from engine.shared_memory import can_share
-from tests.server_app.masked import run
+from tests.server_app.masked import rows, run
 
 CASES: dict[str, dict[str, Any]] = {
     "dense fedavg": {"head": "random", "mask-rule": "none", "strategy": "fedavg"},
@@ -33,6 +33,17 @@ def test_memory_shared_memory_and_wire_give_the_same_bits(tmp_path, case):
     }
     for key in ("final-weights-sha256", "bytes-up", "bytes-down"):
         assert len({summary[key] for summary in found.values()}) == 1
+
+
+def test_a_client_that_reports_how_much_memory_it_took_keeps_its_control(tmp_path):
+    """On Flower's engine, where clients have processes of their own; here its code runs in ours."""
+    dense = {"head": "random", "mask-rule": "none", "strategy": "scaffold", "transport": "wire"}
+    often = {**dense, "num-server-rounds": 3, "fraction-train": 0.6}
+    here = run(tmp_path / "here", **often)
+    there = run(tmp_path / "there", engine="flower", **often)
+    assert there["final-weights-sha256"] == here["final-weights-sha256"]
+    assert "client-memories-lost" not in there
+    assert any(row["client_memory_mb"] for row in rows(tmp_path / "there", "train"))
 
 
 @pytest.mark.skipif(not can_share(), reason="no anonymous files here")
