@@ -196,7 +196,10 @@ def test_without_num_clients_the_federation_decides(tmp_path: Path) -> None:
     assert result["num-clients"] == 7
 
 
-@pytest.mark.parametrize(("clients_per_node", "num_nodes"), [(5, 4), (3, 7), (20, 1)])
+@pytest.mark.parametrize(
+    ("clients_per_node", "num_nodes"),
+    [(3, 7), *(pytest.param(*nodes, marks=pytest.mark.slow) for nodes in ((5, 4), (20, 1)))],
+)
 def test_nodes_that_stand_for_several_clients_change_no_bit(
     tmp_path: Path, clients_per_node: int, num_nodes: int
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -163,12 +164,20 @@ def test_an_interrupt_lets_the_run_end_its_round(
 ) -> None:
     names = with_command(
         tmp_path,
-        "import sys, time\ntry:\n    print('training')\n    time.sleep(60)\n"
+        "import pathlib, sys, time\ntry:\n    print('training')\n"
+        "    pathlib.Path('trains').touch()\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('stopped after this round')\n    sys.exit(130)\n",
     )
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(1.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+    def interrupt() -> None:
+        while not (tmp_path / "fedta-checkout/trains").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)  # until it sleeps, and the notebook waits for it
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(RuntimeError, match="run all cells again"):
         names["fedta"]("run", "smoke")
     assert "training\nstopped after this round\n" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def test_a_run_without_a_federation_has_the_same_images(data_dir: Path) -> None:
     sets = ["dataset=folder", "image-folder=tints", "model=cnn", "weights=random", "image-size=8"]
     sets.append(f"cache-dir={data_dir.parent / 'cache'}")
     status = main(
-        ["run", "centralized/constant", "--scale", "small", "--seeds", "1", "--data-dir",
+        ["run", "centralized/constant", "--scale", "tiny", "--seeds", "1", "--data-dir",
          str(data_dir), "--results-dir", str(data_dir.parent / "runs"),
          *[f"--set={pair}" for pair in [*sets, *quick, "name=alone", "device=cpu"]]]
     )  # fmt: skip

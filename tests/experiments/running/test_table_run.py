@@ -194,6 +194,7 @@ def test_a_table_is_the_product_of_its_axes() -> None:
         load_table("smoke", "vast")
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_table_finished_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,9 @@ from fedta_app.config import RunConfig
 from tests.server_app.masked import MASKED, run, stored_mask
 
 
-@pytest.mark.parametrize("rule", ["least-sensitive", "random"])
+@pytest.mark.parametrize(
+    "rule", ["least-sensitive", pytest.param("random", marks=pytest.mark.slow)]
+)
 def test_a_rate_gives_the_length_and_the_mask_is_that_of_a_run(tmp_path: Path, rule: str) -> None:
     values = {**MASKED, "mask-rule": rule, "clip-norm": 1.0, "calibration-batch-size": 8}
     space, mask = start_of(RunConfig.from_mapping({**values, "cache-dir": str(tmp_path / "cache")}))
