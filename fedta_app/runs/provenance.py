@@ -51,6 +51,13 @@ def code_facts(config: RunConfig | None = None) -> dict[str, Any]:
     return facts
 
 
+def code_parts(config: RunConfig) -> dict[str, str]:
+    """Return the sha256 of each part of the code that a run uses (`fedta_app.runs.used_code`)."""
+    sources = read_sources(_ROOT)
+    parts = used_parts(config, sources)
+    return {part: sources_sha256(sources, paths) for part, paths in parts.items()}
+
+
 def uncommitted(code: Mapping[str, Any]) -> str:
     """Return a sentence on what `code_facts` found uncommitted, or an empty text."""
     if not (changed := code.get("changed")):

@@ -21,7 +21,7 @@ from fedta_app.device.cuda import resolve_precision, to_device
 from fedta_app.models.building import features
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.progress import counting, phase
-from fedta_app.runs.provenance import device_name, versions
+from fedta_app.runs.provenance import code_parts, device_name, versions
 from fedta_app.training.datasets import machine_cache
 from fedta_app.training.passes import autocast
 
@@ -185,6 +185,7 @@ def machine_key(config: RunConfig, device: torch.device) -> dict[str, Any]:
     used, cuda = versions(), device.type == "cuda"
     return {
         "model": config.model,
+        "model-code": code_parts(config).get(f"model {config.model}", ""),  # of a file of one's own
         "precision": resolve_precision(config.precision, device),
         "processor": device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "torch": used["torch"],

@@ -1,14 +1,15 @@
 """Masks that are calibrated once per machine, and shared by the runs whose inputs are equal.
 
 What decides a mask to its last bit is its key in the cache (`fedta_app.cache`): the weights and the
-head, the images in the order in which each client scores them, the method, and the machine. Clients
-that hold other images give the same mask but for rounding (`docs/method.md`), and bits that depend
-on which run came first would not be repeatable; so such masks are not shared. As with features,
-only runs with `trained-blocks` share at all.
+head, the images in the order in which each client scores them, the method and its code, and the
+machine. Clients that hold other images give the same mask but for rounding (`docs/method.md`), and
+bits that depend on which run came first would not be repeatable; so such masks are not shared. As
+with features, only runs with `trained-blocks` share at all.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from fedta_app.cache import Array
 from fedta_app.masks import needs_scores
 from fedta_app.models.weights_files import state_sha256
+from fedta_app.runs.provenance import code_parts
+from fedta_app.runs.used_code import SHARED
 from fedta_app.training.datasets import machine_cache
 from fedta_app.training.frozen import machine_key
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
 
-_VERSION = 1  # raise it where scores or masks are computed in another way than before
 _DECIDING = (
     "mask_rule", "mask_scope", "sparsity", "sparsity_scope", "score_threshold",
     "calibration_rounds", "calibration_batch_size", "soft_value", "sensitivity_labels",
@@ -59,28 +61,34 @@ def shared_mask(
         Calibrates the mask; called if no run on this machine has done so. A mask that it gives by
         raising IncompleteMaskError is returned, and not kept for others.
     """
+    size = workspace.weights.vector.numel()
+
+    def fill(array: Array) -> None:
+        array[:] = np.frombuffer(find().to_bits(), np.uint8)
+
     try:
         if workspace.stem is None or not needs_scores(workspace.config.mask_rule):
             return find()
-        return _from_cache(workspace, positions, calibration_round, before, find)
+        key = _key(workspace, positions, calibration_round, before)
+        bits = machine_cache(workspace.config).array(key, (-(-size // 8),), "uint8", fill)
     except IncompleteMaskError as found:
         return found.mask
+    return FlatMask.from_bits(bits.tobytes(), size, workspace.device)
 
 
-def _from_cache(
-    workspace: Workspace,
-    positions: Iterable[Tensor],
-    calibration_round: int,
-    before: FlatMask | None,
-    find: Callable[[], FlatMask],
-) -> FlatMask:
+def _key(
+    workspace: Workspace, positions: Iterable[Tensor], number: int, before: FlatMask | None
+) -> dict[str, Any]:
+    """Return everything that decides the bits of the mask after a round of that number."""
     config = workspace.config
+    rule = f"mask-rule {config.mask_rule}"
+    code = {part: sha for part, sha in code_parts(config).items() if part in (SHARED, rule)}
     images = hashlib.sha256()
     for owned in positions:
         images.update(len(owned).to_bytes(8, "big") + owned.cpu().numpy().tobytes())
-    key = {
+    return {
         "kind": "mask",
-        "version": _VERSION,
+        "code": code,
         **machine_key(config, workspace.device),
         "kernels": workspace.kernels,
         "threads": torch.get_num_threads(),
@@ -90,14 +98,7 @@ def _from_cache(
         "image-size": workspace.built.image_size,
         "normalisation": workspace.normalisation,
         "images": images.hexdigest(),
-        "round": calibration_round,
+        "round": number,
         "before": hashlib.sha256(before.to_bits()).hexdigest() if before else "",
         **{name: getattr(config, name) for name in _DECIDING},
     }
-
-    def fill(array: Array) -> None:
-        array[:] = np.frombuffer(find().to_bits(), np.uint8)
-
-    size = workspace.weights.vector.numel()
-    bits = machine_cache(config).array(key, (-(-size // 8),), "uint8", fill)
-    return FlatMask.from_bits(bits.tobytes(), size, workspace.device)

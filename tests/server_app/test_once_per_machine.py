@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from client_app import app as client
-from fedta_app.training import frozen, scoring, workspace
-from tests.server_app.masked import rows, run
+from fedta_app.config import RunConfig
+from fedta_app.training import frozen, scoring, shared_masks, workspace
+from tests.server_app.masked import MASKED, rows, run
 
 BLOCKS = {
     "trained-blocks": 1, "num-clients": 10, "num-classes-per-client": 2, "lr": 0.01,
@@ -124,3 +125,19 @@ def test_a_run_leaves_no_workspace_behind(tmp_path: Path, monkeypatch: pytest.Mo
     for number in range(3):
         run(tmp_path / str(number), **BLOCKS, **{"cache-dir": str(tmp_path / "cache")})
     assert [reference() is not None for reference in made[:-1]] == [False, False]
+
+
+@pytest.mark.parametrize("part", ["shared", "mask-rule least-sensitive", "model vit_digits"])
+def test_a_mask_of_other_code_is_not_taken(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an edit of one's own rule, whose name stays the same."""
+    values = {**BLOCKS, "calibration-rounds": 1, "cache-dir": str(tmp_path / "cache")}
+    run(tmp_path / "before", **values)
+    for module in (frozen, shared_masks):
+        edited = {**module.code_parts(RunConfig.from_mapping({**MASKED, **values})), part: "edited"}
+        monkeypatch.setattr(module, "code_parts", lambda config, edited=edited: edited)
+    run(tmp_path / "after", **values)
+    assert len(list((tmp_path / "cache").glob("mask-*"))) == 2
+    tokens = len(list((tmp_path / "cache").glob("tokens-*")))
+    assert tokens == (6 if part.startswith("model") else 3)
