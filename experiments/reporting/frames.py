@@ -250,8 +250,14 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     page["detectable"] = ["" if math.isnan(d) else f"{100 * d:.1f}" for d in frame["detectable"]]
     # Runs that are compared by hand state no margin, and have no test of equivalence.
     for column in page.columns.intersection(["p (Holm)", "p (equivalence, Holm)"]):
-        page[column] = ["" if math.isnan(p) else f"{p:.3f}" for p in frame[column]]
+        page[column] = [_p_value(p) for p in frame[column]]
     return page.drop(columns=["± (95 %)", "p", "p (equivalence)"], errors="ignore")
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
 def pipes(frame: pd.DataFrame) -> str:
