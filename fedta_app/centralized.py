@@ -17,7 +17,7 @@ from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
 from fedta_app.training.facts import model_facts, run_facts
-from fedta_app.training.head_fit import fit_head, head_images, head_statistics
+from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
@@ -73,8 +73,7 @@ class Baseline:
     def solve_head(self, *, at_start: bool = False) -> None:
         """Solve the ridge head over all training images under the weights of now, and freeze it."""
         workspace = self.workspace
-        images = head_images(workspace, None, at_start=at_start)
-        fitted = fit_head(workspace, head_statistics(workspace, images), at_start=at_start)
+        fitted = pooled_head(workspace, at_start=at_start)
         assert workspace.head is not None
         workspace.head.load(fitted.vector)
         self.notes["head"] = fitted.facts()

@@ -20,7 +20,7 @@ from fedta_app.data.loading import ImageSet
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import write_csv
 from fedta_app.seeding import torch_generator
-from fedta_app.training.head_fit import fit_head, head_images, head_statistics
+from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.schedule import learning_rate
 from fedta_app.training.steps import evaluate
 from server_app.state import ServerState
@@ -89,10 +89,7 @@ class InterferenceLog:
         if workspace.head is not None and state.config.head == "ridge":
             in_use = workspace.head.vector.clone()
             try:
-                fresh = fit_head(
-                    workspace, head_statistics(workspace, head_images(workspace, None))
-                )
-                workspace.head.load(fresh.vector)
+                workspace.head.load(pooled_head(workspace).vector)
                 found["fresh_head_accuracy"] = evaluate(workspace, validation)[1]
             finally:
                 workspace.head.load(in_use)

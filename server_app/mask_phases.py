@@ -96,16 +96,19 @@ class SummedScores(FederatedPhase):
 
     def _narrowed(self, sampled: list[int], number: int) -> FlatMask:
         """Return the mask that the scores of the clients give."""
-        state, config = self.state, self.state.config
-        rule, size = rule_named(config.mask_rule), state.weights.numel()
-        sums = rule.sums(size)
-        for scores in self._replies(sampled, number):
+        state = self.state
+        so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
+        mask = so_far.advance_by(self._checked(self._replies(sampled, number), number))
+        return require_trained(state.config, mask)
+
+    def _checked(self, replies: Iterator[Tensor], number: int) -> Iterator[Tensor]:
+        """Yield the clients' scores, and raise RunError where they do not suffice."""
+        rule, size = rule_named(self.state.config.mask_rule), self.state.weights.numel()
+        for scores in replies:
             if len(scores) != rule.message_size(size):
                 raise RunError(f"a client sent {len(scores)} scores for {size} weights")
-            sums.add(scores)
+            yield scores
         self._check_replies(number)
-        so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
-        return require_trained(config, so_far.advance(sums.scores().float()))
 
     def _count_replies(self, sampled: list[int], number: int) -> None:
         """Tell the clients what they need, and count the scores that they would have sent.

@@ -19,7 +19,7 @@ from fedta_app.config import RunConfig
 from fedta_app.files import write_atomically
 from fedta_app.masks.rules.agreement import AgreementSums
 from fedta_app.runs.provenance import code_facts
-from fedta_app.training.head_fit import fit_head, head_images, head_statistics
+from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.scoring import calibration, client_batches, scores
 from fedta_app.training.workspace import build_workspace
 
@@ -30,7 +30,7 @@ def study(config: RunConfig) -> dict[str, Any]:
     """Return quantiles of sensitivities and divisors, and what two masks of a round share."""
     space = build_workspace(config.with_values(calibration_rounds=1))
     assert space.head is not None
-    space.head.load(fit_head(space, head_statistics(space, head_images(space, None))).vector)
+    space.head.load(pooled_head(space).vector)
     sums = AgreementSums(space.weights.layout.size)
     for partition_id in range(config.num_clients):
         sums.add(scores(space, client_batches(space, partition_id), None, 1))

@@ -21,7 +21,7 @@ from fedta_app.files import write_atomically
 from fedta_app.masks import Calibration, rule_named
 from fedta_app.runs.provenance import code_facts
 from fedta_app.training.client import train_client
-from fedta_app.training.head_fit import fit_head, head_images, head_statistics
+from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.scoring import calibration, client_batches, scored_positions, scores
 from fedta_app.training.shared_masks import shared_mask
 from fedta_app.training.workspace import Workspace, build_workspace
@@ -34,8 +34,7 @@ def start_of(config: RunConfig) -> tuple[Workspace, FlatMask | None]:
     """Return the workspace of a run with its ridge head, and its mask."""
     space = build_workspace(config)
     assert space.head is not None
-    statistics = head_statistics(space, head_images(space, None, at_start=True))
-    space.head.load(fit_head(space, statistics, at_start=True).vector)
+    space.head.load(pooled_head(space, at_start=True).vector)
     return space, None if config.mask_rule == "none" else federated_mask(space)
 
 
@@ -56,10 +55,9 @@ def _narrowed(space: Workspace, so_far: Calibration) -> Calibration:
     def find() -> FlatMask:
         if not rule.needs_scores:
             return so_far.advance()
-        sums = rule.sums(space.weights.layout.size)
-        for client in clients:
-            sums.add(scores(space, client_batches(space, client), so_far.mask, number))
-        return so_far.advance(sums.scores().float())
+        return so_far.advance_by(
+            scores(space, client_batches(space, client), so_far.mask, number) for client in clients
+        )
 
     positions = (scored_positions(space, client) for client in clients)
     mask = shared_mask(space, positions, number, so_far.mask, find)

@@ -121,6 +121,17 @@ class Calibration:
         self.round, self.mask = number, FlatMask(chosen.to(self.values.device))
         return self.mask
 
+    def advance_by(self, messages: Iterable[Tensor]) -> FlatMask:
+        """Do a round with what the clients sent (`client_scores`), and return its mask.
+
+        The messages are added as they come, so that one at a time is in memory.
+        """
+        sums, dtype = self.rule.sums(self.layout.size), torch.float32
+        for message in messages:
+            sums.add(message)
+            dtype = message.dtype
+        return self.advance(sums.scores().to(dtype))
+
     def _require_evidence(self, scores: Tensor) -> None:
         """Refuse scores that are all zero: position, which breaks ties, would choose the mask.
 
@@ -145,13 +156,10 @@ class Calibration:
             1; returns what `client_scores` does. Not called for rules that need no scores.
         """
         while not self.done:
-            scores = None
             if self.rule.needs_scores:
-                message = measure(self.mask, self.round + 1)
-                sums = self.rule.sums(self.layout.size)
-                sums.add(message)
-                scores = sums.scores().to(message.dtype)
-            self.advance(scores)
+                self.advance_by([measure(self.mask, self.round + 1)])
+            else:
+                self.advance()
         assert self.mask is not None
         return self.mask
 

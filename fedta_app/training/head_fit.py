@@ -91,6 +91,12 @@ class FittedHead:
         return {"kind": "ridge", "ridge": self.ridge, "temperature": self.temperature}
 
 
+def pooled_head(workspace: Workspace, *, at_start: bool = False) -> FittedHead:
+    """Return the ridge head over all training images, wherever they lie, as `fit_head` does."""
+    images = head_images(workspace, None, at_start=at_start)
+    return fit_head(workspace, head_statistics(workspace, images), at_start=at_start)
+
+
 def fit_head(
     workspace: Workspace, statistics: RidgeStatistics, *, at_start: bool = False
 ) -> FittedHead:

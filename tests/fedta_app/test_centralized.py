@@ -54,7 +54,7 @@ def test_a_schedule_that_does_nothing_is_said_at_the_start(
 def test_pretrained_weights_at_chance_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedta_app.centralized.fit_head", fit_zeros)
+    monkeypatch.setattr("fedta_app.training.head_fit.fit_head", fit_zeros)
     with pytest.raises(RunError, match=r"round 0 is at chance .* although weights = 'pretrained'"):
         run(tmp_path, head="ridge")
 

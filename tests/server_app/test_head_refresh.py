@@ -12,7 +12,7 @@ from fedta_app.config import RunConfig
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.session import RunSession
-from fedta_app.training.head_fit import fit_head, head_images, head_statistics
+from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.workspace import build_workspace
 from tests.server_app.masked import MASKED, final_weights, rows, run
 
@@ -31,7 +31,7 @@ def solved(weights: torch.Tensor, **values: Any) -> torch.Tensor:
     """Return the head of all training images under these weights, without a federation."""
     workspace = build_workspace(RunConfig.from_mapping({**MASKED, **values}))
     workspace.weights.load(weights)
-    return fit_head(workspace, head_statistics(workspace, head_images(workspace, None))).vector
+    return pooled_head(workspace).vector
 
 
 @pytest.mark.parametrize(
