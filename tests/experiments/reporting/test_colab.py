@@ -160,7 +160,7 @@ def test_a_command_that_does_not_finish_stops_the_notebook(
 
 
 def test_an_interrupt_lets_the_run_end_its_round(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     names = with_command(
         tmp_path,
@@ -170,6 +170,9 @@ def test_an_interrupt_lets_the_run_end_its_round(
     )
     main = threading.main_thread().ident
     assert main is not None
+    # A shell starts what it puts into the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupt() -> None:
         while not (tmp_path / "fedta-checkout/trains").exists():
