@@ -15,7 +15,7 @@ help: ## show this list
 
 install: $(READY) ## install fedta and its development tools into .venv
 
-demo: $(READY) ## 100 clients on non-iid digits, on Flower's simulation engine (about two minutes)
+demo: $(READY) ## 100 clients on non-iid digits, on Flower's engine and in one process (about two minutes)
 	$(PYTHON) -m experiments run demo
 
 test: $(READY) ## the tests (under 10 minutes on two cores)
