@@ -134,9 +134,15 @@ def calibrate(message: Message, context: Context) -> Message:
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
-    """Calibrate the client's own mask, store it, and return it as bits."""
+    """Calibrate the client's own mask, store it, and return it as bits.
+
+    A vector that is sent holds the sensitivities of all clients together.
+    """
     memory, settings = _prepare(message, context)
-    bits = own_mask(memory.workspace, int(settings["partition-id"])).to_bits()
+    total = None
+    if "arrays" in message.content.array_records:
+        total = _received(message, settings)["vector"]
+    bits = own_mask(memory.workspace, int(settings["partition-id"]), total).to_bits()
     memory.store.put(bits)
     return _reply(message, {"vector": bytes_vector(bits)})
 

@@ -162,10 +162,27 @@ def _check_masks(config: RunConfig) -> None:
             f"engine = '{config.engine}': it compares clients, which takes mask-scope = 'global' "
             "in a federation"
         )
+    if rule is not None and rule.against_others is not None:
+        _check_against_others(config)
     if config.mask_scope == "vote" and (config.score_threshold or config.sparsity_scope == "layer"):
         raise ConfigError(
             "mask-scope = 'vote' is not allowed with score-threshold or sparsity-scope = 'layer': "
             "votes fill the share that sparsity leaves, over all weights together"
+        )
+
+
+def _check_against_others(config: RunConfig) -> None:
+    """Refuse what does not fit a rule by which each client has a mask of its own in one round."""
+    if config.engine == "centralized" or config.mask_scope != "client":
+        raise ConfigError(
+            f"mask-rule = '{config.mask_rule}' is not allowed with mask-scope = "
+            f"'{config.mask_scope}' and engine = '{config.engine}': it compares a client with all "
+            "others, which takes mask-scope = 'client' in a federation"
+        )
+    if config.calibration_rounds != 1:
+        raise ConfigError(
+            f"calibration-rounds = {config.calibration_rounds} is not allowed with mask-rule = "
+            f"'{config.mask_rule}', which finds its masks in one round: calibration-rounds is 1"
         )
 
 

@@ -1,17 +1,21 @@
 """The phases that find the mask, one for each place where masks are calibrated."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from flwr.app import ArrayRecord
 from torch import Tensor
 
 from engine.client_memory import Setup
+from engine.transport import pack_many, release
 from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.errors import RunError
-from fedta_app.masks import intersection, needs_scores, rule_named, union, vote
+from fedta_app.masks import ScoreSums, intersection, needs_scores, rule_named, union, vote
 from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
+from fedta_app.runs.loop import check_keys
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import (
     calibration,
@@ -34,6 +38,8 @@ def mask_phase(state: ServerState) -> FederatedPhase:
         return ServerMask(state)
     if config.mask_scope == "global":
         return SummedScores(state) if needs_scores(config.mask_rule) else ServerMask(state)
+    if rule_named(config.mask_rule).against_others is not None:
+        return ContrastedMasks(state)
     return OwnMasks(state)
 
 
@@ -64,13 +70,42 @@ class ServerMask(FederatedPhase):
         _use_mask(self.state, own_mask(self.state.workspace, None))
 
 
-class SummedScores(FederatedPhase):
+class _Scores(FederatedPhase):
+    """A phase in which clients send scores."""
+
+    name = "calibrate"
+
+    def replies(self, sampled: list[int], number: int, *, known: bool = False) -> Iterator[Tensor]:
+        """Yield the scores of clients, in their order, as they arrive."""
+        state, step = self.state, self._at_a_time()
+        setup = Setup(head=state.head, down=state.mask)
+        config = {"server-round": number, "known": known}
+        with counting("clients", len(sampled)) as done:
+            for first in range(0, len(sampled), step):
+                clients = sampled[first : first + step]
+                for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
+                    yield scores
+                    done.add()
+
+    def checked(self, replies: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the scores, and raise RunError where a client sent another number of them."""
+        rule, size = rule_named(self.state.config.mask_rule), self.state.weights.numel()
+        for scores in replies:
+            if len(scores) != rule.message_size(size):
+                raise RunError(f"a client sent {len(scores)} scores for {size} weights")
+            yield scores
+
+    def _at_a_time(self) -> int:
+        """Return how many clients to ask at a time, so that their replies fit into memory."""
+        fitting = _REPLY_BYTES // (4 * self.state.weights.numel())
+        return max(self.state.clients_per_round, fitting)
+
+
+class SummedScores(_Scores):
     """In each round, the scores of sampled clients are summed; the sums give the next mask.
 
     Scores are added on arrival: the server holds the sums and the vector of one client.
     """
-
-    name = "calibrate"
 
     def __init__(self, state: ServerState) -> None:
         super().__init__(state, state.config.calibration_rounds)
@@ -98,16 +133,12 @@ class SummedScores(FederatedPhase):
         """Return the mask that the scores of the clients give."""
         state = self.state
         so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
-        mask = so_far.advance_by(self._checked(self._replies(sampled, number), number))
+        mask = so_far.advance_by(self._complete(sampled, number))
         return require_trained(state.config, mask)
 
-    def _checked(self, replies: Iterator[Tensor], number: int) -> Iterator[Tensor]:
+    def _complete(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         """Yield the clients' scores, and raise RunError where they do not suffice."""
-        rule, size = rule_named(self.state.config.mask_rule), self.state.weights.numel()
-        for scores in replies:
-            if len(scores) != rule.message_size(size):
-                raise RunError(f"a client sent {len(scores)} scores for {size} weights")
-            yield scores
+        yield from self.checked(self.replies(sampled, number))
         self._check_replies(number)
 
     def _count_replies(self, sampled: list[int], number: int) -> None:
@@ -117,7 +148,7 @@ class SummedScores(FederatedPhase):
         """
         rule = rule_named(self.state.config.mask_rule)
         scores = rule.message_size(self.state.weights.numel())
-        for reply in self._replies(sampled, number, known=True):
+        for reply in self.replies(sampled, number, known=True):
             self.state.exchange.costs.bytes_up += 4 * (scores - len(reply))
 
     def _check_replies(self, number: int) -> None:
@@ -131,24 +162,6 @@ class SummedScores(FederatedPhase):
                 f"{len(costs.errors)} clients failed in round {number} (a fraction below 1 "
                 f"tolerates that): {costs.errors[0]}"
             )
-
-    def _replies(self, sampled: list[int], number: int, *, known: bool = False) -> Iterator[Tensor]:
-        state, step = self.state, self._at_a_time()
-        setup = Setup(head=state.head, down=state.mask)
-        with counting("clients", len(sampled)) as done:
-            for first in range(0, len(sampled), step):
-                clients, config = (
-                    sampled[first : first + step],
-                    {"server-round": number, "known": known},
-                )
-                for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
-                    yield scores
-                    done.add()
-
-    def _at_a_time(self) -> int:
-        """Return how many clients to ask at a time, so that their replies fit into memory."""
-        fitting = _REPLY_BYTES // (4 * self.state.weights.numel())
-        return max(self.state.clients_per_round, fitting)
 
 
 class OwnMasks(FederatedPhase):
@@ -169,16 +182,20 @@ class OwnMasks(FederatedPhase):
 
     def work(self, number: int) -> None:
         """Collect the masks of the next clients; after the last ones, combine them."""
+        self._collect(number - 1)
+        if number == self.num_rounds:
+            self._combine()
+
+    def _collect(self, group: int, arrays: ArrayRecord | None = None) -> None:
         state, step = self.state, self.state.clients_per_round
-        clients = self._sampled[(number - 1) * step : number * step]
-        for partition_id, bits in self.ask(clients, "train.mask", setup=Setup(head=state.head)):
+        clients = self._sampled[group * step : (group + 1) * step]
+        setup = Setup(head=state.head)
+        for partition_id, bits in self.ask(clients, "train.mask", arrays=arrays, setup=setup):
             digest = state.memory.keep(bits)
             state.own_masks[partition_id] = digest
             state.exchange.remember(partition_id, Setup(up=digest))
         if state.exchange.costs.errors and self._keep:
             raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
-        if number == self.num_rounds:
-            self._combine()
 
     def _combine(self) -> None:
         state, scope = self.state, self.state.config.mask_scope
@@ -200,3 +217,46 @@ class OwnMasks(FederatedPhase):
         _use_mask(state, mask)
         if not self._keep:
             state.own_masks = {}
+
+
+class ContrastedMasks(OwnMasks, _Scores):
+    """Each client calibrates a mask of its own, by its scores in relation to those of all others.
+
+    In the first round the scores of all clients are summed; in the rounds after it the sum goes to
+    the clients, a group at a time, and their masks come back.
+    """
+
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state)
+        self.num_rounds += 1
+        self._total = torch.zeros(state.weights.numel())
+
+    def work(self, number: int) -> None:
+        """Sum the scores of all clients, or collect the masks of the next ones."""
+        if number == 1:
+            self._total = self._sum()
+            return
+        exchange = self.state.exchange
+        sent = pack_many({"vector": self._total}, exchange.transport)
+        self._collect(number - 2, sent)
+        release(sent, exchange.transport)
+        if number == self.num_rounds:
+            self._combine()
+
+    def _sum(self) -> Tensor:
+        """Return the scores summed over all clients, (N,)."""
+        sums = ScoreSums(self.state.weights.numel())
+        for scores in self.checked(self.replies(self._sampled, 1)):
+            sums.add(scores)
+        if errors := self.state.exchange.costs.errors:
+            raise RunError(f"the sum needs the scores of every client: {errors[0]}")
+        return sums.scores().float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of the scores."""
+        return {"total": self._total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the sum."""
+        check_keys(state, ("total",), "calibration")
+        self._total = state["total"]

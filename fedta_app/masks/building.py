@@ -106,6 +106,7 @@ def calibrate_mask(
     The rounds are those of TaLoS, see `fedta_app.masks.calibration`. The model's weights and mode
     are the same afterwards, bit for bit. Rules that need no scores read no batch. Rules whose
     clients send a statistic see one client here; that makes "agreement" equal "least-sensitive".
+    A rule that ranks a client's scores against those of others is refused, as there are no others.
 
     Parameters
     ----------
@@ -145,6 +146,10 @@ def calibrate_mask(
     >>> list(mask), sum(int(trained.sum()) for trained in mask.values())
     (['0.weight', '0.bias'], 9)
     """
+    if rule_named(rule).against_others is not None:
+        raise ValueError(
+            f"rule is {rule!r}, which compares a client with others; here is only one."
+        )
     parameters = maskable(model, exclude)
     layout = Layout.of(parameters)
     calibration = Calibration(

@@ -101,6 +101,10 @@ class MaskRule:
         sensitivities.
     sums : type of ScoreSums
         How the server combines the clients' messages.
+    against_others : callable, optional
+        Called on a client as `against_others(own, total)`, with its sensitivities (N,) and their
+        sum over all clients, which the server sends it; returns what the client ranks by, (N,).
+        Each client then has a mask of its own, found in one round.
     """
 
     name: str
@@ -110,6 +114,7 @@ class MaskRule:
     takes_threshold: bool = True
     statistic: Callable[[nn.Module, Sequence[str], Batches], Tensor] | None = None
     sums: type[ScoreSums] = ScoreSums
+    against_others: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def message_size(self, size: int) -> int:
         """Return how many numbers a client sends in a calibration round for N = `size` entries."""

@@ -146,17 +146,28 @@ def require_trained(config: RunConfig, mask: FlatMask) -> FlatMask:
     return mask
 
 
-def own_mask(workspace: Workspace, partition_id: int | None) -> FlatMask:
-    """Return a mask calibrated on the images of a client, or with None on the server's."""
+def own_mask(
+    workspace: Workspace, partition_id: int | None, total: Tensor | None = None
+) -> FlatMask:
+    """Return a mask calibrated on the images of a client, or with None on the server's.
+
+    Parameters
+    ----------
+    total : Tensor of shape (N,), optional
+        The sensitivities of all clients, for a rule that ranks a client's own against them.
+    """
     if partition_id is None:
         batches = server_batches(workspace)
     else:
         batches = client_batches(workspace, partition_id)
+    against_others = rule_named(workspace.config.mask_rule).against_others
+
+    def measured(mask: FlatMask | None, calibration_round: int) -> Tensor:
+        own = scores(workspace, batches, mask, calibration_round)
+        return own if against_others is None or total is None else against_others(own, total)
 
     def find() -> FlatMask:
-        return calibration(workspace, partition_id).run(
-            lambda mask, calibration_round: scores(workspace, batches, mask, calibration_round)
-        )
+        return calibration(workspace, partition_id).run(measured)
 
     one_for_all = partition_id is None  # those of a hundred clients would only fill the disk
     found = shared_mask(workspace, [batches.ids], 0, None, find) if one_for_all else find()

@@ -14,6 +14,7 @@ _FIRST = (
     "highest-magnitude",
     "random",
     "agreement",
+    "contrast",
 )
 
 _RULES = discover(__name__, MaskRule)

@@ -42,6 +42,7 @@ def test_the_rules_of_the_design_come_first():
         "highest-magnitude",
         "random",
         "agreement",
+        "contrast",
     )
 
 

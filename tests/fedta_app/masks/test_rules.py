@@ -94,9 +94,10 @@ def test_one_more_file_is_a_rule_of_federated_runs(tmp_path: Path) -> None:
 
 
 def test_what_rules_say_of_themselves() -> None:
-    scored = {"least-sensitive", "most-sensitive", "agreement"}
+    scored = {"least-sensitive", "most-sensitive", "agreement", "contrast"}
     assert {name for name in MASK_RULES if needs_scores(name)} == scored
     assert {name for name in MASK_RULES if rule_named(name).statistic} == {"agreement"}
+    assert {name for name in MASK_RULES if rule_named(name).against_others} == {"contrast"}
     for name in MASK_RULES:
         size = rule_named(name).message_size(7)
         assert size == (14 if name == "agreement" else 7)
