@@ -26,6 +26,7 @@ WIRE = "fedta.wire"
 SHARED = "fedta.shared"
 MEMORY = "fedta.memory"
 TRANSPORTS = (WIRE, SHARED, MEMORY)
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "uint8", "int64", "bool")}
 _KEY = "vector"
 
 
@@ -110,17 +111,14 @@ def unpack(record: ArrayRecord, transport: str, name: str = _KEY) -> Tensor:
         if not isinstance(array.data, Tensor):
             raise TransportError(f"the vector {name!r} is a {type(array.data).__name__}")
         return array.data
-    dtype = getattr(torch, array.dtype, None)
-    shape = tuple(array.shape)
-    if not isinstance(dtype, torch.dtype) or not all(
-        isinstance(size, int) and size >= 0 for size in shape
-    ):
+    dtype, shape = _DTYPES.get(array.dtype), tuple(array.shape)
+    if dtype is None or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise TransportError(f"the vector {name!r} is {array.dtype!r} of shape {shape}")
     if transport == SHARED:
         return shared_memory.read(array.data, shape, dtype)
     if len(array.data) != math.prod(shape) * dtype.itemsize:
         raise TransportError(f"the vector {name!r} has {len(array.data)} bytes for {shape} {dtype}")
-    values = np.frombuffer(array.data, dtype=np.dtype(array.dtype)).reshape(shape)
+    values = np.frombuffer(array.data, dtype=array.dtype).reshape(shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)

@@ -120,6 +120,9 @@ class Keys:
     fraction_train: float = number(0.1, SHARE, "result time",
         "C, the share of the clients that train in a round", read_when=FEDERATED,
         synonyms="c fraction-fit participation client-fraction")
+    min_clients_ok: int = whole(1, 1, "result",
+        "good replies that a round needs; with fewer it is repeated once, with other clients",
+        read_when=FEDERATED)
     local_steps: int = whole(4, 0, "result time step",
         "J, mini-batches per client and round; 0: one pass over its images",
         synonyms="j steps epochs local-epochs")

@@ -29,7 +29,7 @@ class RidgeHead(FederatedPhase):
         """Add the sums of the next clients; after the last ones, solve."""
         state, step = self.state, self.state.clients_per_round
         clients = list(range(len(state.exchange.nodes)))[(number - 1) * step : number * step]
-        self._sums.add(self.ask(clients, "train.head"))
+        self._sums.add(self.ask(clients, "train.head", self._sums.check))
         if number == self.num_rounds:
             self._sums.solve()
 
@@ -58,6 +58,7 @@ class ProbeHead(FederatedPhase):
             seed=state.config.seed,
             learning_rate=lambda server_round: state.config.probe_lr,
             message_type="train.probe",
+            **state.limits(),
         )
 
     def work(self, number: int) -> float:

@@ -12,7 +12,15 @@ from engine.transport import pack_many, release
 from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.errors import RunError
-from fedta_app.masks import ScoreSums, intersection, needs_scores, rule_named, union, vote
+from fedta_app.masks import (
+    ScoreSums,
+    intersection,
+    needs_scores,
+    round_density,
+    rule_named,
+    union,
+    vote,
+)
 from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import check_keys
@@ -27,6 +35,7 @@ from fedta_app.training.shared_masks import IncompleteMaskError, shared_mask
 from fedta_app.vectors import FlatMask
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
+from strategies.reply_checks import check_mask, check_scores, check_vectors
 
 _REPLY_BYTES = 2**28  # memory for scores that an engine collects before they are added
 
@@ -83,17 +92,19 @@ class _Scores(FederatedPhase):
         with counting("clients", len(sampled)) as done:
             for first in range(0, len(sampled), step):
                 clients = sampled[first : first + step]
-                for _, scores in self.ask(clients, "train.calibrate", setup=setup, config=config):
+                check = self._nothing if known else self._check
+                for _, scores in self.ask(
+                    clients, "train.calibrate", check, setup=setup, config=config
+                ):
                     yield scores
                     done.add()
 
-    def checked(self, replies: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield the scores, and raise RunError where a client sent another number of them."""
+    def _check(self, scores: Tensor) -> None:
         rule, size = rule_named(self.state.config.mask_rule), self.state.weights.numel()
-        for scores in replies:
-            if len(scores) != rule.message_size(size):
-                raise RunError(f"a client sent {len(scores)} scores for {size} weights")
-            yield scores
+        check_scores(scores, size, rule.message_size(size))
+
+    def _nothing(self, scores: Tensor) -> None:
+        check_vectors({"scores": scores}, {"scores": 1}, torch.float32)
 
     def _at_a_time(self) -> int:
         """Return how many clients to ask at a time, so that their replies fit into memory."""
@@ -138,7 +149,7 @@ class SummedScores(_Scores):
 
     def _complete(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         """Yield the clients' scores, and raise RunError where they do not suffice."""
-        yield from self.checked(self.replies(sampled, number))
+        yield from self.replies(sampled, number)
         self._check_replies(number)
 
     def _count_replies(self, sampled: list[int], number: int) -> None:
@@ -190,12 +201,19 @@ class OwnMasks(FederatedPhase):
         state, step = self.state, self.state.clients_per_round
         clients = self._sampled[group * step : (group + 1) * step]
         setup = Setup(head=state.head)
-        for partition_id, bits in self.ask(clients, "train.mask", arrays=arrays, setup=setup):
+        for partition_id, bits in self.ask(
+            clients, "train.mask", self._check_mask, arrays=arrays, setup=setup
+        ):
             digest = state.memory.keep(bits)
             state.own_masks[partition_id] = digest
             state.exchange.remember(partition_id, Setup(up=digest))
         if state.exchange.costs.errors and self._keep:
             raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
+
+    def _check_mask(self, bits: Tensor) -> None:
+        config, size = self.state.config, self.state.weights.numel()
+        exact = None if config.score_threshold else round_density(config.sparsity, size)
+        check_mask(bits, size, exact)
 
     def _combine(self) -> None:
         state, scope = self.state, self.state.config.mask_scope
@@ -246,7 +264,7 @@ class ContrastedMasks(OwnMasks, _Scores):
     def _sum(self) -> Tensor:
         """Return the scores summed over all clients, (N,)."""
         sums = ScoreSums(self.state.weights.numel())
-        for scores in self.checked(self.replies(self._sampled, 1)):
+        for scores in self.replies(self._sampled, 1):
             sums.add(scores)
         if errors := self.state.exchange.costs.errors:
             raise RunError(f"the sum needs the scores of every client: {errors[0]}")

@@ -1,10 +1,10 @@
 """What all phases of a federated run share, and the phase that trains."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from engine.client_memory import Setup
@@ -20,8 +20,11 @@ from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy
+from strategies.federated import TooFewClientsError
+from strategies.reply_checks import only_vector
 
 _NO_SETUP = Setup()
+_MOST_REJECTED = 100  # that summary.json names
 
 
 class FederatedPhase(Phase):
@@ -38,36 +41,69 @@ class FederatedPhase(Phase):
         costs = self.state.exchange.costs
         if costs.errors:
             print(f"{len(costs.errors)} clients failed; the first: {costs.errors[0]}", flush=True)
+        self._note_rejected(number)
         return replace(
             row,
             bytes_down=costs.bytes_down,
             bytes_up=costs.bytes_up,
             clients_ok=costs.clients_ok,
             clients_failed=len(costs.errors),
+            clients_rejected=len(costs.rejected),
         ).with_peaks(costs.peaks)
+
+    def _note_rejected(self, number: int) -> None:
+        """Let summary.json say whose replies were rejected, and why."""
+        noted = (
+            self.state.notes.setdefault("rejected", [])
+            if self.state.exchange.costs.rejected
+            else []
+        )
+        for client, reason in self.state.exchange.costs.rejected.items():
+            noted.append({"phase": self.name, "round": number, "client": client, "sent": reason})
+        del noted[_MOST_REJECTED:]
 
     def ask(
         self,
         clients: list[int],
         message_type: str,
+        check: Callable[[Tensor], None],
         *,
         arrays: ArrayRecord | None = None,
         setup: Setup = _NO_SETUP,
         config: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Send a message to each client; yield partition id and vector of each good reply."""
+        """Send a message to each client; yield partition id and vector of each good reply.
+
+        `check` raises ReplyError for a vector that is not good.
+        """
         exchange = self.state.exchange
+
+        def check_reply(partition_id: int, reply: Message, vectors: Mapping[str, Tensor]) -> None:
+            check(only_vector(vectors))
+
         messages = exchange.messages(
             clients, message_type, arrays=arrays, config=config, setup=lambda _: setup
         )
-        for answer in exchange.in_order(clients, self.state.send(messages)):
+        for answer in exchange.in_order(clients, self.state.send(messages), check_reply):
             exchange.remember(answer.partition_id, setup)
             yield answer.partition_id, answer.vectors["vector"]
 
     def train_round(
         self, strategy: FederatedStrategy, number: int, weights: Tensor
     ) -> tuple[Tensor, float]:
-        """Return the weights (P,) and the mean training loss after a round of a strategy."""
+        """Return the weights (P,) and the mean training loss after a round of a strategy.
+
+        A round with too few good replies is repeated once, with other clients.
+        """
+        try:
+            return self._attempt(strategy, number, weights)
+        except TooFewClientsError as error:
+            print(f"{error}; the round is repeated with other clients", flush=True)
+            return self._attempt(strategy, number, weights)
+
+    def _attempt(
+        self, strategy: FederatedStrategy, number: int, weights: Tensor
+    ) -> tuple[Tensor, float]:
         grid, arrays = self.state.grid, pack(weights, MEMORY)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         arrays, metrics = strategy.aggregate_train(number, self.state.send(messages))
@@ -107,7 +143,7 @@ class Train(FederatedPhase):
         setup = Setup(head=state.head, down=state.mask)
         for first in range(0, len(clients), step):
             group = clients[first : first + step]
-            sums.add(self.ask(group, "train.head", arrays=sent, setup=setup))
+            sums.add(self.ask(group, "train.head", sums.check, arrays=sent, setup=setup))
         release(sent, exchange.transport)
         sums.solve()
 
@@ -116,9 +152,7 @@ class Train(FederatedPhase):
         state, config = self.state, self.state.config
         report = TaskReport() if config.task_figures and number == self.num_rounds else None
         interference = self.interference if self.interference.due(number) else None
-        self.strategy.watch = [part.watch for part in (report, interference) if part]
-        if interference:
-            interference.begin()
+        self.strategy.watchers = [part for part in (report, interference) if part]
         row = measured_when_due(super().run_round(number), config, state.measure)
         if report:
             report.save(run_path(config))
@@ -148,5 +182,7 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
         learning_rate=lambda server_round: learning_rate(config, server_round),
         setup=state.setup,
         expand=state.expand,
+        size=state.trained_by,
         holders=state.holders,
+        **state.limits(),
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.training.head_fit import empty_statistics, fit_head
 from server_app.state import ServerState
+from strategies.reply_checks import check_statistics, check_vectors
 
 
 class RidgeSums:
@@ -29,6 +31,12 @@ class RidgeSums:
             self.statistics = self.statistics + self.unpacked(vector)
         if self.state.exchange.costs.errors:
             raise RunError(f"the head needs every client: {self.state.exchange.costs.errors[0]}")
+
+    def check(self, vector: Tensor) -> None:
+        """Raise ReplyError unless a vector holds the sums of a client's features."""
+        size = self.statistics.to_vector().numel()
+        check_vectors({"sums": vector}, {"sums": size}, torch.float64)
+        check_statistics(self.unpacked(vector), len(self.state.workspace.data.train))
 
     def unpacked(self, vector: Tensor) -> RidgeStatistics:
         """Return the statistics that a client or a checkpoint packed."""

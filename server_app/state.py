@@ -152,6 +152,20 @@ class ServerState:
         trained.scatter_(whole, vector.to(whole.device))
         return whole, trained.mask
 
+    def trained_by(self, partition_id: int, travelling: int) -> int:
+        """Return how many of the weights that travel a client trains."""
+        own = self._own_mask(partition_id)
+        return travelling if own is None else own.num_trained
+
+    def limits(self) -> dict[str, Any]:
+        """Return what a strategy may expect of the replies to a round."""
+        config, examples = self.config, len(self.workspace.data.train)
+        return {
+            "min_clients_ok": config.min_clients_ok,
+            "most_examples": examples,
+            "most_steps": config.local_steps or -(-examples // config.batch_size),
+        }
+
     def holders(self) -> Tensor | None:
         """Return how many clients train each weight that travels, (P,); None if all do."""
         travelling = self.travelling()

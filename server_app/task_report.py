@@ -21,6 +21,10 @@ class TaskReport:
         self._vectors: dict[int, Tensor] = {}
         self._masks: dict[int, Tensor] = {}
 
+    def begin(self) -> None:
+        """Forget the updates that were collected."""
+        self._vectors, self._masks = {}, {}
+
     def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
         """Keep a client's update (P,), its task vector, and the mask of what it trained."""
         self._vectors[partition_id] = update.cpu().clone()

@@ -1,13 +1,8 @@
 """Flower strategies, and the exchange of messages with clients by partition id."""
 
 from strategies.exchange import Exchange
-from strategies.federated import (
-    FedAvg,
-    FederatedStrategy,
-    MaskedFedAvg,
-    TaskArithmetic,
-    TiesFedAvg,
-)
+from strategies.federated import FederatedStrategy
+from strategies.named import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
 from strategies.nodes import Nodes, discover_nodes
 
 __all__ = [

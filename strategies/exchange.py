@@ -4,6 +4,7 @@ A blob (`fedta_app.runs.blobs`) travels with the first message for which a clien
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fedta_app.progress import counting
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.metrics import CLIENT_PEAKS
 from strategies.nodes import Nodes
+from strategies.reply_checks import Check, NotFiniteError, ReplyError
 
 Entries = Mapping[str, int | float | str]
 REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
@@ -35,6 +37,12 @@ class RoundCosts:
 
     Attributes
     ----------
+    errors : list of str
+        Why clients were left out: they failed, did not answer, or their reply was rejected.
+    rejected : dict from partition id to str
+        What is wrong with the replies that were rejected; they are in `errors` too.
+    not_finite : int
+        How many of these held numbers that are not finite, as when training diverges.
     memory_lost : list of int
         Clients whose memory is gone.
     peaks : dict from column of metrics.csv to float
@@ -45,8 +53,16 @@ class RoundCosts:
     bytes_up: int = 0
     clients_ok: int = 0
     errors: list[str] = field(default_factory=list)
+    rejected: dict[int, str] = field(default_factory=dict)
+    not_finite: int = 0
     memory_lost: list[int] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
+
+    def reject(self, partition_id: int, error: Exception) -> None:
+        """Note that a client's reply was not used, and why."""
+        self.rejected[partition_id] = str(error)
+        self.not_finite += isinstance(error, NotFiniteError)
+        self.errors.append(f"client {partition_id} sent {error}")
 
     def add_peaks(self, record: Mapping[str, Any]) -> None:
         """Note what a client says of the memory that it took."""
@@ -137,14 +153,15 @@ class Exchange:
         return pack_many(blobs, WIRE)
 
     def in_order(
-        self, partition_ids: Iterable[int], replies: Iterable[Message]
+        self, partition_ids: Iterable[int], replies: Iterable[Message], check: Check
     ) -> Iterator[Answer]:
         """Yield the good replies in the order of the clients, each as early as that order allows.
 
         The order is fixed because floating-point sums depend on it. Replies are matched to clients
         by the message they answer: a node may stand for several clients, and Flower itself answers
         for a node that is gone. The vectors of a reply are valid until the next one is requested.
-        Clients that failed, or did not answer in time, are counted and left out.
+        Clients that failed, or did not answer in time, or whose reply `check` rejects by raising
+        ReplyError, are counted and left out.
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
@@ -155,14 +172,14 @@ class Exchange:
                 # A message has an id only once the engine has sent it.
                 while waiting and waiting[0][0].message_id in early:
                     asked, partition_id = waiting.pop(0)
-                    yield from self._good(partition_id, early.pop(asked.message_id))
+                    yield from self._good(partition_id, early.pop(asked.message_id), check)
         for asked, partition_id in waiting:
             if asked.message_id in early:
-                yield from self._good(partition_id, early.pop(asked.message_id))
+                yield from self._good(partition_id, early.pop(asked.message_id), check)
             else:
                 self.costs.errors.append(f"client {partition_id} did not answer in time")
 
-    def _good(self, partition_id: int, reply: Message) -> Iterator[Answer]:
+    def _good(self, partition_id: int, reply: Message, check: Check) -> Iterator[Answer]:
         if reply.has_error():
             # The client may have restarted on an empty disk: its blobs are sent again.
             self.known.pop(partition_id, None)
@@ -170,14 +187,17 @@ class Exchange:
             return
         if refusal := reply.content.config_records.get(REFUSAL):
             self.known.pop(partition_id, None)
-            self.costs.errors.append(str(refusal["reason"]))
+            self.costs.errors.append(str(refusal.get("reason")))
             self.costs.memory_lost.append(partition_id)
             return
+        arrays = reply.content.array_records.get("arrays", ArrayRecord())
         try:
-            arrays = reply.content.array_records["arrays"]
             vectors = unpack_many(arrays, self.transport)
-        except (KeyError, TransportError, SharingError) as error:
-            self.costs.errors.append(f"client {partition_id} sent what cannot be read: {error}")
+            check(partition_id, reply, vectors)
+        except (TransportError, SharingError, ReplyError) as error:
+            self.costs.reject(partition_id, error)
+            with suppress(SharingError):
+                release(arrays, self.transport)
             return
         self.costs.clients_ok += 1
         self.costs.add_peaks(reply.content.metric_records.get("peaks", {}))

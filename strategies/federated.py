@@ -1,12 +1,13 @@
-"""A Flower strategy around an algorithm, and the strategies by name.
+"""A Flower strategy around an algorithm.
 
 `fedta_app.algorithms` holds the algorithms; here is what any of them needs of Flower: whom to ask,
 what to send, the order of the replies, and what has to outlive a round.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -16,17 +17,33 @@ from torch import Tensor
 
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
-from fedta_app import algorithms
 from fedta_app.algorithms import Algorithm, Reply, Vectors
 from fedta_app.errors import RunError
+from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.loop import check_keys
 from fedta_app.vectors.arithmetic import blocks, stepped
 from strategies.exchange import Exchange
+from strategies.reply_checks import ReplyError, Trained, check_training, check_vectors
 
 # A client's reply as a vector over the weights that travel, and which of them the client trained
 # (None: all).
 Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 _WEIGHTS = "vector"
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class TooFewClientsError(RunError):
+    """Too few replies of a round were good."""
+
+
+class Watcher(Protocol):
+    """Something that measures the updates of a round."""
+
+    def begin(self) -> None:
+        """Forget what was seen: a round begins, perhaps for the second time."""
+
+    def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
+        """Take an update (P,), and the mask of the entries that the client trained."""
 
 
 class FederatedStrategy(Strategy):
@@ -50,10 +67,16 @@ class FederatedStrategy(Strategy):
         What a client needs besides the vectors, by partition id.
     expand : callable
         Undoes the packing of a client's own mask, by partition id.
+    size : callable
+        How many entries a client trains, by partition id and the number of those that travel.
     holders : callable
         Counts the clients that train each entry, where they have masks of their own; else None.
     message_type : str
         Which handler of the ClientApp trains.
+    min_clients_ok : int
+        With fewer good replies a round does not count.
+    most_examples, most_steps : int
+        No client has more examples, or takes more steps in a round.
 
     Attributes
     ----------
@@ -63,8 +86,10 @@ class FederatedStrategy(Strategy):
         Digests of what the algorithm keeps on clients, as of their last replies that counted.
     answered : list of int
         The clients whose replies counted in the last round.
-    watch : list of callable
-        Each sees every update that is added: partition id, update, trained entries.
+    failed : int
+        The last round in which too few did; 0 for none.
+    watchers : list of Watcher
+        They see every update that is added.
     """
 
     def __init__(
@@ -77,8 +102,12 @@ class FederatedStrategy(Strategy):
         learning_rate: Callable[[int], float],
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
         expand: Expand = lambda partition_id, vector: (vector, None),
+        size: Callable[[int, int], int] = lambda partition_id, travelling: travelling,
         holders: Callable[[], Tensor | None] = lambda: None,
         message_type: str = MessageType.TRAIN,
+        min_clients_ok: int = 1,
+        most_examples: int = 2**31,
+        most_steps: int = 2**31,
     ) -> None:
         self.exchange = exchange
         self.algorithm = algorithm
@@ -87,12 +116,16 @@ class FederatedStrategy(Strategy):
         self.learning_rate = learning_rate
         self.setup = setup
         self.expand = expand
+        self.size = size
         self.message_type = message_type
-        self.watch: list[Callable[[int, Tensor, Tensor | None], None]] = []
+        self.min_clients_ok = min_clients_ok
+        self._most = {"most_examples": most_examples, "most_steps": most_steps}
+        self.watchers: list[Watcher] = []
         self.state: Vectors | None = None
         self.memories: dict[int, str] = {}
         self.memories_lost = 0
         self.answered: list[int] = []
+        self.failed = 0
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
         self._sampled: list[int] = []
@@ -102,12 +135,16 @@ class FederatedStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return a message for each sampled client, in the order of their partition ids."""
-        self.exchange.begin_round()
-        nodes = self.exchange.nodes
-        self._sampled = nodes.sample(
-            self.fraction_train, self.seed, self.message_type, server_round
-        )
+        """Return a message for each sampled client, in the order of their partition ids.
+
+        After TooFewClientsError the same round asks other clients, as far as there are any.
+        """
+        nodes, draw = self.exchange.nodes, (self.seed, self.message_type, server_round)
+        if self.failed == server_round:
+            self._sampled = nodes.sample(self.fraction_train, *draw, others_than=self._sampled)
+        else:
+            self.exchange.begin_round()
+            self._sampled = nodes.sample(self.fraction_train, *draw)
         self._weights = unpack(arrays, MEMORY)
         if self.state is None:
             self.state = self.algorithm.init(self._weights.numel(), self._holders())
@@ -137,56 +174,79 @@ class FederatedStrategy(Strategy):
 
         Raises
         ------
+        TooFewClientsError
+            When fewer than `min_clients_ok` replies were good. Nothing has changed then.
         RunError
-            When no client answered.
+            When that is because training diverged.
         """
         combined = self.algorithm.accumulator()
-        loss, examples, self.answered = 0.0, 0, []
-        for partition_id, message, vectors in self.exchange.in_order(self._sampled, replies):
-            metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
-            reply = self._reply(partition_id, metrics, vectors, server_round)
+        loss, examples, memories = 0.0, 0, dict[int, str]()
+        self.answered = []
+        for watcher in self.watchers:
+            watcher.begin()
+        found = self.exchange.in_order(self._sampled, replies, self._check)
+        for partition_id, message, vectors in found:
+            trained = self._trained(message)
+            reply = self._reply(partition_id, trained, vectors, server_round)
             combined.add(reply)
             self.answered.append(partition_id)
-            for watch in self.watch:
-                watch(partition_id, reply.update, reply.trained)
+            for watcher in self.watchers:
+                watcher.watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
-            self._remember_memory(partition_id, message)
-            loss += reply.num_examples * float(metrics["train-loss"])
-            examples += reply.num_examples
+            if kept := message.content.config_records.get("memory"):
+                memories[partition_id] = str(kept["digest"])
+            loss += trained.num_examples * trained.loss
+            examples += trained.num_examples
         release(self._sent, self.exchange.transport)
         for partition_id in self.exchange.costs.memory_lost:
             self.memories.pop(partition_id, None)
             self.memories_lost += 1
-        if not examples:
-            errors = self.exchange.costs.errors
-            raise RunError(f"no client finished round {server_round}: {errors[0]}")
+        if len(self.answered) < self.min_clients_ok:
+            self.failed = server_round
+            raise self._too_few(server_round)
+        self.memories.update(memories)
         assert self.state is not None
         move, self.state = self.algorithm.step(self.state, combined.result(), server_round)
         new = self._moved(move.direction, move.scale)
         return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
 
+    def _too_few(self, server_round: int) -> RunError:
+        costs = self.exchange.costs
+        if not self.answered and costs.not_finite == len(costs.errors) > 0:
+            return RunError(
+                f"{DIVERGED} in round {server_round} ({costs.errors[0]}): lower lr, or clip"
+            )
+        found, least = len(self.answered), self.min_clients_ok
+        which = "no client" if not found else f"{found} of at least {least} clients"
+        reason = costs.errors[0] if costs.errors else "no more were asked"
+        return TooFewClientsError(f"{which} finished round {server_round}: {reason}")
+
+    def _check(self, partition_id: int, message: Message, vectors: Vectors) -> None:
+        """Raise ReplyError unless a reply is one of this algorithm, over the client's entries."""
+        names = (_WEIGHTS, *self.algorithm.sends)
+        size = self.size(partition_id, self._weights.numel())
+        check_vectors(vectors, dict.fromkeys(names, size), self._weights.dtype)
+        self._trained(message)
+        memory = message.content.config_records.get("memory")
+        if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
+            raise ReplyError("a name of its memory that is no sha256")
+
+    def _trained(self, message: Message) -> Trained:
+        return check_training(message, **self._most)
+
     def _reply(
-        self,
-        partition_id: int,
-        metrics: Mapping[str, Any],
-        vectors: dict[str, Tensor],
-        server_round: int,
+        self, partition_id: int, trained: Trained, vectors: dict[str, Tensor], server_round: int
     ) -> Reply:
-        update, trained = self.expand(partition_id, vectors.pop(_WEIGHTS))
+        update, entries = self.expand(partition_id, vectors.pop(_WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(
             update,
-            num_examples=int(metrics["num-examples"]),
-            steps=int(metrics["num-steps"]),
+            num_examples=trained.num_examples,
+            steps=trained.steps,
             lr=self.learning_rate(server_round),
-            trained=trained,
+            trained=entries,
             sent=sent,
         )
-
-    def _remember_memory(self, partition_id: int, message: Message) -> None:
-        kept = message.content.config_records.get("memory")
-        if kept is not None:
-            self.memories[partition_id] = str(kept["digest"])
 
     def _moved(self, direction: Tensor, scale: float) -> Tensor:
         """Return weights + scale * direction, in memory that the next call uses again."""
@@ -230,35 +290,3 @@ class FederatedStrategy(Strategy):
         clients = len(self.exchange.nodes)
         name = type(self.algorithm).__name__
         print(f"{name}: {self.fraction_train:g} of {clients} clients a round")
-
-
-class FedAvg(FederatedStrategy):
-    """The mean of the updates over everybody: `fedta_app.algorithms.fedavg.FedAvg`."""
-
-    def __init__(self, exchange: Exchange, **options: Any) -> None:
-        super().__init__(exchange, algorithms.make_algorithm("fedavg", {}), **options)
-
-
-class MaskedFedAvg(FederatedStrategy):
-    """The mean over those who trained an entry: `fedta_app.algorithms.fedavg.MaskedFedAvg`."""
-
-    def __init__(
-        self, exchange: Exchange, *, coverage_exponent: float = 1.0, **options: Any
-    ) -> None:
-        fields = {"coverage_exponent": coverage_exponent}
-        super().__init__(exchange, algorithms.make_algorithm("masked-fedavg", fields), **options)
-
-
-class TiesFedAvg(FederatedStrategy):
-    """Sign election: `fedta_app.algorithms.fedavg.Ties`."""
-
-    def __init__(self, exchange: Exchange, **options: Any) -> None:
-        super().__init__(exchange, algorithms.make_algorithm("ties", {}), **options)
-
-
-class TaskArithmetic(FederatedStrategy):
-    """Scaled sum of task vectors: `fedta_app.algorithms.fedavg.TaskArithmetic`."""
-
-    def __init__(self, exchange: Exchange, *, server_scale: float = 1.0, **options: Any) -> None:
-        fields = {"server_scale": server_scale}
-        super().__init__(exchange, algorithms.make_algorithm("task-arithmetic", fields), **options)

@@ -6,7 +6,7 @@ Flower's simulation polls each node ten times a second, which is too slow for te
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -39,11 +39,26 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.by_partition)
 
-    def sample(self, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
-        """Return `count(fraction)` sorted partition ids, the same for the same seed and round."""
-        generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round)
+    def sample(
+        self,
+        fraction: float,
+        seed: int,
+        purpose: str,
+        server_round: int,
+        *,
+        others_than: Collection[int] = (),
+    ) -> list[int]:
+        """Return `count(fraction)` sorted partition ids, the same for the same seed and round.
+
+        Those in `others_than` are taken only if there are not enough others.
+        """
+        again = ("others",) if others_than else ()
+        generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round, *again)
         size = self.count(fraction)
-        return sorted(generator.choice(len(self), size=size, replace=False).tolist())
+        if not others_than:
+            return sorted(generator.choice(len(self), size=size, replace=False).tolist())
+        order = generator.permutation(len(self)).tolist()
+        return sorted(sorted(order, key=lambda client: client in others_than)[:size])
 
     def count(self, fraction: float) -> int:
         """Return how many clients a share of them is, at least one."""

@@ -190,6 +190,7 @@ class Algorithm:
     """
 
     name: ClassVar[str] = ""
+    sends: ClassVar[tuple[str, ...]] = ()  # the vectors that its local rule sends besides
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -27,7 +27,8 @@ class Row:
     sent between server and clients. `memory_mb` is the most resident memory of the server's process
     from the row before to this one, and `gpu_memory_mb` what torch held on its GPU; clients are
     part of it where they live in that process. On Flower's engine they have their own, and
-    `client_memory_mb` is the most that one of those processes took (`fedta_app.runs.memory`).
+    `client_memory_mb` is the most that one of those processes took (`fedta_app.runs.memory`). The
+    clients whose reply was rejected are among those that failed.
     """
 
     round: int
@@ -46,6 +47,7 @@ class Row:
     client_gpu_memory_mb: float | None = None
     clients_ok: int = 0
     clients_failed: int = 0
+    clients_rejected: int = 0
 
     def measured(self, **figures: Unpack[Figures]) -> "Row":
         """Return a copy of the row with the figures of an evaluation."""
@@ -59,7 +61,7 @@ class Row:
 COLUMNS = tuple(entry.name for entry in fields(Row))
 CLIENT_PEAKS = ("client_memory_mb", "client_gpu_memory_mb")  # sent by clients with their replies
 COSTS = ("seconds", "memory_mb", "gpu_memory_mb", *CLIENT_PEAKS)  # differ when a run is repeated
-ADDED = ("val_loss", *COSTS[1:])  # columns that the first records lack
+ADDED = ("val_loss", *COSTS[1:], "clients_rejected")  # columns that the first records lack
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:

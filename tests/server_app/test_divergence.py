@@ -83,7 +83,7 @@ def test_clients_that_diverge_in_the_last_step(
     tmp_path: Path, strategy: str, huge_at_last: Callable[[], None]
 ) -> None:
     huge_at_last()
-    with pytest.raises(RunError, match=r"training diverged in round 2 \(server/weights is not"):
+    with pytest.raises(RunError, match=r"training diverged in round 2 \((client . sent|test_loss)"):
         run(tmp_path, strategy=strategy)
     assert failed_cleanly(tmp_path, ["start", "train"])
 
@@ -151,7 +151,7 @@ def test_weights_that_are_finite_and_give_no_finite_loss(
 
 def test_heads_that_diverge(tmp_path: Path) -> None:
     probe = {"head": "probe", "probe-rounds": 1, "probe-lr": HUGE, "weight-decay": 1e3}
-    with pytest.raises(RunError, match=r"training diverged in round 1 \(phase/head/head is not"):
+    with pytest.raises(RunError, match=r"training diverged in round 1 \(client 0 sent"):
         run(tmp_path, **probe)
     assert failed_cleanly(tmp_path, [])
     for engine in ("in-process", "centralized"):

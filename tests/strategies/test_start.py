@@ -1,5 +1,6 @@
 """Flower's own `Strategy.start` trains with our strategies; and a client that lost its memory."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -128,8 +129,9 @@ def test_a_client_that_lost_its_memory_is_counted_and_starts_again(tmp_path: Pat
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["client-memories-lost"] == 1
-    rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    failed = {row[0]: row[-1] for row in rows if row[1] == "train"}
+    with (folder / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["phase"] == "train"]
+    failed = {row["round"]: row["clients_failed"] for row in rows}
     assert failed == {"1": "0", "2": "0", "3": "1", "4": "0"}
     assert summary["final-weights-sha256"] != complete["final-weights-sha256"]
 

@@ -4,6 +4,7 @@
 """
 
 import copy
+import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -299,8 +300,8 @@ class TestInARun:
         monkeypatch.setattr(InProcessGrid, "send_and_receive", one_fails)
         failed = run(tmp_path / "failed", **values)
         assert failed["status"] == "finished"
-        rows = rows_of(tmp_path / "failed")
-        assert sum(int(row.rpartition(",")[2]) for row in rows) == 1
+        with (tmp_path / "failed/test/seed0/metrics.csv").open() as stream:
+            assert sum(int(row["clients_failed"]) for row in csv.DictReader(stream)) == 1
 
 
 def _question(reply: Message) -> Message:

@@ -1,0 +1,163 @@
+"""What a client's reply has to be before anything of it is added to a sum.
+
+A reply may come from a broken client, or from a hostile one. It is checked as a whole: names,
+types, shapes and values. One that does not fit is left out, and the round goes on with the others;
+the error says what is wrong in one sentence that follows "client 7 sent".
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from fedta_app.heads.ridge import RidgeStatistics
+
+Check = Callable[[int, Message, Mapping[str, Tensor]], None]
+
+
+class ReplyError(ValueError):
+    """A reply that cannot be used."""
+
+
+class NotFiniteError(ReplyError):
+    """A reply with a number that is not finite, as when training diverged."""
+
+
+class Trained(NamedTuple):
+    """What a client says of its training besides the update.
+
+    Attributes
+    ----------
+    num_examples : int
+    steps : int
+    loss : float
+    """
+
+    num_examples: int
+    steps: int
+    loss: float
+
+
+def check_vectors(
+    vectors: Mapping[str, Tensor], sizes: Mapping[str, int], dtype: torch.dtype
+) -> None:
+    """Raise ReplyError unless the vectors have these names and lengths, and finite values.
+
+    Examples
+    --------
+    >>> check_vectors({"vector": torch.zeros(3)}, {"vector": 4}, torch.float32)
+    Traceback (most recent call last):
+        ...
+    strategies.reply_checks.ReplyError: 'vector' as torch.float32 of shape (3,), not torch.float32 of shape (4,)
+    """  # noqa: E501
+    if odd := sorted(vectors.keys() ^ sizes.keys()):
+        what = "no vector" if odd[0] in sizes else "an unknown vector"
+        raise ReplyError(f"{what} {odd[0]!r}")
+    for name, vector in vectors.items():
+        if vector.dtype != dtype or vector.shape != (sizes[name],):
+            raise ReplyError(
+                f"{name!r} as {vector.dtype} of shape {tuple(vector.shape)}, not {dtype} of shape "
+                f"({sizes[name]},)"
+            )
+        # One pass without a copy: NaN is both the smallest and the largest of its vector.
+        if vector.is_floating_point() and not all(b.isfinite() for b in vector.aminmax()):
+            raise NotFiniteError(f"{name!r} with numbers that are not finite")
+
+
+def only_vector(vectors: Mapping[str, Tensor]) -> Tensor:
+    """Return the vector of a reply that has to carry one; raise ReplyError if it does not."""
+    if set(vectors) != {"vector"}:
+        raise ReplyError(f"the vectors {sorted(vectors)}, not one vector 'vector'")
+    return vectors["vector"]
+
+
+def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Trained:
+    """Return what the client says of its training.
+
+    Parameters
+    ----------
+    most_examples : int
+        A client cannot have more: the examples of all clients together.
+    most_steps : int
+        Nor take more local steps in a round.
+
+    Raises
+    ------
+    ReplyError
+        If a number is missing, or is not what the run allows.
+    """
+    metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
+    loss = metrics.get("train-loss")
+    if isinstance(loss, bool) or not isinstance(loss, int | float):
+        raise ReplyError(f"train-loss = {loss!r}, which is no number")
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"train-loss = {loss}")
+    return Trained(
+        _whole(metrics, "num-examples", most_examples),
+        _whole(metrics, "num-steps", most_steps),
+        float(loss),
+    )
+
+
+def _whole(metrics: Mapping[str, Any], name: str, most: int) -> int:
+    value = metrics.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ReplyError(f"{name} = {value!r}, which is no whole number from 1 to {most}")
+    return value
+
+
+def check_scores(scores: Tensor, size: int, length: int) -> None:
+    """Raise ReplyError unless scores are finite, and the first `size`, sensitivities, not negative.
+
+    Parameters
+    ----------
+    length : int
+        Of all scores: a rule's statistic comes after the sensitivities.
+    """
+    check_vectors({"scores": scores}, {"scores": length}, torch.float32)
+    if (lowest := float(scores[:size].min())) < 0:
+        raise ReplyError(f"a sensitivity of {lowest:g}; none is negative")
+
+
+def check_mask(bits: Tensor, size: int, trained: int | None) -> None:
+    """Raise ReplyError unless these are the bits of a mask over `size` entries.
+
+    Parameters
+    ----------
+    bits : uint8 Tensor of shape (ceil(size / 8),)
+    trained : int or None
+        How many entries the mask has to train; None for any number.
+    """
+    ones = torch.tensor([byte.bit_count() for byte in range(256)])
+    check_vectors({"mask": bits}, {"mask": -(-size // 8)}, torch.uint8)
+    found = int(ones[bits.long()].sum())
+    spare = -size % 8  # bits of the last byte that belong to no entry
+    if spare and int(bits[-1]) % 2**spare:
+        raise ReplyError(f"a mask with bits beyond its {size} entries")
+    if trained is not None and found != trained:
+        raise ReplyError(f"a mask that trains {found} entries, not {trained}")
+
+
+def check_statistics(statistics: RidgeStatistics, most_examples: int) -> None:
+    """Raise ReplyError unless sums of features can come from examples.
+
+    The class counts are whole numbers; a class without examples has no sum of features; the Gram
+    matrix is positive semidefinite up to rounding, and no smaller than the outer products of the
+    class sums over their counts, since ``sum_i x_i x_i^T - s s^T / n`` is a scatter matrix.
+    """
+    counts, sums = statistics.class_counts, statistics.class_sums
+    total = float(counts.sum())
+    if (counts < 0).any() or (counts != counts.round()).any() or not 1 <= total <= most_examples:
+        raise ReplyError(
+            f"class counts that are not whole numbers of 1 to {most_examples} images together"
+        )
+    if sums[counts == 0].any():
+        raise ReplyError("a sum of features for a class of which it has no image")
+    scatter = statistics.gram - (sums / counts.clamp(min=1)[:, None]).T @ sums
+    rounding = 1e-9 * float(statistics.gram.diagonal().abs().max()) + 1e-30
+    _, failed = torch.linalg.cholesky_ex(scatter + rounding * torch.eye(len(scatter)).double())
+    if failed:
+        raise ReplyError("a Gram matrix that no features have: it is not positive semidefinite")
