@@ -204,7 +204,7 @@ class Keys:
         "task-arithmetic: factor on the sum of the clients' task vectors",
         read_when=strategy_reads("server_scale"))
     pull: float = number(0.01, NOT_NEGATIVE, "result",
-        "mu of fedprox, towards the global weights; 0: that is FedAvg",
+        "to the global weights: mu of fedprox (0: FedAvg), alpha of feddyn",
         read_when=strategy_reads("pull"), synonyms="mu proximal-mu prox-mu")
     prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
         "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))

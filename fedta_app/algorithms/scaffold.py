@@ -42,6 +42,7 @@ from fedta_app.algorithms.base import (
     Reply,
     Total,
     Vectors,
+    add_to_mean_of_all,
 )
 
 
@@ -155,10 +156,7 @@ class Scaffold(Algorithm):
         gradient = total.extra["gradient"]
         old = state.get("control", torch.zeros_like(gradient)).to(gradient)
         change = gradient.add_(old).neg_()  # the mean of c_k' - c_k
-        if total.coverage is None:
-            control = old.add(change, alpha=total.clients / self.num_clients)
-        else:
-            holders = state["holders"].to(gradient).clamp(min=1)
-            control = old.addcmul(change, total.coverage / holders)
-        kept = {"holders": state["holders"]} if "holders" in state else {}
+        holders = state.get("holders")
+        control = add_to_mean_of_all(old, change, total, self.num_clients, holders)
+        kept = {} if holders is None else {"holders": holders}
         return Move(total.mean, self.server_lr or 1.0), {**kept, "control": control}

@@ -86,7 +86,7 @@ def every_algorithm() -> list[Any]:
 
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
-ALIKE = {"fedadagrad", "fedyogi", "task-arithmetic", "masked-fedavg"}
+ALIKE = {"fedadagrad", "feddyn", "fedyogi", "task-arithmetic", "masked-fedavg"}
 
 
 BUSY = {"scaffold", "fedadam"}  # the most state on clients, and on the server
