@@ -44,21 +44,7 @@ from fedta_app.algorithms.base import (
     Vectors,
     add_to_mean_of_all,
 )
-
-
-def norm_of_steps(steps: int, momentum: float) -> float:
-    r"""Return :math:`\lVert a \rVert_1`, by which an update exceeds one step of the mean gradient.
-
-    The sum over j = 1..steps of (1 - m^j) / (1 - m), for SGD whose momentum starts at zero.
-
-    Examples
-    --------
-    >>> norm_of_steps(4, momentum=0.0)
-    4.0
-    >>> norm_of_steps(2, momentum=0.5)  # 1 + (1 + 0.5)
-    2.5
-    """
-    return sum((1 - momentum**j) / (1 - momentum) for j in range(1, steps + 1))
+from fedta_app.optim.effective_steps import norm_of_steps
 
 
 class _Controlled(LocalRule):

@@ -63,6 +63,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "masked-fedavg": {},
     "fedprox": {"pull": 0.0},
     "logit-adjustment": {"prior_strength": 0.0},
+    "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
 }
 RUN = {
@@ -86,7 +87,7 @@ def every_algorithm() -> list[Any]:
 
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
-ALIKE = {"fedadagrad", "feddyn", "fedyogi", "task-arithmetic", "masked-fedavg"}
+ALIKE = {"fedadagrad", "feddyn", "fednova", "fedyogi", "task-arithmetic", "masked-fedavg"}
 
 
 BUSY = {"scaffold", "fedadam"}  # the most state on clients, and on the server
