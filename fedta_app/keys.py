@@ -214,7 +214,8 @@ class Keys:
     server_lr: float = number(0.0, or_zero("a number", "for the algorithm's own"), "result",
         "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
         read_when=strategy_reads("server_lr"))
-    server_momentum: float = number(0.9, BELOW_ONE, "result", "of fedavgm on the server",
+    server_momentum: float = number(0.9, BELOW_ONE, "result",
+        "of fedavgm and slowmo on the server",
         read_when=strategy_reads("server_momentum"))
     server_beta1: float = number(0.9, BELOW_ONE, "result",
         "memory of the mean update: fedadam, fedyogi, fedadagrad (paper: 0)",

@@ -115,6 +115,8 @@ class Total(NamedTuple):
         How many replies are in it.
     coverage : Tensor of shape (P,), or None
         The weight of the clients that trained each entry; None where all trained all of them.
+    lr : float
+        The local learning rate of the round.
     extra : mapping of str to Tensor of shape (P,)
         More that an algorithm's accumulator wants its step to know.
     figures : mapping of str to float
@@ -124,6 +126,7 @@ class Total(NamedTuple):
     mean: Tensor
     clients: int
     coverage: Tensor | None = None
+    lr: float = 0.0
     extra: Vectors = NOTHING
     figures: Mapping[str, float] = {}
 
@@ -164,11 +167,13 @@ class MeanOfReplies:
         self._masked = coverage_exponent is not None
         self._by_examples = by_examples
         self._clients = 0
+        self._lr = 0.0
 
     def add(self, reply: Reply) -> None:
         """Take one client's reply."""
         weight = reply.num_examples if self._by_examples else 1
         self._clients += 1
+        self._lr = reply.lr
         self._masked = self._masked and reply.trained is not None
         if self._masked:
             self._trained.add(reply.update, weight, reply.trained)
@@ -178,9 +183,9 @@ class MeanOfReplies:
     def result(self) -> Total:
         """Return the mean."""
         if not self._masked:
-            return Total(self._everybody.result(), self._clients)
+            return Total(self._everybody.result(), self._clients, lr=self._lr)
         mean, coverage = self._trained.result_and_coverage()
-        return Total(mean, self._clients, coverage)
+        return Total(mean, self._clients, coverage, self._lr)
 
 
 @dataclass(frozen=True)

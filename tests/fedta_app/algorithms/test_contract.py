@@ -65,6 +65,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "logit-adjustment": {"prior_strength": 0.0},
     "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
+    "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
 }
 RUN = {
     "name": "test", "partition": "classes", "num-clients": 12, "num-classes-per-client": 2,
@@ -87,7 +88,9 @@ def every_algorithm() -> list[Any]:
 
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
-ALIKE = {"fedadagrad", "feddyn", "fednova", "fedyogi", "task-arithmetic", "masked-fedavg"}
+ALIKE = {
+    "fedadagrad", "feddyn", "fednova", "fedyogi", "masked-fedavg", "slowmo", "task-arithmetic",
+}  # fmt: skip
 
 
 BUSY = {"scaffold", "fedadam"}  # the most state on clients, and on the server
