@@ -215,16 +215,19 @@ class Keys:
         "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
         read_when=strategy_reads("server_lr"))
     server_momentum: float = number(0.9, BELOW_ONE, "result",
-        "of fedavgm and slowmo on the server",
+        "of fedavgm, slowmo and fedlars on the server",
         read_when=strategy_reads("server_momentum"))
     server_beta1: float = number(0.9, BELOW_ONE, "result",
-        "memory of the mean update: fedadam, fedyogi, fedadagrad (paper: 0)",
+        "memory of the mean update: adaptive ones, fedlamb (fedadagrad's paper: 0)",
         read_when=strategy_reads("server_beta1"))
     server_beta2: float = number(0.99, BELOW_ONE, "result",
-        "memory of its square: fedadam, fedyogi", read_when=strategy_reads("server_beta2"))
+        "memory of its square: fedadam, fedyogi, fedlamb", read_when=strategy_reads("server_beta2"))
     server_tau: float = number(0.001, POSITIVE, "result",
         "adaptivity of fedadam, fedyogi, fedadagrad: large is like SGD",
         read_when=strategy_reads("server_tau"))
+    server_trust: float = number(0.001, NOT_NEGATIVE, "result",
+        "of fedlars, a share of a tensor's length; 0: that is fedavgm",
+        read_when=strategy_reads("server_trust"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
     interference_every: int = whole(0, 0, "result time",

@@ -149,4 +149,5 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
         setup=state.setup,
         expand=state.expand,
         holders=state.holders,
+        segments=state.segments,
     )

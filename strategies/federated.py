@@ -17,10 +17,11 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app import algorithms
-from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.algorithms import Algorithm, Reply, Total, Vectors
 from fedta_app.errors import RunError
 from fedta_app.runs.loop import check_keys
 from fedta_app.vectors.arithmetic import blocks, stepped
+from fedta_app.vectors.layout import Segment
 from strategies.exchange import Exchange
 
 # A client's reply as a vector over the weights that travel, and which of them the client trained
@@ -52,6 +53,8 @@ class FederatedStrategy(Strategy):
         Undoes the packing of a client's own mask, by partition id.
     holders : callable
         Counts the clients that train each entry, where they have masks of their own; else None.
+    segments : callable
+        Says which of the entries that travel belong to one tensor; by default they are of one.
     message_type : str
         Which handler of the ClientApp trains.
 
@@ -78,6 +81,7 @@ class FederatedStrategy(Strategy):
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
         expand: Expand = lambda partition_id, vector: (vector, None),
         holders: Callable[[], Tensor | None] = lambda: None,
+        segments: Callable[[], tuple[Segment, ...]] = lambda: (),
         message_type: str = MessageType.TRAIN,
     ) -> None:
         self.exchange = exchange
@@ -95,6 +99,8 @@ class FederatedStrategy(Strategy):
         self.answered: list[int] = []
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
+        self._find_segments = segments
+        self._segments: tuple[Segment, ...] = ()
         self._sampled: list[int] = []
         self._sent: ArrayRecord = ArrayRecord()
         self._weights = self._next = torch.empty(0)
@@ -161,9 +167,17 @@ class FederatedStrategy(Strategy):
             errors = self.exchange.costs.errors
             raise RunError(f"no client finished round {server_round}: {errors[0]}")
         assert self.state is not None
-        move, self.state = self.algorithm.step(self.state, combined.result(), server_round)
+        total = self._at_the_start(combined.result())
+        move, self.state = self.algorithm.step(self.state, total, server_round)
         new = self._moved(move.direction, move.scale)
         return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
+
+    def _at_the_start(self, total: Total) -> Total:
+        """Add the weights that the round started from, and which of them are of one tensor."""
+        if not self._segments:
+            whole = Segment(self._weights.numel(), dims=2)
+            self._segments = self._find_segments() or (whole,)
+        return total._replace(start=self._weights, segments=self._segments)
 
     def _reply(
         self,

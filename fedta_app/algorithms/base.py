@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.aggregation.accumulators import MaskedMeanAccumulator, MeanAccumulator
+from fedta_app.vectors.layout import Segment
 
 Vectors = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -121,6 +122,11 @@ class Total(NamedTuple):
         More that an algorithm's accumulator wants its step to know.
     figures : mapping of str to float
         Likewise.
+    start : Tensor of shape (P,), or None
+        The global weights that the round started from, which whoever calls `step` adds; do not
+        write to it.
+    segments : tuple of Segment
+        Likewise: which entries belong to one tensor of the model, in their order.
     """
 
     mean: Tensor
@@ -129,6 +135,8 @@ class Total(NamedTuple):
     lr: float = 0.0
     extra: Vectors = NOTHING
     figures: Mapping[str, float] = {}
+    start: Tensor | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 class Move(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.vectors.layout import Segment
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Server:
     lr: float = 0.05
     momentum: float = 0.0
     state: Vectors | None = None
+    segments: tuple[Segment, ...] = ()
     round: int = 0
 
     def run_round(self, chosen: Iterable[int], failing: Iterable[int] = ()) -> None:
@@ -55,7 +57,9 @@ class Server:
             if number not in failing:
                 self.clients[number].memory = memory
                 total.add(reply)
-        move, self.state = algorithm.step(self.state, total.result(), self.round)
+        segments = self.segments or (Segment(self.weights.numel(), dims=2),)
+        combined = total.result()._replace(start=self.weights, segments=segments)
+        move, self.state = algorithm.step(self.state, combined, self.round)
         moved = self.weights + move.scale * move.direction
         self.weights = torch.where(move.direction == 0, self.weights, moved)
 

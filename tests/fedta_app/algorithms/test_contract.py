@@ -66,6 +66,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
     "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
+    "fedlars": {"server_trust": 0.0, "server_momentum": 0.0, "server_lr": 1.0},
 }
 RUN = {
     "name": "test", "partition": "classes", "num-clients": 12, "num-classes-per-client": 2,
@@ -89,7 +90,8 @@ def every_algorithm() -> list[Any]:
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
 ALIKE = {
-    "fedadagrad", "feddyn", "fednova", "fedyogi", "masked-fedavg", "slowmo", "task-arithmetic",
+    "fedadagrad", "feddyn", "fedlars", "fednova", "fedyogi", "masked-fedavg", "slowmo",
+    "task-arithmetic",
 }  # fmt: skip
 
 
