@@ -18,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from fedta_app.algorithms import make_algorithm
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import DECIDES, Key, Value, markdown_table, toml_table
 from fedta_app.errors import ConfigError
@@ -125,6 +126,8 @@ def check_combinations(config: RunConfig) -> None:
         )
     _check_masks(config)
     _check_partition(config)
+    if config.engine != "centralized":
+        make_algorithm(config.strategy, vars(config))  # an algorithm refuses what it cannot use
 
 
 def _check_masks(config: RunConfig) -> None:

@@ -207,7 +207,7 @@ class Keys:
         "task-arithmetic: factor on the sum of the clients' task vectors",
         read_when=strategy_reads("server_scale"))
     pull: float = number(0.01, NOT_NEGATIVE, "result",
-        "mu of fedprox, towards the global weights; 0: that is FedAvg",
+        "to the global weights: mu of fedprox (0: FedAvg), alpha of feddyn",
         read_when=strategy_reads("pull"), synonyms="mu proximal-mu prox-mu")
     prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
         "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))
@@ -217,16 +217,20 @@ class Keys:
     server_lr: float = number(0.0, or_zero("a number", "for the algorithm's own"), "result",
         "the server's learning rate; 0: 0.001 if it is adaptive, else 1",
         read_when=strategy_reads("server_lr"))
-    server_momentum: float = number(0.9, BELOW_ONE, "result", "of fedavgm on the server",
+    server_momentum: float = number(0.9, BELOW_ONE, "result",
+        "of fedavgm, slowmo and fedlars on the server",
         read_when=strategy_reads("server_momentum"))
     server_beta1: float = number(0.9, BELOW_ONE, "result",
-        "memory of the mean update: fedadam, fedyogi, fedadagrad (paper: 0)",
+        "memory of the mean update: adaptive ones, fedlamb (fedadagrad's paper: 0)",
         read_when=strategy_reads("server_beta1"))
     server_beta2: float = number(0.99, BELOW_ONE, "result",
-        "memory of its square: fedadam, fedyogi", read_when=strategy_reads("server_beta2"))
+        "memory of its square: fedadam, fedyogi, fedlamb", read_when=strategy_reads("server_beta2"))
     server_tau: float = number(0.001, POSITIVE, "result",
         "adaptivity of fedadam, fedyogi, fedadagrad: large is like SGD",
         read_when=strategy_reads("server_tau"))
+    server_trust: float = number(0.001, NOT_NEGATIVE, "result",
+        "of fedlars, a share of a tensor's length; 0: that is fedavgm",
+        read_when=strategy_reads("server_trust"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
     interference_every: int = whole(0, 0, "result time",

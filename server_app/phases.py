@@ -20,8 +20,7 @@ from server_app.ridge import RidgeSums
 from server_app.state import ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy
-from strategies.federated import TooFewClientsError
-from strategies.reply_checks import only_vector
+from strategies.reply_checks import TooFewClientsError, only_vector
 
 _NO_SETUP = Setup()
 _MOST_REJECTED = 100  # that summary.json names
@@ -184,5 +183,6 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
         expand=state.expand,
         size=state.trained_by,
         holders=state.holders,
+        segments=state.segments,
         **state.limits(),
     )

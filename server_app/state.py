@@ -19,6 +19,7 @@ from fedta_app.runs.metrics import Figures
 from fedta_app.training.evaluation import measure
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.flat import weights_sha256
+from fedta_app.vectors.layout import Segment
 from fedta_app.vectors.mask import FlatMask
 from strategies import Exchange, Nodes
 
@@ -177,6 +178,12 @@ class ServerState:
             assert own is not None
             count += own.mask
         return travelling.gather(count)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return how many of the weights that travel are of each tensor, in their order."""
+        travelling = self.travelling()
+        layout = self.workspace.weights.layout
+        return layout.segments(None if travelling is None else travelling.mask)
 
     def _own_mask(self, partition_id: int) -> FlatMask | None:
         return self.memory.mask(self.own_masks.get(partition_id, ""))

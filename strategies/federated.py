@@ -7,7 +7,7 @@ what to send, the order of the replies, and what has to outlive a round.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -17,33 +17,27 @@ from torch import Tensor
 
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
-from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.algorithms import Algorithm, Reply, Total, Vectors
 from fedta_app.errors import RunError
 from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.loop import check_keys
 from fedta_app.vectors.arithmetic import blocks, stepped
+from fedta_app.vectors.layout import Segment
 from strategies.exchange import Exchange
-from strategies.reply_checks import ReplyError, Trained, check_training, check_vectors
+from strategies.reply_checks import (
+    ReplyError,
+    TooFewClientsError,
+    Trained,
+    check_training,
+    check_vectors,
+)
+from strategies.watcher import Watcher
 
 # A client's reply as a vector over the weights that travel, and which of them the client trained
 # (None: all).
 Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 _WEIGHTS = "vector"
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class TooFewClientsError(RunError):
-    """Too few replies of a round were good."""
-
-
-class Watcher(Protocol):
-    """Something that measures the updates of a round."""
-
-    def begin(self) -> None:
-        """Forget what was seen: a round begins, perhaps for the second time."""
-
-    def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
-        """Take an update (P,), and the mask of the entries that the client trained."""
 
 
 class FederatedStrategy(Strategy):
@@ -71,6 +65,8 @@ class FederatedStrategy(Strategy):
         How many entries a client trains, by partition id and the number of those that travel.
     holders : callable
         Counts the clients that train each entry, where they have masks of their own; else None.
+    segments : callable
+        Says which of the entries that travel belong to one tensor; by default they are of one.
     message_type : str
         Which handler of the ClientApp trains.
     min_clients_ok : int
@@ -104,6 +100,7 @@ class FederatedStrategy(Strategy):
         expand: Expand = lambda partition_id, vector: (vector, None),
         size: Callable[[int, int], int] = lambda partition_id, travelling: travelling,
         holders: Callable[[], Tensor | None] = lambda: None,
+        segments: Callable[[], tuple[Segment, ...]] = lambda: (),
         message_type: str = MessageType.TRAIN,
         min_clients_ok: int = 1,
         most_examples: int = 2**31,
@@ -128,6 +125,8 @@ class FederatedStrategy(Strategy):
         self.failed = 0
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
+        self._find_segments = segments
+        self._segments: tuple[Segment, ...] = ()
         self._sampled: list[int] = []
         self._sent: ArrayRecord = ArrayRecord()
         self._weights = self._next = torch.empty(0)
@@ -206,7 +205,8 @@ class FederatedStrategy(Strategy):
             raise self._too_few(server_round)
         self.memories.update(memories)
         assert self.state is not None
-        move, self.state = self.algorithm.step(self.state, combined.result(), server_round)
+        total = self._at_the_start(combined.result())
+        move, self.state = self.algorithm.step(self.state, total, server_round)
         new = self._moved(move.direction, move.scale)
         return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
 
@@ -233,6 +233,13 @@ class FederatedStrategy(Strategy):
 
     def _trained(self, message: Message) -> Trained:
         return check_training(message, **self._most)
+
+    def _at_the_start(self, total: Total) -> Total:
+        """Add the weights that the round started from, and which of them are of one tensor."""
+        if not self._segments:
+            whole = Segment(self._weights.numel(), dims=2)
+            self._segments = self._find_segments() or (whole,)
+        return total._replace(start=self._weights, segments=self._segments)
 
     def _reply(
         self, partition_id: int, trained: Trained, vectors: dict[str, Tensor], server_round: int

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 
 Check = Callable[[int, Message, Mapping[str, Tensor]], None]
@@ -24,6 +25,10 @@ class ReplyError(ValueError):
 
 class NotFiniteError(ReplyError):
     """A reply with a number that is not finite, as when training diverged."""
+
+
+class TooFewClientsError(RunError):
+    """Too few replies of a round were good."""
 
 
 class Trained(NamedTuple):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.aggregation.accumulators import MaskedMeanAccumulator, MeanAccumulator
+from fedta_app.vectors.layout import Segment
 
 Vectors = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -115,14 +116,27 @@ class Total(NamedTuple):
         How many replies are in it.
     coverage : Tensor of shape (P,), or None
         The weight of the clients that trained each entry; None where all trained all of them.
+    lr : float
+        The local learning rate of the round.
     extra : mapping of str to Tensor of shape (P,)
         More that an algorithm's accumulator wants its step to know.
+    figures : mapping of str to float
+        Likewise.
+    start : Tensor of shape (P,), or None
+        The global weights that the round started from, which whoever calls `step` adds; do not
+        write to it.
+    segments : tuple of Segment
+        Likewise: which entries belong to one tensor of the model, in their order.
     """
 
     mean: Tensor
     clients: int
     coverage: Tensor | None = None
+    lr: float = 0.0
     extra: Vectors = NOTHING
+    figures: Mapping[str, float] = {}
+    start: Tensor | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 class Move(NamedTuple):
@@ -161,11 +175,13 @@ class MeanOfReplies:
         self._masked = coverage_exponent is not None
         self._by_examples = by_examples
         self._clients = 0
+        self._lr = 0.0
 
     def add(self, reply: Reply) -> None:
         """Take one client's reply."""
         weight = reply.num_examples if self._by_examples else 1
         self._clients += 1
+        self._lr = reply.lr
         self._masked = self._masked and reply.trained is not None
         if self._masked:
             self._trained.add(reply.update, weight, reply.trained)
@@ -175,9 +191,9 @@ class MeanOfReplies:
     def result(self) -> Total:
         """Return the mean."""
         if not self._masked:
-            return Total(self._everybody.result(), self._clients)
+            return Total(self._everybody.result(), self._clients, lr=self._lr)
         mean, coverage = self._trained.result_and_coverage()
-        return Total(mean, self._clients, coverage)
+        return Total(mean, self._clients, coverage, self._lr)
 
 
 @dataclass(frozen=True)
@@ -250,3 +266,23 @@ def keep_untrained(new: Tensor, old: Tensor | None, total: Total) -> Tensor:
     if trained is None:
         return new
     return torch.where(trained, new, torch.zeros_like(new) if old is None else old)
+
+
+def add_to_mean_of_all(
+    mean: Tensor, change: Tensor, total: Total, num_clients: int, holders: Tensor | None
+) -> Tensor:
+    """Return a mean over all clients, after those of the round changed theirs by `change` each.
+
+    Parameters
+    ----------
+    mean, change : Tensor of shape (P,)
+        The mean over all clients so far, and the mean change over the clients of the round; with
+        masks of clients' own, entry by entry over those who train it.
+    num_clients : int
+        All clients.
+    holders : Tensor of shape (P,) or None
+        How many of all clients train each entry, where they have masks of their own.
+    """
+    if total.coverage is None or holders is None:
+        return mean.add(change, alpha=total.clients / num_clients)
+    return mean.addcmul(change, total.coverage / holders.to(change).clamp(min=1))

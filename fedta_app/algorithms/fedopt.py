@@ -39,7 +39,7 @@ from fedta_app.algorithms.base import (
 
 
 @dataclass(frozen=True)
-class _ServerOptimizer(Algorithm):
+class ServerOptimizer(Algorithm):
     """What server optimisers share: the mean over those who trained an entry, and the step length.
 
     Attributes
@@ -63,7 +63,7 @@ class _ServerOptimizer(Algorithm):
 
 
 @dataclass(frozen=True)
-class FedAvgM(_ServerOptimizer):
+class FedAvgM(ServerOptimizer):
     """Momentum on the server: v <- beta v + mean update, w <- w + server_lr v.
 
     With beta = 0 and a server learning rate of 1 this is FedAvg, bit for bit.
@@ -85,7 +85,7 @@ class FedAvgM(_ServerOptimizer):
 
 
 @dataclass(frozen=True)
-class _Adaptive(_ServerOptimizer):
+class _Adaptive(ServerOptimizer):
     """The adaptive server optimisers; they differ in the second moment."""
 
     default_lr: ClassVar[float] = 0.001

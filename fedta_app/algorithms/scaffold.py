@@ -42,22 +42,9 @@ from fedta_app.algorithms.base import (
     Reply,
     Total,
     Vectors,
+    add_to_mean_of_all,
 )
-
-
-def norm_of_steps(steps: int, momentum: float) -> float:
-    r"""Return :math:`\lVert a \rVert_1`, by which an update exceeds one step of the mean gradient.
-
-    The sum over j = 1..steps of (1 - m^j) / (1 - m), for SGD whose momentum starts at zero.
-
-    Examples
-    --------
-    >>> norm_of_steps(4, momentum=0.0)
-    4.0
-    >>> norm_of_steps(2, momentum=0.5)  # 1 + (1 + 0.5)
-    2.5
-    """
-    return sum((1 - momentum**j) / (1 - momentum) for j in range(1, steps + 1))
+from fedta_app.optim.effective_steps import norm_of_steps
 
 
 class _Controlled(LocalRule):
@@ -155,10 +142,7 @@ class Scaffold(Algorithm):
         gradient = total.extra["gradient"]
         old = state.get("control", torch.zeros_like(gradient)).to(gradient)
         change = gradient.add_(old).neg_()  # the mean of c_k' - c_k
-        if total.coverage is None:
-            control = old.add(change, alpha=total.clients / self.num_clients)
-        else:
-            holders = state["holders"].to(gradient).clamp(min=1)
-            control = old.addcmul(change, total.coverage / holders)
-        kept = {"holders": state["holders"]} if "holders" in state else {}
+        holders = state.get("holders")
+        control = add_to_mean_of_all(old, change, total, self.num_clients, holders)
+        kept = {} if holders is None else {"holders": holders}
         return Move(total.mean, self.server_lr or 1.0), {**kept, "control": control}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**18  # entries worked on at a time: temporaries stay in the cache, in reused memory
+_ONE_THREAD = 2**14  # torch sums up to twice as many without its other threads
 
 
 def stepped(value: Tensor, update: Tensor, scale: float = 1.0) -> Tensor:
@@ -17,6 +18,21 @@ def stepped(value: Tensor, update: Tensor, scale: float = 1.0) -> Tensor:
     if abs(scale) > torch.finfo(value.dtype).max:  # torch refuses it with an error of its own
         scale = math.copysign(math.inf, scale)
     return torch.where(update == 0, value, value.add(update, alpha=scale))
+
+
+def squared_norm(vector: Tensor) -> float:
+    """Return the sum of the squares of all entries, in float64.
+
+    torch splits a sum of this many entries or more among its threads, and how many they are would
+    decide the last bits; the pieces are shorter.
+
+    Examples
+    --------
+    >>> squared_norm(torch.tensor([3.0, 4.0]))
+    25.0
+    """
+    pieces = vector.reshape(-1).split(_ONE_THREAD)
+    return math.fsum(torch.stack([piece.double().square().sum() for piece in pieces]).tolist())
 
 
 def blocks(target: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

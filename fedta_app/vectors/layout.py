@@ -5,9 +5,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """The entries of one tensor within a vector of many: how many, and the tensor's dimensions."""
+
+    size: int
+    dims: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,22 @@ class Layout:
         """The sha256 of names and shapes: who agrees on it agrees on the place of every entry."""
         text = "\n".join(f"{n} {s}" for n, s in zip(self.names, self.shapes, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def segments(self, mask: Tensor | None = None) -> tuple[Segment, ...]:
+        """Return the tensors' segments of a vector (N,), or of its entries under a mask (N,).
+
+        Examples
+        --------
+        >>> layout = Layout(("weight", "bias"), ((2, 2), (2,)))
+        >>> layout.segments(torch.tensor([True, False, True, True, False, False]))
+        (Segment(size=3, dims=2), Segment(size=0, dims=1))
+        """
+        sizes = self.sizes
+        if mask is not None:
+            sizes = tuple(int(piece.sum()) for piece in mask.split(self.sizes))
+        return tuple(
+            Segment(size, len(shape)) for size, shape in zip(sizes, self.shapes, strict=True)
+        )
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the tensors by name, as views of a vector (N,)."""

@@ -19,9 +19,9 @@ from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.vectors import FlatMask
 from strategies import Exchange, FedAvg, Nodes
-from strategies.federated import TooFewClientsError
 from strategies.reply_checks import (
     ReplyError,
+    TooFewClientsError,
     check_mask,
     check_scores,
     check_statistics,

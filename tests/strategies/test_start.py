@@ -57,6 +57,7 @@ def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]
             fraction_train=config.fraction_train,
             seed=config.seed,
             learning_rate=lambda server_round: config.lr,
+            segments=workspace.weights.layout.segments,
         )
         measured = []
 

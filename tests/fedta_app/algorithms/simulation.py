@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.vectors.layout import Segment
 
 
 @dataclass
 class Client:
-    """A quadratic, its examples, and what the algorithm keeps on this client."""
+    """A quadratic, its examples, its local steps (0: the server's), and what it keeps."""
 
     curvature: Tensor
     optimum: Tensor
     num_examples: int = 1
     mask: Tensor | None = None
+    steps: int = 0
     memory: Vectors = field(default_factory=dict)
 
     def gradient(self, weights: Tensor) -> Tensor:
@@ -39,6 +41,7 @@ class Server:
     lr: float = 0.05
     momentum: float = 0.0
     state: Vectors | None = None
+    segments: tuple[Segment, ...] = ()
     round: int = 0
 
     def run_round(self, chosen: Iterable[int], failing: Iterable[int] = ()) -> None:
@@ -54,7 +57,9 @@ class Server:
             if number not in failing:
                 self.clients[number].memory = memory
                 total.add(reply)
-        move, self.state = algorithm.step(self.state, total.result(), self.round)
+        segments = self.segments or (Segment(self.weights.numel(), dims=2),)
+        combined = total.result()._replace(start=self.weights, segments=segments)
+        move, self.state = algorithm.step(self.state, combined, self.round)
         moved = self.weights + move.scale * move.direction
         self.weights = torch.where(move.direction == 0, self.weights, moved)
 
@@ -68,8 +73,9 @@ class Server:
         start = self.weights[mask]
         own = {name: vector[mask] for name, vector in received.items()}
         rule = self.algorithm.local(start, own, client.memory)
+        steps = client.steps or self.steps
         weights, buffer = self.weights.clone(), torch.zeros_like(start)
-        for step in range(self.steps):
+        for step in range(steps):
             gradient = client.gradient(weights)[mask]
             if (correction := rule.correction) is not None:
                 if correction.pull:
@@ -81,10 +87,10 @@ class Server:
             buffer = gradient if step == 0 else self.momentum * buffer + gradient
             weights[mask] -= self.lr * buffer
         update = weights[mask] - start
-        sent, memory = rule.finish(update, self.steps, self.lr)
+        sent, memory = rule.finish(update, steps, self.lr)
         whole = torch.zeros_like(self.weights)
         whole[mask] = update
-        reply = Reply(whole, client.num_examples, self.steps, self.lr, client.mask, dict(sent))
+        reply = Reply(whole, client.num_examples, steps, self.lr, client.mask, dict(sent))
         return reply, memory
 
 
@@ -100,9 +106,10 @@ def clients(
     return [Client(0.2 + 2 * draw(), 4 * draw() - 2, 3 + 5 * k) for k in range(number)]
 
 
-def optimum(those: Sequence[Client]) -> Tensor:
-    """Return the minimum of the mean of the clients' losses."""
-    curvatures = torch.stack([client.curvature for client in those])
+def optimum(those: Sequence[Client], *, by_examples: bool = False) -> Tensor:
+    """Return the minimum of the mean of the clients' losses, weighed by their examples or not."""
+    weights = [client.num_examples if by_examples else 1 for client in those]
+    curvatures = torch.stack([w * c.curvature for w, c in zip(weights, those, strict=True)])
     optima = torch.stack([client.optimum for client in those])
     return (curvatures * optima).sum(0) / curvatures.sum(0)
 

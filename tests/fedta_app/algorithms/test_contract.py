@@ -64,7 +64,10 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "masked-fedavg": {},
     "fedprox": {"pull": 0.0},
     "logit-adjustment": {"prior_strength": 0.0},
+    "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
+    "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
+    "fedlars": {"server_trust": 0.0, "server_momentum": 0.0, "server_lr": 1.0},
 }
 RUN = {
     "name": "test", "partition": "classes", "num-clients": 12, "num-classes-per-client": 2,
@@ -87,7 +90,10 @@ def every_algorithm() -> list[Any]:
 
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
-ALIKE = {"fedadagrad", "fedyogi", "task-arithmetic", "masked-fedavg"}
+ALIKE = {
+    "fedadagrad", "feddyn", "fedlars", "fednova", "fedyogi", "masked-fedavg", "slowmo",
+    "task-arithmetic",
+}  # fmt: skip
 
 
 BUSY = {"scaffold", "fedadam"}  # the most state on clients, and on the server

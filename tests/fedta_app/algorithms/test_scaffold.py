@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedta_app.algorithms.base import Algorithm, Vectors
 from fedta_app.algorithms.fedavg import TaskArithmetic
-from fedta_app.algorithms.scaffold import Scaffold, norm_of_steps
+from fedta_app.algorithms.scaffold import Scaffold
 from tests.fedta_app.algorithms.simulation import Client, Server, clients, optimum, schedule
 
 N, SIZE = 6, 5
@@ -25,16 +25,6 @@ def scaffold(momentum: float = 0.0, number: int = N, steps: int = 10) -> Scaffol
 
 def distance(found: Server) -> float:
     return float((found.weights - optimum(found.clients)).norm())
-
-
-@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (5, 0.0), (1, 0.9), (7, 0.9), (40, 0.5)])
-def test_the_norm_is_how_far_unit_gradients_move_the_weights(steps: int, momentum: float) -> None:
-    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    sgd = torch.optim.SGD([weight], lr=1.0, momentum=momentum)
-    for _ in range(steps):
-        weight.grad = -torch.ones(1, dtype=torch.float64)
-        sgd.step()
-    assert norm_of_steps(steps, momentum) == pytest.approx(weight.item())
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
