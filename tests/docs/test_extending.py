@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms import Algorithm
 from tests.docs.pages import ROOT, app_with, blocks, check_style, run_console
-from tests.fedta_app.algorithms.simulation import Server, clients, schedule
 
 PAGE = ROOT / "docs" / "extending.md"
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import client_app.app
 import server_app.phases
+from benchmarks.harness.quadratics import Server, clients, schedule
 from engine.inprocess import InProcessGrid, run_in_process
 from fedta_app.algorithms import (
     Algorithm,
@@ -35,7 +36,6 @@ from fedta_app.runs.session import RunSession
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
 from server_app.app import app as server
-from tests.fedta_app.algorithms.simulation import Server, clients, schedule
 
 SIZE, CLIENTS = 6, 5
 

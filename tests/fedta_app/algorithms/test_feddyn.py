@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness.quadratics import Server, clients, optimum, schedule
 from fedta_app.algorithms.base import Algorithm, LocalRule, Move, Total, Vectors
 from fedta_app.algorithms.feddyn import FedDyn
 from fedta_app.algorithms.fedprox import FedProx
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
-from tests.fedta_app.algorithms.simulation import Server, clients, optimum, schedule
 
 N, SIZE = 6, 5
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness.quadratics import Client, Server, clients, optimum, schedule
 from fedta_app.algorithms.base import Algorithm, Reply
 from fedta_app.algorithms.fednova import FedNova
-from tests.fedta_app.algorithms.simulation import Client, Server, clients, optimum, schedule
 
 N, SIZE = 5, 4
 

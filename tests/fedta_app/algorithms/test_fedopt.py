@@ -11,9 +11,9 @@ from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
+from benchmarks.harness.quadratics import Server, clients, optimum, schedule
 from fedta_app.algorithms.base import Algorithm, Reply, Total, Vectors
 from fedta_app.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from tests.fedta_app.algorithms.simulation import Server, clients, optimum, schedule
 
 SIZE = 4
 ADAPTIVE = {"fedadagrad": FedAdagrad, "fedadam": FedAdam, "fedyogi": FedYogi}

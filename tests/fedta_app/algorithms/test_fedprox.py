@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms.base import Algorithm, Correction, LocalRule
 from fedta_app.algorithms.fedprox import FedProx
 from fedta_app.config import RunConfig
 from fedta_app.training.steps import GradientCorrection, make_optimizer, train_steps
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
-from tests.fedta_app.algorithms.simulation import Server, clients, schedule
 
 SIZE = 5
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import client_app.app
 import server_app.phases
+from benchmarks.harness.quadratics import Client, Server, clients, schedule
 from engine.inprocess import run_in_process
 from fedta_app.algorithms.base import Algorithm, Move, Reply, Total, Vectors
 from fedta_app.algorithms.fedopt import FedAvgM
@@ -21,7 +22,6 @@ from fedta_app.config import RunConfig
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors.layout import Segment
 from server_app.app import app as server
-from tests.fedta_app.algorithms.simulation import Client, Server, clients, schedule
 
 SEGMENTS = (Segment(6, dims=2), Segment(3, dims=1), Segment(4, dims=4))
 SIZE = 13

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness.quadratics import Client, Server, clients, optimum, schedule
 from fedta_app.algorithms.base import Algorithm, Vectors
 from fedta_app.algorithms.fedavg import TaskArithmetic
 from fedta_app.algorithms.scaffold import Scaffold
-from tests.fedta_app.algorithms.simulation import Client, Server, clients, optimum, schedule
 
 N, SIZE = 6, 5
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms.base import Algorithm, Reply
 from fedta_app.algorithms.fedopt import FedAvgM
 from fedta_app.algorithms.slowmo import SlowMo
-from tests.fedta_app.algorithms.simulation import Server, clients, schedule
 
 SIZE = 4
 

@@ -1,6 +1,6 @@
-"""An algorithm on clients whose loss is a quadratic, by naive loops: no engine, no model, no masks
-but those that a client is given.
+"""An algorithm on clients whose loss is a quadratic, by naive loops, for tests and for audits.
 
+There is no engine and no model, and there are no masks but those that a client is given.
 Client k's loss is f_k(w) = 1/2 sum_j a_kj (w_j - o_kj)^2. The minimum of the mean of the clients'
 losses is known: it is sum_k a_k o_k / sum_k a_k, entry by entry.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.algorithms import Algorithm, LocalRule, Reply, Vectors
 from fedta_app.vectors.layout import Segment
 
 
@@ -27,6 +27,7 @@ class Client:
     memory: Vectors = field(default_factory=dict)
 
     def gradient(self, weights: Tensor) -> Tensor:
+        """Return the gradient of the loss at weights (N,)."""
         return self.curvature * (weights - self.optimum)
 
 
@@ -67,6 +68,16 @@ class Server:
         masks = [client.mask for client in self.clients if client.mask is not None]
         return torch.stack(masks).sum(0).float() if masks else None
 
+    def corrected(self, rule: LocalRule, gradient: Tensor, weights: Tensor) -> Tensor:
+        """Return the gradient that a client steps along: its own, corrected by the rule."""
+        if (correction := rule.correction) is not None:
+            if correction.pull:
+                assert correction.centre is not None
+                gradient = gradient + correction.pull * (weights - correction.centre)
+            if correction.shift is not None:
+                gradient = gradient + correction.shift
+        return gradient
+
     def _train(self, client: Client, received: Vectors) -> tuple[Reply, Vectors]:
         mask = torch.ones_like(self.weights, dtype=torch.bool)
         mask = mask if client.mask is None else client.mask
@@ -77,13 +88,7 @@ class Server:
         weights, buffer = self.weights.clone(), torch.zeros_like(start)
         for step in range(steps):
             gradient = client.gradient(weights)[mask]
-            if (correction := rule.correction) is not None:
-                if correction.pull:
-                    assert correction.centre is not None
-                    pulled = correction.pull * (weights[mask] - correction.centre)
-                    gradient = gradient + pulled
-                if correction.shift is not None:
-                    gradient = gradient + correction.shift
+            gradient = self.corrected(rule, gradient, weights[mask])
             buffer = gradient if step == 0 else self.momentum * buffer + gradient
             weights[mask] -= self.lr * buffer
         update = weights[mask] - start
