@@ -1,20 +1,15 @@
-"""The folder of one run for what Flower and Ray write, and the processes that work in it.
-
-The folder's path is the value of `FLWR_HOME` in the environment of every process of the run, by
-which they are found again, those included that Ray starts.
-"""
+"""The folder of one run for what Flower and Ray write; it goes when the run ends."""
 
 import os
 import platform
-import signal
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.running.flower.processes import PATIENCE, end_processes, guarded
 from experiments.running.signals import undisturbed
 from fedta_app.errors import RunError
 from fedta_app.files import remove_tree
@@ -26,7 +21,6 @@ _OWNER = "owner"  # file that names the process that made the folder
 _SOCKET = "/ray/session_2026-11-25_21-58-16_146802_4194304/sockets/plasma_store"
 _LONGEST = (103 if sys.platform == "darwin" else 107) - len(_SOCKET) - len(_PREFIX) - _RANDOM - 1
 _SHORT = "/tmp"
-_PATIENCE = 5.0  # seconds that processes get to end by themselves
 
 
 @contextmanager
@@ -43,13 +37,14 @@ def run_home() -> Iterator[Path]:
     remove_stale_homes()
     home = _make()
     patience = 0.0
-    try:
-        yield home
-        patience = _PATIENCE  # a run that has ended leaves; one that is broken off need not
-    finally:
-        with undisturbed():
-            end_processes(home, patience)
-            remove_tree(home)
+    with guarded(home):
+        try:
+            yield home
+            patience = PATIENCE  # a run that has ended leaves; one that is broken off need not
+        finally:
+            with undisturbed():
+                end_processes(home, patience)
+                remove_tree(home)
 
 
 def _make() -> Path:
@@ -122,30 +117,3 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass  # somebody else's, or no number of a process
     return True
-
-
-def end_processes(home: Path, patience: float) -> None:
-    """Wait until no process works in the folder, and kill those that take too long (Linux).
-
-    A run that is killed loses nothing: what it has written is complete.
-    """
-    deadline = time.monotonic() + patience
-    while processes := processes_of(home):
-        late = time.monotonic() > deadline
-        for pid in processes if late else ():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if late and time.monotonic() > deadline + _PATIENCE:
-            return  # stuck in the kernel: nobody can do more
-        time.sleep(0.1)
-
-
-def processes_of(home: Path) -> list[int]:
-    """Return the processes that have this folder in their environment; Linux tells, others no."""
-    mark = os.fsencode(f"FLWR_HOME={home}")
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # another user's, or one that has just ended
-            if mark in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return [pid for pid in found if pid != os.getpid()]

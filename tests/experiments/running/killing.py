@@ -8,18 +8,19 @@ from pathlib import Path
 
 
 def kill_tree(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the runner, its SuperLink, the simulation and Ray's processes.
+    """Kill the runner, its SuperLink, the simulation and Ray's processes, without a moment between.
 
-    Killing the runner alone lets the simulation work on for a moment, long enough to finish.
+    What the runner alone leaves behind ends too, but only after a moment.
     """
-    tree = _descendants(process.pid)
+    tree = descendants(process.pid)
     for pid in [process.pid, *tree]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """Return the processes that a process started, and those that they started."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

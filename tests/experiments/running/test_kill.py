@@ -12,7 +12,7 @@ import pytest
 
 from engine.shared_memory import can_share
 from fedta_app.runs.finished_model import read_model
-from tests.experiments.running.killing import kill_tree
+from tests.experiments.running.killing import descendants, kill_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 ROUNDS = 30  # some seconds are left after the last kill, also on a busy machine
@@ -135,3 +135,28 @@ def test_three_kills_on_flowers_engine_end_at_the_unbroken_weights(tmp_path: Pat
     assert not list(Path("/dev/shm").glob("*fedta*"))
     other = finish(tmp_path, "flower", name="other", seed=1)
     assert other["final-weights-sha256"] != expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_run_on_flowers_engine_ends_with_its_runner_and_goes_on(tmp_path: Path) -> None:
+    """A scheduler kills the runner alone: nothing trains on, and the same command finishes it."""
+    unbroken = finish(tmp_path, "in-process", name="unbroken")
+    process = subprocess.Popen(
+        command(tmp_path, "flower", name="killed"), cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while rounds_done(tmp_path) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    working = descendants(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 15
+    while left := [pid for pid in working if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert rounds_done(tmp_path) < ROUNDS
+    resumed = finish(tmp_path, "flower", name="killed")
+    assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]

@@ -1,6 +1,7 @@
 """The folder of a run: short enough for sockets, and gone with what works in it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,12 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.running.flower import home as homes
-from experiments.running.flower.home import (
-    end_processes,
-    processes_of,
-    remove_stale_homes,
-    run_home,
-)
+from experiments.running.flower.home import remove_stale_homes, run_home
+from experiments.running.flower.processes import end_processes, processes_of
 from fedta_app.errors import RunError
 
 DEAD = 2**22 + 1  # above the largest process id of Linux
@@ -118,3 +115,44 @@ def test_what_works_in_a_home_is_found_and_ended(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+RUNNER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from experiments.running.flower.processes import guarded
+home = Path(sys.argv[1])
+with guarded(home):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = subprocess.Popen(sleeper, env={**os.environ, "FLWR_HOME": str(home)})
+    grandchild = f"import subprocess; subprocess.Popen({sleeper!r}, start_new_session=True)"
+    subprocess.run([sys.executable, "-c", grandchild], env={**os.environ, "FLWR_HOME": str(home)})
+    print("ready", flush=True)
+    if sys.argv[2] == "end":
+        child.kill()
+        raise SystemExit
+    time.sleep(60)
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, "end"])
+def test_what_a_runner_started_ends_with_it(tmp_path: Path, how: signal.Signals | str) -> None:
+    """Whether it is killed, asked to end, or ends by itself: also what runs in another session."""
+    home = tmp_path / "home"
+    home.mkdir()
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(home), str(how)],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "ready\n"
+    if isinstance(how, signal.Signals):
+        assert len(processes_of(home)) == 2
+        os.kill(runner.pid, how)
+    runner.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while processes_of(home) or home.exists():
+        assert time.monotonic() < deadline, processes_of(home)
+        time.sleep(0.05)
+    runner.stdout.close()

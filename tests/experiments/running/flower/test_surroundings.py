@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.running.flower import home as homes
+from experiments.running.flower.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[4]
 NOWHERE = "http://127.0.0.1:9"
@@ -87,4 +88,4 @@ def test_the_first_ctrl_c_ends_a_run_that_starts(tmp_path: Path, seconds: float)
     assert runner.returncode == 130
     assert not left_of(runner.pid)
     for home in working:
-        assert not homes.processes_of(home)
+        assert not processes_of(home)

@@ -1,0 +1,78 @@
+"""The processes of one run on Flower's engine, and their end when nobody else can see to it.
+
+The path of the run's folder is the value of `FLWR_HOME` in the environment of each of them, by
+which they are found again, those included that Ray starts.
+
+A runner that is killed by SIGKILL cannot clean up: its SuperLink, the simulation and Ray's workers
+would train on for nobody, and hold the run's lock. So it starts this file as a program first. It
+waits for the end of its standard input, a pipe that only the runner holds open, ends every process
+of the run, and removes the folder. It imports nothing but the standard library, because it waits as
+long as the run takes.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PATIENCE = 5.0  # seconds that processes get to end by themselves
+
+
+@contextmanager
+def guarded(home: Path) -> Iterator[None]:
+    """Within the block, a process of its own sees to the run's processes if this one is killed."""
+    guardian = subprocess.Popen(
+        [sys.executable, "-I", __file__, str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # neither Ctrl-C nor the end of a terminal ends it
+    )
+    try:
+        yield
+    finally:
+        assert guardian.stdin is not None
+        guardian.stdin.close()
+        guardian.wait()
+
+
+def end_processes(home: Path, patience: float) -> None:
+    """Wait until no process works in the folder, and kill those that take too long (Linux).
+
+    A run that is killed loses nothing: what it has written is complete.
+    """
+    deadline = time.monotonic() + patience
+    while processes := processes_of(home):
+        late = time.monotonic() > deadline
+        for pid in processes if late else ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if late and time.monotonic() > deadline + PATIENCE:
+            return  # stuck in the kernel: nobody can do more
+        time.sleep(0.1)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Return the processes that have this folder in their environment; Linux tells, others no."""
+    mark = os.fsencode(f"FLWR_HOME={home}")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or one that has just ended
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def _wait_and_end(home: Path) -> None:
+    sys.stdin.buffer.read()
+    end_processes(home, patience=0.0)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _wait_and_end(Path(sys.argv[1]))
