@@ -228,6 +228,9 @@ class Keys:
     server_trust: float = number(0.001, NOT_NEGATIVE, "result",
         "of fedlars, a share of a tensor's length; 0: that is fedavgm",
         read_when=strategy_reads("server_trust"))
+    fairness: float = number(1.0, NOT_NEGATIVE, "result time",
+        "q of q-ffl: how much more a client with a large loss counts; 0: FedAvg",
+        read_when=strategy_reads("fairness"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
     interference_every: int = whole(0, 0, "result time",

@@ -195,6 +195,7 @@ class FederatedStrategy(Strategy):
             lr=self.learning_rate(server_round),
             trained=trained,
             sent=sent,
+            start_loss=float(metrics["start-loss"]),
         )
 
     def _remember_memory(self, partition_id: int, message: Message) -> None:

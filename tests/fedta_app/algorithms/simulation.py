@@ -29,6 +29,9 @@ class Client:
     def gradient(self, weights: Tensor) -> Tensor:
         return self.curvature * (weights - self.optimum)
 
+    def loss(self, weights: Tensor) -> float:
+        return float((self.curvature * (weights - self.optimum).square()).sum() / 2)
+
 
 @dataclass
 class Server:
@@ -91,6 +94,8 @@ class Server:
         whole = torch.zeros_like(self.weights)
         whole[mask] = update
         reply = Reply(whole, client.num_examples, steps, self.lr, client.mask, dict(sent))
+        if rule.wants_start_loss:
+            reply = reply._replace(start_loss=client.loss(self.weights))
         return reply, memory
 
 

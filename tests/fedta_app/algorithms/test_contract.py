@@ -63,6 +63,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "masked-fedavg": {},
     "fedprox": {"pull": 0.0},
     "logit-adjustment": {"prior_strength": 0.0},
+    "q-ffl": {"fairness": 0.0},
     "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
     "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
@@ -90,8 +91,8 @@ def every_algorithm() -> list[Any]:
 
 # They share their code with an algorithm that is run in every setting: only slow tests run them.
 ALIKE = {
-    "fedadagrad", "feddyn", "fedlars", "fednova", "fedyogi", "masked-fedavg", "slowmo",
-    "task-arithmetic",
+    "fedadagrad", "feddyn", "fedlars", "fednova", "fedyogi", "masked-fedavg", "q-ffl",
+    "slowmo", "task-arithmetic",
 }  # fmt: skip
 
 
