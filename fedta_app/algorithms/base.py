@@ -214,6 +214,7 @@ class Algorithm:
     """
 
     name: ClassVar[str] = ""
+    own_masks: ClassVar[bool] = True  # whether it is defined where clients have masks of their own
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
