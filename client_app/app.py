@@ -172,6 +172,7 @@ def _trained(message: Message, result: LocalResult) -> Message:
             "num-examples": result.num_examples,
             "num-steps": result.steps,
             "train-loss": result.loss,
+            "start-loss": result.start_loss,
         }
     )
     return _reply(message, {"vector": result.update, **result.sent}, metrics)

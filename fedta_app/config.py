@@ -126,8 +126,19 @@ def check_combinations(config: RunConfig) -> None:
         )
     _check_masks(config)
     _check_partition(config)
-    if config.engine != "centralized":
-        make_algorithm(config.strategy, vars(config))  # an algorithm refuses what it cannot use
+    _check_strategy(config)
+
+
+def _check_strategy(config: RunConfig) -> None:
+    """Refuse values that the algorithm cannot use, and masks for which it is not defined."""
+    if config.engine == "centralized":
+        return
+    algorithm = make_algorithm(config.strategy, vars(config))  # it refuses values by itself
+    if not algorithm.own_masks and config.mask_rule != "none" and config.mask_scope == "client":
+        raise ConfigError(
+            f"mask-scope = 'client' is not allowed with strategy = '{config.strategy}': it "
+            "compares all entries of the updates, which takes one mask for all clients"
+        )
 
 
 def _check_masks(config: RunConfig) -> None:

@@ -231,6 +231,18 @@ class Keys:
     server_trust: float = number(0.001, NOT_NEGATIVE, "result",
         "of fedlars, a share of a tensor's length; 0: that is fedavgm",
         read_when=strategy_reads("server_trust"))
+    fairness: float = number(1.0, NOT_NEGATIVE, "result time",
+        "q of q-ffl: how much more a client with a large loss counts; 0: FedAvg",
+        read_when=strategy_reads("fairness"))
+    malicious_clients: int = whole(0, 0, "result",
+        "f of krum, multikrum and bulyan, of the clients of a round",
+        read_when=strategy_reads("malicious_clients"))
+    selected_updates: int = whole(0, 0, "result",
+        "updates that multikrum averages; 0: all but malicious-clients",
+        read_when=strategy_reads("selected_updates"))
+    trimmed_share: float = number(0.2, Range("a share from 0 to below 0.5", lambda v: 0 <= v < 0.5),
+        "result", "of the updates that fedtrimmedavg cuts off at either end",
+        read_when=strategy_reads("trimmed_share"))
     task_figures: bool = flag(False, "result time",
         "at the end: cosines, conflicts, scaling, negation of task vectors", read_when=FEDERATED)
     interference_every: int = whole(0, 0, "result time",

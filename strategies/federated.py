@@ -253,6 +253,7 @@ class FederatedStrategy(Strategy):
             lr=self.learning_rate(server_round),
             trained=entries,
             sent=sent,
+            start_loss=trained.start_loss,
         )
 
     def _moved(self, direction: Tensor, scale: float) -> Tensor:

@@ -39,11 +39,15 @@ class Trained(NamedTuple):
     num_examples : int
     steps : int
     loss : float
+        Mean over its training.
+    start_loss : float
+        At the weights that training started from, where the algorithm asks for it.
     """
 
     num_examples: int
     steps: int
     loss: float
+    start_loss: float
 
 
 def check_vectors(
@@ -95,16 +99,21 @@ def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Tr
         If a number is missing, or is not what the run allows.
     """
     metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
-    loss = metrics.get("train-loss")
-    if isinstance(loss, bool) or not isinstance(loss, int | float):
-        raise ReplyError(f"train-loss = {loss!r}, which is no number")
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"train-loss = {loss}")
     return Trained(
         _whole(metrics, "num-examples", most_examples),
         _whole(metrics, "num-steps", most_steps),
-        float(loss),
+        _finite(metrics, "train-loss"),
+        _finite(metrics, "start-loss"),
     )
+
+
+def _finite(metrics: Mapping[str, Any], name: str) -> float:
+    value = metrics.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ReplyError(f"{name} = {value!r}, which is no number")
+    if not math.isfinite(value):
+        raise NotFiniteError(f"{name} = {value}")
+    return float(value)
 
 
 def _whole(metrics: Mapping[str, Any], name: str, most: int) -> int:

@@ -30,6 +30,10 @@ class Client:
         """Return the gradient of the loss at weights (N,)."""
         return self.curvature * (weights - self.optimum)
 
+    def loss(self, weights: Tensor) -> float:
+        """Return the loss at weights (N,)."""
+        return float((self.curvature * (weights - self.optimum).square()).sum() / 2)
+
 
 @dataclass
 class Server:
@@ -96,6 +100,8 @@ class Server:
         whole = torch.zeros_like(self.weights)
         whole[mask] = update
         reply = Reply(whole, client.num_examples, steps, self.lr, client.mask, dict(sent))
+        if rule.wants_start_loss:
+            reply = reply._replace(start_loss=client.loss(self.weights))
         return reply, memory
 
 

@@ -63,10 +63,14 @@ class LocalRule:
         Mean loss of logits (B, C) and labels (B,), in place of cross-entropy.
     correction : Correction or None
         Of the gradient, in every step.
+    wants_start_loss : bool
+        Whether the client's loss at the global weights is measured, and sent: one forward pass over
+        its images.
     """
 
     loss: Loss | None = None
     correction: Correction | None = None
+    wants_start_loss: bool = False
 
     def begin(self, class_counts: Tensor) -> None:
         """Take the client's number of training images of each class, (C,), before the first step.
@@ -96,6 +100,8 @@ class Reply(NamedTuple):
         Which entries the client trained, where clients have masks of their own; None: all.
     sent : mapping of str to Tensor of shape (P,)
         What the local rule sent besides.
+    start_loss : float
+        The client's mean cross-entropy at the global weights, where its rule wants it; else 0.
     """
 
     update: Tensor
@@ -104,6 +110,7 @@ class Reply(NamedTuple):
     lr: float
     trained: Tensor | None = None
     sent: Vectors = NOTHING
+    start_loss: float = 0.0
 
 
 class Total(NamedTuple):
@@ -177,9 +184,10 @@ class MeanOfReplies:
         self._clients = 0
         self._lr = 0.0
 
-    def add(self, reply: Reply) -> None:
-        """Take one client's reply."""
-        weight = reply.num_examples if self._by_examples else 1
+    def add(self, reply: Reply, weight: float | None = None) -> None:
+        """Take one client's reply, by another weight where one is given."""
+        if weight is None:
+            weight = reply.num_examples if self._by_examples else 1
         self._clients += 1
         self._lr = reply.lr
         self._masked = self._masked and reply.trained is not None
@@ -207,6 +215,7 @@ class Algorithm:
 
     name: ClassVar[str] = ""
     sends: ClassVar[tuple[str, ...]] = ()  # the vectors that its local rule sends besides
+    own_masks: ClassVar[bool] = True  # whether it is defined where clients have masks of their own
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fedta_app.algorithms.base import NOTHING, Algorithm, Vectors
-from fedta_app.training.steps import make_optimizer, steps_of, train_steps
+from fedta_app.data.loading import ImageSet
+from fedta_app.training.steps import evaluate, make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
 
@@ -26,6 +27,8 @@ class LocalResult:
         Mean training loss over the steps.
     sent, memory : mapping of str to Tensor
         What the algorithm's local rule sends besides the update, and its new memory.
+    start_loss : float
+        Mean loss at the global weights, without augmentation, where the rule wants it; else 0.
     """
 
     update: Tensor
@@ -34,6 +37,7 @@ class LocalResult:
     loss: float
     sent: Vectors = field(default_factory=dict)
     memory: Vectors = field(default_factory=dict)
+    start_loss: float = 0.0
 
 
 def train_client(
@@ -80,6 +84,7 @@ def train_client(
     algorithm = algorithm or Algorithm()
     rule = algorithm.local(before, _over(received, down, up, device), _to(memory, device))
     rule.begin(torch.bincount(images.labels, minlength=workspace.data.num_classes))
+    start_loss = _loss_over(workspace, images) if rule.wants_start_loss else 0.0
     optimizer = make_optimizer(
         workspace.config,
         workspace.model,
@@ -99,7 +104,14 @@ def train_client(
     update = torch.sub(after, before, out=outbox(after))
     steps = steps_of(workspace.config, len(images))
     sent, kept = rule.finish(update, steps, lr)
-    return LocalResult(update, len(images), steps, loss, sent, kept)
+    return LocalResult(update, len(images), steps, loss, sent, kept, start_loss)
+
+
+def _loss_over(workspace: Workspace, images: ImageSet) -> float:
+    """Return the mean loss over images without augmentation; of cached views, over the first."""
+    if images.images.is_floating_point() and images.images.ndim == 4:  # (N, views, T, d)
+        images = ImageSet(images.images[:, 0], images.labels)
+    return evaluate(workspace, images)[0]
 
 
 def load_weights(workspace: Workspace, global_weights: Tensor, down: FlatMask | None) -> None:

@@ -42,7 +42,8 @@ def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:
 
 
 def answer(message: Message, update: list[float], examples: int, loss: float = 1.0) -> Message:
-    metrics = MetricRecord({"num-examples": examples, "num-steps": 4, "train-loss": loss})
+    figures = {"num-examples": examples, "num-steps": 4, "train-loss": loss, "start-loss": 0.0}
+    metrics = MetricRecord(figures)
     content = RecordDict({"arrays": pack(torch.tensor(update), WIRE), "metrics": metrics})
     return Message(content, reply_to=message)
 

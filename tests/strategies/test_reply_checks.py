@@ -52,7 +52,7 @@ def ask(fedavg: FedAvg, server_round: int = 1) -> list[Message]:
 
 
 def answer(message: Message, arrays: ArrayRecord | None = None, **metrics: Any) -> Message:
-    named = {"num-examples": 5, "num-steps": 4, "train-loss": 1.0}
+    named = {"num-examples": 5, "num-steps": 4, "train-loss": 1.0, "start-loss": 0.0}
     named |= {name.replace("_", "-"): value for name, value in metrics.items()}
     given = MetricRecord({name: value for name, value in named.items() if value is not None})
     arrays = pack(torch.ones(SIZE), WIRE) if arrays is None else arrays
@@ -103,11 +103,12 @@ BAD: dict[str, tuple[Reply, str]] = {
     "too few bytes": (lambda m: answer(m, altered(data=b"123")), "has 3 bytes for"),
     "no metrics": (
         lambda m: Message(RecordDict({"arrays": wire([1.0] * SIZE)}), reply_to=m),
-        "train-loss = None, which is no number",
+        "num-examples = None, which is no whole",
     ),
     "no loss": (lambda m: answer(m, train_loss=None), "train-loss = None"),
     "a loss of NaN": (lambda m: answer(m, train_loss=math.nan), "train-loss = nan"),
     "an infinite loss": (lambda m: answer(m, train_loss=math.inf), "train-loss = inf"),
+    "a start without a number": (lambda m: answer(m, start_loss=math.nan), "start-loss = nan"),
     "no examples": (lambda m: answer(m, num_examples=0), "num-examples = 0, which is no whole"),
     "fewer than none": (lambda m: answer(m, num_examples=-5), "num-examples = -5"),
     "half an example": (lambda m: answer(m, num_examples=2.5), "num-examples = 2.5"),

@@ -1,0 +1,96 @@
+r"""q-FFL: clients with a large loss count more, so that accuracy is spread more evenly.
+
+Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv 1905.10497,
+Algorithm 2 (q-FedAvg). It minimises :math:`\sum_k p_k F_k(w)^{q+1} / (q + 1)`. With :math:`F_k` the
+loss of client k at the global weights, :math:`u_k` its update and :math:`\eta` its learning rate,
+
+.. math::
+
+    w \leftarrow w + \frac{\sum_{k \in S} n_k F_k^q u_k / \eta}{\sum_{k \in S} n_k h_k}, \qquad
+    h_k = q F_k^{q-1} \lVert u_k / \eta \rVert^2 + F_k^q / \eta
+
+Clients are sampled uniformly and weighed by their examples :math:`n_k`, as FedAvg does here; the
+paper samples by examples and weighs uniformly. With q = 0 this is FedAvg, bit for bit.
+
+*Cost*: a client evaluates its images, without augmentation, before it trains: one forward pass more
+over all of them in each round. Its loss, one number, travels with its reply. *Masks of clients'
+own*: entry by entry, the sums are over those who trained it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedta_app.algorithms.base import (
+    Accumulator,
+    Algorithm,
+    LocalRule,
+    MeanOfReplies,
+    Reply,
+    Total,
+    Vectors,
+)
+from fedta_app.vectors.arithmetic import squared_norm
+
+_LEAST = 1e-10  # of a loss: 0 to the power of q - 1 would be infinite
+
+
+class _Measured(LocalRule):
+    """Plain steps, after the loss of the global weights is measured."""
+
+    wants_start_loss = True
+
+
+class _Fair:
+    """The step of the paper as a weighted mean.
+
+    Times eta, h_k is F^(q-1) (F + q |u|^2 / eta). So the step is the mean, by n_k h_k, of the
+    updates times F / (F + q |u|^2 / eta).
+    """
+
+    def __init__(self, coverage_exponent: float, fairness: float) -> None:
+        self._mean = MeanOfReplies(coverage_exponent)
+        self._q = fairness
+        self._first = 0.0  # a loss that the others are divided by: a power may be too large
+
+    def add(self, reply: Reply) -> None:
+        loss = max(reply.start_loss, _LEAST)
+        self._first = self._first or loss
+        longer = loss + self._q * squared_norm(reply.update) / reply.lr
+        if not math.isfinite(longer):  # the client diverged: so does the round, as with FedAvg
+            self._mean.add(reply)
+            return
+        weight = reply.num_examples * (loss / self._first) ** (self._q - 1) * longer / self._first
+        self._mean.add(reply._replace(update=reply.update * (loss / longer)), weight)
+
+    def result(self) -> Total:
+        return self._mean.result()
+
+
+@dataclass(frozen=True)
+class QFFL(Algorithm):
+    """See the module.
+
+    Attributes
+    ----------
+    fairness : float
+        q, at least 0; 0.001 to 10 in the paper.
+    coverage_exponent : float
+        See `MaskedFedAvg`; read only where clients have masks of their own.
+    """
+
+    name: ClassVar[str] = "q-ffl"
+    fairness: float = 1.0
+    coverage_exponent: float = 1.0
+
+    def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
+        """Ask for the loss at the start."""
+        return _Measured() if self.fairness else LocalRule()
+
+    def accumulator(self) -> Accumulator:
+        """Return the mean in which a client weighs by its loss."""
+        if not self.fairness:
+            return MeanOfReplies(self.coverage_exponent)
+        return _Fair(self.coverage_exponent, self.fairness)

@@ -1,0 +1,110 @@
+"""q-FFL against Algorithm 2 written out, what it is for, and the loss that clients measure."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.harness.quadratics import Server, clients, schedule
+from fedta_app.algorithms.base import Algorithm, Reply
+from fedta_app.algorithms.q_ffl import QFFL
+from fedta_app.config import RunConfig
+from fedta_app.training.client import train_client
+from fedta_app.training.steps import evaluate
+from fedta_app.training.workspace import build_workspace
+
+N, SIZE = 5, 4
+
+
+def server(algorithm: Algorithm, **values: Any) -> Server:
+    start = torch.zeros(SIZE, dtype=torch.float64)
+    return Server(algorithm, clients(N, SIZE), start, **values)
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0, 3.0])
+def test_a_round_is_algorithm_2_written_out(q: float) -> None:
+    found = server(QFFL(fairness=q))
+    for chosen in schedule(4, N, 3):
+        x, numerator, denominator = found.weights.clone(), torch.zeros(SIZE).double(), 0.0
+        for client in (found.clients[k] for k in chosen):
+            w = x.clone()
+            for _ in range(found.steps):
+                w = w - found.lr * client.gradient(w)
+            change, loss = (x - w) / found.lr, client.loss(x)
+            h = q * loss ** (q - 1) * float(change.square().sum()) + loss**q / found.lr
+            numerator += client.num_examples * loss**q * change
+            denominator += client.num_examples * h
+        found.run_round(chosen)
+        torch.testing.assert_close(found.weights, x - numerator / denominator)
+
+
+@pytest.mark.parametrize("q", [0.0, 2.0])
+def test_it_ends_where_the_gradient_of_its_objective_is_zero(q: float) -> None:
+    """One step a round: no drift, and sum_k n_k F_k^q grad F_k = 0 exactly there."""
+    found = server(QFFL(fairness=q), steps=1, lr=0.1)
+    for _ in range(400):
+        found.run_round(range(N))
+    gradients = [c.num_examples * c.loss(found.weights) ** q * c.gradient(found.weights)
+                 for c in found.clients]  # fmt: skip
+    assert float(torch.stack(gradients).sum(0).norm()) < 1e-6
+
+
+def test_a_larger_q_spreads_the_losses_more_evenly() -> None:
+    spreads, worst = [], []
+    for q in (0.0, 1.0, 5.0):
+        found = server(QFFL(fairness=q), steps=1, lr=0.1)
+        for _ in range(400):
+            found.run_round(range(N))
+        losses = torch.tensor([client.loss(found.weights) for client in found.clients])
+        spreads.append(float(losses.std()))
+        worst.append(float(losses.max()))
+    assert spreads[0] > spreads[1] > spreads[2]
+    assert worst[0] > worst[1] > worst[2]
+
+
+def test_without_fairness_it_is_fedavg_bit_for_bit_and_measures_nothing() -> None:
+    assert not QFFL(fairness=0.0).local(torch.zeros(1), {}, {}).wants_start_loss
+    ours, plain = server(QFFL(fairness=0.0)), server(Algorithm())
+    for chosen in schedule(5, N, 3):
+        ours.run_round(chosen)
+        plain.run_round(chosen)
+        assert torch.equal(ours.weights, plain.weights)
+
+
+def test_own_masks_sum_over_those_who_trained_an_entry() -> None:
+    masks = [torch.tensor([True, True, False]), torch.tensor([True, False, False])]
+    updates = [torch.tensor([0.2, 0.4, 0.0]), torch.tensor([0.9, 0.0, 0.0])]
+    total = QFFL(fairness=2.0).accumulator()
+    for update, mask, examples, loss in zip(updates, masks, (10, 30), (0.5, 1.5), strict=True):
+        total.add(Reply(update, examples, 4, 0.1, trained=mask, start_loss=loss))
+    h = [2 * f * float((u / 0.1).square().sum()) + f**2 / 0.1
+         for f, u in zip((0.5, 1.5), updates, strict=True)]  # fmt: skip
+    first = (10 * 0.25 * 2.0 + 30 * 2.25 * 9.0) / (10 * h[0] + 30 * h[1])
+    expected = torch.tensor([first, 0.25 * 4.0 / h[0], 0.0])
+    torch.testing.assert_close(total.result().mean, expected)
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-30, 1e30])
+def test_extreme_losses_give_finite_steps(loss: float) -> None:
+    total = QFFL(fairness=10.0).accumulator()
+    for _ in range(2):
+        total.add(Reply(torch.ones(3), 10, 4, 0.1, start_loss=loss))
+    assert total.result().mean.isfinite().all()
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_client_measures_its_loss_at_the_global_weights_and_trains_as_ever(views: int) -> None:
+    mapping = {"num-clients": 10, "local-steps": 2, "threads": 1, "augment": bool(views)}
+    if views:
+        mapping |= {"trained-blocks": 1, "cached-views": views, "cache-dir": ""}
+    workspace = build_workspace(RunConfig.from_mapping(mapping))
+    start, images = workspace.weights.vector.clone(), workspace.client_data(1)
+    arguments: dict[str, Any] = {"partition_id": 1, "server_round": 1, "lr": 0.1}
+    plain = train_client(workspace, start, **arguments)
+    update = plain.update.clone()
+    measured = train_client(workspace, start, **arguments, algorithm=QFFL())
+    assert torch.equal(update, measured.update) and plain.start_loss == 0
+    workspace.weights.load(start)
+    if not views:
+        assert measured.start_loss == evaluate(workspace, images)[0]
+    assert 0 < measured.start_loss < 10 and measured.sent == {}
