@@ -29,12 +29,13 @@ from fedta_app.entry import (
     whole,
 )
 from fedta_app.masks import MASK_RULES, needs_scores
-from fedta_app.partition.schemes import MAX_ALPHA, MIN_ALPHA
+from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA
 
 ALPHA = Range(
     f"a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}",
     lambda value: MIN_ALPHA <= value <= MAX_ALPHA,
 )
+SPREAD = Range(f"a number from 0 to {MAX_SPREAD:g}", lambda value: 0 <= value <= MAX_SPREAD)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
 
 FEDERATED = Condition("engine is not centralized", lambda c: c.engine != "centralized")
@@ -111,6 +112,8 @@ class Keys:
     dirichlet_alpha: float = number(0.5, ALPHA, "result partition",
         "sum of the concentrations (Hsu et al.); small: few classes a client",
         read_when=FEDERATED & key_is("partition", "dirichlet"), synonyms="alpha concentration")
+    size_spread: float = number(0.0, SPREAD, "result time partition",
+        "sigma of the lognormal that client sizes follow; 0: equal sizes", read_when=FEDERATED)
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
         "share of the training images that is kept for validation",
         synonyms="val-split validation-size val-fraction")

@@ -94,6 +94,7 @@ class Workspace:
                 scheme=config.partition,
                 num_classes_per_client=config.num_classes_per_client,
                 alpha=config.dirichlet_alpha,
+                size_spread=config.size_spread,
                 seed=config.seed,
             )
         except PartitionError as error:

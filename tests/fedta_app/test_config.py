@@ -192,7 +192,9 @@ def test_every_field_of_an_algorithm_is_a_key_that_is_read_with_it() -> None:
 
 def test_values_that_decide_are_of_keys_that_are_read() -> None:
     config = RunConfig(partition="iid", num_clients=7)
-    assert config.values_that_decide("partition") == {"partition": "iid", "num-clients": 7}
+    assert config.values_that_decide("partition") == {
+        "partition": "iid", "num-clients": 7, "size-spread": 0.0,
+    }  # fmt: skip
     assert RunConfig(engine="centralized").values_that_decide("partition") == {}
     assert {"lr", "device"} <= set(config.values_that_decide("result", "rounding"))
     with pytest.raises(ValueError, match="'speed' is nothing that a key decides: result"):
