@@ -77,6 +77,7 @@ def train(message: Message, context: Context) -> Message:
         partition_id=client,
         server_round=int(settings["server-round"]),
         lr=float(settings["lr"]),
+        local_steps=int(settings.get("local-steps", config.local_steps)),
         algorithm=make_algorithm(config.strategy, vars(config)),
         received=received,
         memory=own,

@@ -123,6 +123,11 @@ def check_combinations(config: RunConfig) -> None:
             f"warmup-rounds = {config.warmup_rounds} is not allowed with num-server-rounds = "
             f"{config.num_server_rounds}: warmup-rounds is below num-server-rounds"
         )
+    if config.local_steps_from >= config.num_server_rounds:
+        raise ConfigError(
+            f"local-steps-from = {config.local_steps_from} is not allowed with num-server-rounds = "
+            f"{config.num_server_rounds}: local-steps-from is below num-server-rounds"
+        )
     _check_masks(config)
     _check_partition(config)
 

@@ -126,6 +126,9 @@ class Keys:
     local_steps: int = whole(4, 0, "result time step",
         "J, mini-batches per client and round; 0: one pass over its images",
         synonyms="j steps epochs local-epochs")
+    local_steps_from: int = whole(0, 0, "result time",
+        "post-local SGD: rounds of one local step before those of local-steps; 0: none",
+        scales_with_rounds=True, read_when=FEDERATED, synonyms="post-local")
     num_server_rounds: int = whole(30, 1, "result count", "rounds of training",
         scales_with_rounds=True, synonyms="rounds num-rounds n-rounds server-rounds global-rounds")
     batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step",

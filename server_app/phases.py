@@ -14,7 +14,7 @@ from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
-from fedta_app.training.schedule import learning_rate
+from fedta_app.training.schedule import learning_rate, local_steps
 from server_app.interference import InterferenceLog
 from server_app.ridge import RidgeSums
 from server_app.state import ServerState
@@ -146,6 +146,7 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
         fraction_train=config.fraction_train,
         seed=config.seed,
         learning_rate=lambda server_round: learning_rate(config, server_round),
+        local_steps=lambda server_round: local_steps(config, server_round),
         setup=state.setup,
         expand=state.expand,
         holders=state.holders,

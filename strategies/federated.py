@@ -46,6 +46,8 @@ class FederatedStrategy(Strategy):
         Of the sampling.
     learning_rate : callable
         The learning rate of a round, sent to its clients.
+    local_steps : callable, optional
+        The local steps of a round, sent to its clients; by default they go by the configuration.
     setup : callable
         What a client needs besides the vectors, by partition id.
     expand : callable
@@ -75,6 +77,7 @@ class FederatedStrategy(Strategy):
         fraction_train: float,
         seed: int,
         learning_rate: Callable[[int], float],
+        local_steps: Callable[[int], int] | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
         expand: Expand = lambda partition_id, vector: (vector, None),
         holders: Callable[[], Tensor | None] = lambda: None,
@@ -85,6 +88,7 @@ class FederatedStrategy(Strategy):
         self.fraction_train = fraction_train
         self.seed = seed
         self.learning_rate = learning_rate
+        self.local_steps = local_steps
         self.setup = setup
         self.expand = expand
         self.message_type = message_type
@@ -114,14 +118,20 @@ class FederatedStrategy(Strategy):
         broadcast = self.algorithm.broadcast(self.state, server_round)
         vectors = {_WEIGHTS: self._weights, **broadcast}
         self._sent = pack_many(vectors, self.exchange.transport)
-        settings = {"server-round": server_round, "lr": self.learning_rate(server_round)}
         return self.exchange.messages(
             self._sampled,
             self.message_type,
             arrays=self._sent,
-            config={**config, **settings},  # type: ignore[dict-item]
+            config={**config, **self._settings(server_round)},  # type: ignore[dict-item]
             setup=self._setup,
         )
+
+    def _settings(self, server_round: int) -> dict[str, int | float]:
+        """Return what the clients of a round are told besides the vectors."""
+        told = {"server-round": server_round, "lr": self.learning_rate(server_round)}
+        if self.local_steps is not None:
+            told["local-steps"] = self.local_steps(server_round)
+        return told
 
     def _setup(self, partition_id: int) -> Setup:
         memory = self.memories.get(partition_id, "")

@@ -61,6 +61,7 @@ BAD = [
     ({"fraction-train": 0}, "fraction-train = 0 is not allowed"),
     ({"fraction-train": 1.1}, "fraction-train = 1.1 is not allowed: fraction-train is a share"),
     ({"local-steps": -4}, "local-steps = -4 is not allowed"),
+    ({"local-steps-from": 30}, "local-steps-from is below num-server-rounds"),
     ({"num-server-rounds": 0}, "num-server-rounds = 0 is not allowed"),
     ({"batch-size": 0}, "batch-size = 0 is not allowed: batch-size is a whole number of at least"),
     ({"batch-size": 16.0}, "batch-size = 16.0 is not allowed"),
