@@ -51,6 +51,7 @@ SOME_CALIBRATE = FEDERATED & Condition(
     ),
 )
 REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
+SHARED = FEDERATED & Condition("shared-fraction is above 0", lambda c: c.shared_fraction > 0)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
 SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
 CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)
@@ -114,6 +115,11 @@ class Keys:
         read_when=FEDERATED & key_is("partition", "dirichlet"), synonyms="alpha concentration")
     size_spread: float = number(0.0, SPREAD, "result time partition",
         "sigma of the lognormal that client sizes follow; 0: equal sizes", read_when=FEDERATED)
+    shared_fraction: float = number(0.0, Range("a share from 0 to below 1", BELOW_ONE.check),
+        "result partition", "share of the training images that clients share (Zhao et al.)",
+        read_when=FEDERATED, synonyms="shared-examples beta")
+    shared_portion: float = number(1.0, SHARE, "result partition",
+        "share of those images that each client gets", read_when=SHARED)
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
         "share of the training images that is kept for validation",
         synonyms="val-split validation-size val-fraction")

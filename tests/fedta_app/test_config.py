@@ -160,6 +160,7 @@ def some_configurations(number: int) -> list[RunConfig]:
         values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
         # Numbers that other keys depend on.
         values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
+        values |= {"shared-fraction": draw.choice((0.0, 0.1))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found
@@ -194,7 +195,7 @@ def test_every_field_of_an_algorithm_is_a_key_that_is_read_with_it() -> None:
 def test_values_that_decide_are_of_keys_that_are_read() -> None:
     config = RunConfig(partition="iid", num_clients=7)
     assert config.values_that_decide("partition") == {
-        "partition": "iid", "num-clients": 7, "size-spread": 0.0,
+        "partition": "iid", "num-clients": 7, "size-spread": 0.0, "shared-fraction": 0.0,
     }  # fmt: skip
     assert RunConfig(engine="centralized").values_that_decide("partition") == {}
     assert {"lr", "device"} <= set(config.values_that_decide("result", "rounding"))
