@@ -118,6 +118,16 @@ def head(message: Message, context: Context) -> Message:
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
 
 
+@app.train("counts")
+def counts(message: Message, context: Context) -> Message:
+    """Return the client's number of training images of each class."""
+    memory, settings = _prepare(message, context)
+    workspace = memory.workspace
+    labels = workspace.data.train.labels[workspace.client_positions(int(settings["partition-id"]))]
+    found = torch.bincount(labels, minlength=workspace.data.num_classes)
+    return _reply(message, {"vector": found.cpu()})
+
+
 @app.train("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
     """Return the client's scores of the weights under the mask of the previous round.

@@ -18,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from fedta_app.algorithms import works_in_sequence
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import DECIDES, Key, Value, markdown_table, toml_table
 from fedta_app.errors import ConfigError
@@ -128,8 +129,28 @@ def check_combinations(config: RunConfig) -> None:
             f"local-steps-from = {config.local_steps_from} is not allowed with num-server-rounds = "
             f"{config.num_server_rounds}: local-steps-from is below num-server-rounds"
         )
+    _check_superclients(config)
     _check_masks(config)
     _check_partition(config)
+
+
+def _check_superclients(config: RunConfig) -> None:
+    """Refuse chains of clients where each client's update from the round's weights is needed."""
+    if config.superclient_clients < 2:
+        return
+    refused = ""
+    if not works_in_sequence(config.strategy):
+        refused = f"strategy = '{config.strategy}'"
+    elif config.task_figures:
+        refused = "task-figures = true"
+    elif config.interference_every:
+        refused = f"interference-every = {config.interference_every}"
+    if refused:
+        raise ConfigError(
+            f"superclient-clients = {config.superclient_clients} is not allowed with {refused}, "
+            "which takes every client's update from the weights of the round: "
+            "superclient-clients is 0 or 1 there"
+        )
 
 
 def _check_masks(config: RunConfig) -> None:

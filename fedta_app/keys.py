@@ -209,6 +209,9 @@ class Keys:
     strategy: str = choice("fedavg", algorithms(), "result time",
         "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED,
         synonyms="algorithm aggregation aggregator")
+    superclient_clients: int = whole(0, 0, "result time",
+        "FedSeq: clients in a superclient, trained one after the other; 0, 1: off",
+        high=1_000_000, read_when=FEDERATED, synonyms="fedseq")
     coverage_exponent: float = number(1.0, UP_TO_ONE, "result",
         "own masks: 1: mean over those who trained a weight; 0: over all",
         read_when=strategy_reads("coverage_exponent"))

@@ -27,7 +27,8 @@ from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Train, make_strategy
 from server_app.state import ServerState
-from strategies import FederatedStrategy, discover_nodes
+from server_app.superclient_phase import Superclients
+from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
@@ -65,6 +66,8 @@ def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
         phases.append(RidgeHead(state) if config.head == "ridge" else ProbeHead(state))
     if config.mask_rule != "none":
         phases.append(mask_phase(state))
+    if isinstance(strategy, SequentialStrategy):
+        phases.append(Superclients(state, strategy))
     return [*phases, Start(state.workspace, state.measure), Train(state, strategy)]
 
 

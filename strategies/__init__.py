@@ -9,6 +9,7 @@ from strategies.federated import (
     TiesFedAvg,
 )
 from strategies.nodes import Nodes, discover_nodes
+from strategies.sequential import SequentialStrategy
 
 __all__ = [
     "Exchange",
@@ -16,6 +17,7 @@ __all__ = [
     "FederatedStrategy",
     "MaskedFedAvg",
     "Nodes",
+    "SequentialStrategy",
     "TaskArithmetic",
     "TiesFedAvg",
     "discover_nodes",

@@ -4,7 +4,7 @@
 what to send, the order of the replies, and what has to outlive a round.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app import algorithms
-from fedta_app.algorithms import Algorithm, Reply, Vectors
+from fedta_app.algorithms import Accumulator, Algorithm, Reply, Vectors
 from fedta_app.errors import RunError
 from fedta_app.runs.loop import check_keys
 from fedta_app.vectors.arithmetic import blocks, stepped
@@ -26,7 +26,7 @@ from strategies.exchange import Exchange
 # A client's reply as a vector over the weights that travel, and which of them the client trained
 # (None: all).
 Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
-_WEIGHTS = "vector"
+WEIGHTS = "vector"  # their name in a message
 
 
 class FederatedStrategy(Strategy):
@@ -100,6 +100,7 @@ class FederatedStrategy(Strategy):
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
         self._sampled: list[int] = []
+        self._loss, self._examples = 0.0, 0
         self._sent: ArrayRecord = ArrayRecord()
         self._weights = self._next = torch.empty(0)
 
@@ -107,21 +108,34 @@ class FederatedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return a message for each sampled client, in the order of their partition ids."""
-        self.exchange.begin_round()
-        nodes = self.exchange.nodes
-        self._sampled = nodes.sample(
+        broadcast = self._begin(server_round, arrays)
+        self._sampled = self.exchange.nodes.sample(
             self.fraction_train, self.seed, self.message_type, server_round
         )
+        vectors = {WEIGHTS: self._weights, **broadcast}
+        self._sent = pack_many(vectors, self.exchange.transport)
+        return self._messages(self._sampled, self._sent, server_round, config)
+
+    def _begin(self, server_round: int, arrays: ArrayRecord) -> Vectors:
+        """Take over the weights of a round, and return what is broadcast beside them."""
+        self.exchange.begin_round()
         self._weights = unpack(arrays, MEMORY)
+        self._loss, self._examples, self.answered = 0.0, 0, []
         if self.state is None:
             self.state = self.algorithm.init(self._weights.numel(), self._holders())
-        broadcast = self.algorithm.broadcast(self.state, server_round)
-        vectors = {_WEIGHTS: self._weights, **broadcast}
-        self._sent = pack_many(vectors, self.exchange.transport)
+        return self.algorithm.broadcast(self.state, server_round)
+
+    def _messages(
+        self,
+        clients: Iterable[int],
+        arrays: ArrayRecord | Callable[[int], ArrayRecord],
+        server_round: int,
+        config: ConfigRecord,
+    ) -> list[Message]:
         return self.exchange.messages(
-            self._sampled,
+            clients,
             self.message_type,
-            arrays=self._sent,
+            arrays=arrays,
             config={**config, **self._settings(server_round)},  # type: ignore[dict-item]
             setup=self._setup,
         )
@@ -151,29 +165,39 @@ class FederatedStrategy(Strategy):
             When no client answered.
         """
         combined = self.algorithm.accumulator()
-        loss, examples, self.answered = 0.0, 0, []
-        for partition_id, message, vectors in self.exchange.in_order(self._sampled, replies):
+        for _, reply in self._good(self._sampled, replies, server_round):
+            combined.add(reply)
+        release(self._sent, self.exchange.transport)
+        return self._finish(combined, server_round)
+
+    def _good(
+        self, clients: list[int], replies: Iterable[Message], server_round: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the good replies of clients in their order, and note what outlives the round."""
+        for partition_id, message, vectors in self.exchange.in_order(clients, replies):
             metrics: Mapping[str, Any] = message.content.metric_records["metrics"]
             reply = self._reply(partition_id, metrics, vectors, server_round)
-            combined.add(reply)
+            yield partition_id, reply
             self.answered.append(partition_id)
             for watch in self.watch:
                 watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
             self._remember_memory(partition_id, message)
-            loss += reply.num_examples * float(metrics["train-loss"])
-            examples += reply.num_examples
-        release(self._sent, self.exchange.transport)
+            self._loss += reply.num_examples * float(metrics["train-loss"])
+            self._examples += reply.num_examples
+
+    def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:
+        """Return the weights after the algorithm's step, and the mean loss of the round."""
         for partition_id in self.exchange.costs.memory_lost:
             self.memories.pop(partition_id, None)
             self.memories_lost += 1
-        if not examples:
+        if not self._examples:
             errors = self.exchange.costs.errors
             raise RunError(f"no client finished round {server_round}: {errors[0]}")
         assert self.state is not None
         move, self.state = self.algorithm.step(self.state, combined.result(), server_round)
         new = self._moved(move.direction, move.scale)
-        return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
+        return pack(new, MEMORY), MetricRecord({"train-loss": self._loss / self._examples})
 
     def _reply(
         self,
@@ -182,7 +206,7 @@ class FederatedStrategy(Strategy):
         vectors: dict[str, Tensor],
         server_round: int,
     ) -> Reply:
-        update, trained = self.expand(partition_id, vectors.pop(_WEIGHTS))
+        update, trained = self.expand(partition_id, vectors.pop(WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(
             update,

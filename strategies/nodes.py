@@ -41,13 +41,22 @@ class Nodes:
 
     def sample(self, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
         """Return `count(fraction)` sorted partition ids, the same for the same seed and round."""
-        generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round)
-        size = self.count(fraction)
-        return sorted(generator.choice(len(self), size=size, replace=False).tolist())
+        return choose(len(self), fraction, seed, purpose, server_round)
 
     def count(self, fraction: float) -> int:
         """Return how many clients a share of them is, at least one."""
-        return max(1, round(fraction * len(self)))
+        return _count(len(self), fraction)
+
+
+def choose(number: int, fraction: float, seed: int, purpose: str, server_round: int) -> list[int]:
+    """Return a share of 0..number-1, at least one of them, sorted: drawn by seed and round."""
+    generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round)
+    size = _count(number, fraction)
+    return sorted(generator.choice(number, size=size, replace=False).tolist())
+
+
+def _count(number: int, fraction: float) -> int:
+    return max(1, round(fraction * number))
 
 
 def num_nodes(num_clients: int, clients_per_node: int) -> int:

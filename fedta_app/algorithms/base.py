@@ -190,6 +190,9 @@ class Algorithm:
     """
 
     name: ClassVar[str] = ""
+    # Whether a reply may be the sum of updates of clients that trained one after the other. It may
+    # not where an algorithm takes an update for the work of one client from the round's weights.
+    sequential: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
