@@ -77,6 +77,7 @@ def train(message: Message, context: Context) -> Message:
         partition_id=client,
         server_round=int(settings["server-round"]),
         lr=float(settings["lr"]),
+        local_steps=int(settings.get("local-steps", config.local_steps)),
         algorithm=make_algorithm(config.strategy, vars(config)),
         received=received,
         memory=own,
@@ -115,6 +116,16 @@ def head(message: Message, context: Context) -> Message:
     client = int(settings["partition-id"])
     images = head_images(memory.workspace, client, at_start=at_start)
     return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
+
+
+@app.train("counts")
+def counts(message: Message, context: Context) -> Message:
+    """Return the client's number of training images of each class."""
+    memory, settings = _prepare(message, context)
+    workspace = memory.workspace
+    labels = workspace.data.train.labels[workspace.client_positions(int(settings["partition-id"]))]
+    found = torch.bincount(labels, minlength=workspace.data.num_classes)
+    return _reply(message, {"vector": found.cpu()})
 
 
 @app.train("calibrate")

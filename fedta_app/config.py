@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from fedta_app.algorithms import make_algorithm
+from fedta_app.algorithms import make_algorithm, works_in_sequence
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import DECIDES, Key, Value, markdown_table, toml_table
 from fedta_app.errors import ConfigError
@@ -124,6 +124,12 @@ def check_combinations(config: RunConfig) -> None:
             f"warmup-rounds = {config.warmup_rounds} is not allowed with num-server-rounds = "
             f"{config.num_server_rounds}: warmup-rounds is below num-server-rounds"
         )
+    if config.local_steps_from >= config.num_server_rounds:
+        raise ConfigError(
+            f"local-steps-from = {config.local_steps_from} is not allowed with num-server-rounds = "
+            f"{config.num_server_rounds}: local-steps-from is below num-server-rounds"
+        )
+    _check_superclients(config)
     _check_masks(config)
     _check_partition(config)
     _check_strategy(config)
@@ -138,6 +144,25 @@ def _check_strategy(config: RunConfig) -> None:
         raise ConfigError(
             f"mask-scope = 'client' is not allowed with strategy = '{config.strategy}': it "
             "compares all entries of the updates, which takes one mask for all clients"
+        )
+
+
+def _check_superclients(config: RunConfig) -> None:
+    """Refuse chains of clients where each client's update from the round's weights is needed."""
+    if config.superclient_clients < 2:
+        return
+    refused = ""
+    if not works_in_sequence(config.strategy):
+        refused = f"strategy = '{config.strategy}'"
+    elif config.task_figures:
+        refused = "task-figures = true"
+    elif config.interference_every:
+        refused = f"interference-every = {config.interference_every}"
+    if refused:
+        raise ConfigError(
+            f"superclient-clients = {config.superclient_clients} is not allowed with {refused}, "
+            "which takes every client's update from the weights of the round: "
+            "superclient-clients is 0 or 1 there"
         )
 
 

@@ -8,7 +8,21 @@ it is read. `fedta_app.config` reads, checks and compares configurations by them
 import re
 from dataclasses import dataclass
 
-from fedta_app.algorithms import algorithms, reads
+from fedta_app.algorithms import algorithms
+from fedta_app.conditions import (
+    CACHED,
+    FEDERATED,
+    MASKED,
+    PROBE,
+    REFRESHED,
+    RIDGE,
+    SCORED,
+    SHARED,
+    SOME_BLOCKS,
+    SOME_CALIBRATE,
+    STEP,
+    strategy_reads,
+)
 from fedta_app.data.folder import FOLDER
 from fedta_app.data.sets import DATASETS
 from fedta_app.entry import (
@@ -18,7 +32,6 @@ from fedta_app.entry import (
     POSITIVE,
     SHARE,
     UP_TO_ONE,
-    Condition,
     Range,
     choice,
     flag,
@@ -28,38 +41,15 @@ from fedta_app.entry import (
     text,
     whole,
 )
-from fedta_app.masks import MASK_RULES, needs_scores
-from fedta_app.partition.schemes import MAX_ALPHA, MIN_ALPHA
+from fedta_app.masks import MASK_RULES
+from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA
 
 ALPHA = Range(
     f"a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}",
     lambda value: MIN_ALPHA <= value <= MAX_ALPHA,
 )
+SPREAD = Range(f"a number from 0 to {MAX_SPREAD:g}", lambda value: 0 <= value <= MAX_SPREAD)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
-
-FEDERATED = Condition("engine is not centralized", lambda c: c.engine != "centralized")
-MASKED = Condition("mask-rule is not none", lambda c: c.mask_rule != "none")
-SCORED = Condition(
-    "mask-rule ranks by scores", lambda c: c.mask_rule != "none" and needs_scores(c.mask_rule)
-)
-# Clients whose masks are combined are drawn even where the masks need no scores.
-SOME_CALIBRATE = FEDERATED & Condition(
-    "mask-rule ranks by scores (or mask-scope is vote, union or intersection)",
-    lambda c: (
-        SCORED.holds(c) or (MASKED.holds(c) and c.mask_scope in ("vote", "union", "intersection"))
-    ),
-)
-REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
-RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
-SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
-CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)
-STEP = key_is("lr-schedule", "step")
-
-
-def strategy_reads(field: str) -> Condition:
-    """Return the condition that the algorithm of the configuration has a field of this name."""
-    readers = [name for name in algorithms() if field in reads(name)]
-    return FEDERATED & key_is("strategy", *readers)
 
 
 # fmt: off
@@ -111,6 +101,13 @@ class Keys:
     dirichlet_alpha: float = number(0.5, ALPHA, "result partition",
         "sum of the concentrations (Hsu et al.); small: few classes a client",
         read_when=FEDERATED & key_is("partition", "dirichlet"), synonyms="alpha concentration")
+    size_spread: float = number(0.0, SPREAD, "result time partition",
+        "sigma of the lognormal that client sizes follow; 0: equal sizes", read_when=FEDERATED)
+    shared_fraction: float = number(0.0, Range("a share from 0 to below 1", BELOW_ONE.check),
+        "result partition", "share of the training images that clients share (Zhao et al.)",
+        read_when=FEDERATED, synonyms="shared-examples beta")
+    shared_portion: float = number(1.0, SHARE, "result partition",
+        "share of those images that each client gets", read_when=SHARED)
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
         "share of the training images that is kept for validation",
         synonyms="val-split validation-size val-fraction")
@@ -126,6 +123,9 @@ class Keys:
     local_steps: int = whole(4, 0, "result time step",
         "J, mini-batches per client and round; 0: one pass over its images",
         synonyms="j steps epochs local-epochs")
+    local_steps_from: int = whole(0, 0, "result time",
+        "post-local SGD: rounds of one local step before those of local-steps; 0: none",
+        scales_with_rounds=True, read_when=FEDERATED, synonyms="post-local")
     num_server_rounds: int = whole(30, 1, "result count", "rounds of training",
         scales_with_rounds=True, synonyms="rounds num-rounds n-rounds server-rounds global-rounds")
     batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step",
@@ -200,6 +200,9 @@ class Keys:
     strategy: str = choice("fedavg", algorithms(), "result time",
         "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED,
         synonyms="algorithm aggregation aggregator")
+    superclient_clients: int = whole(0, 0, "result time",
+        "FedSeq: clients in a superclient, trained one after the other; 0, 1: off",
+        high=1_000_000, read_when=FEDERATED, synonyms="fedseq")
     coverage_exponent: float = number(1.0, UP_TO_ONE, "result",
         "own masks: 1: mean over those who trained a weight; 0: over all",
         read_when=strategy_reads("coverage_exponent"))

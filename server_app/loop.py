@@ -6,12 +6,15 @@ same hooks of a strategy, and `fedta_app.runs.loop` records and checkpoints betw
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from engine.client_memory import forget_run, forget_unnamed, memories_path
 from fedta_app.config import RunConfig
 from fedta_app.partition.figure import save_partition_figure
 from fedta_app.partition.schemes import class_counts, partition_digest
+from fedta_app.partition.sharing import label_distances
 from fedta_app.runs.checkpoint import kept_values
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.finished_model import ModelKeeper
@@ -24,7 +27,8 @@ from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Train, make_strategy
 from server_app.state import ServerState
-from strategies import FederatedStrategy, discover_nodes
+from server_app.superclient_phase import Superclients
+from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
@@ -62,6 +66,8 @@ def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
         phases.append(RidgeHead(state) if config.head == "ridge" else ProbeHead(state))
     if config.mask_rule != "none":
         phases.append(mask_phase(state))
+    if isinstance(strategy, SequentialStrategy):
+        phases.append(Superclients(state, strategy))
     return [*phases, Start(state.workspace, state.measure), Train(state, strategy)]
 
 
@@ -69,14 +75,24 @@ def federated_facts(workspace: Workspace) -> dict[str, Any]:
     """Return what summary.json says of weights, data, device and partition."""
     facts = run_facts(workspace)
     facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
-    return {**facts, "num-clients": len(workspace.partitions)}
+    counts = _counts(workspace)
+    sizes = counts.sum(axis=1)
+    about = {
+        "images-per-client": [int(sizes.min()), float(sizes.mean()), int(sizes.max())],
+        "label-distance": float(label_distances(counts).mean()),
+    }
+    return {**facts, "num-clients": len(counts), "partition": about}
+
+
+def _counts(workspace: Workspace) -> npt.NDArray[np.int64]:
+    """Return how many images of each class the clients hold, shape (K, C)."""
+    labels = workspace.data.train.labels.cpu().numpy()
+    return class_counts(labels, workspace.partitions, workspace.data.num_classes)
 
 
 def save_partition(workspace: Workspace, session: RunSession) -> None:
     """Save the figure that shows how many images of each class the clients hold."""
-    labels = workspace.data.train.labels.cpu().numpy()
-    counts = class_counts(labels, workspace.partitions, workspace.data.num_classes)
-    save_partition_figure(session.directory.path / "partition.png", counts)
+    save_partition_figure(session.directory.path / "partition.png", _counts(workspace))
 
 
 def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:

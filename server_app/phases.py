@@ -14,12 +14,12 @@ from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
-from fedta_app.training.schedule import learning_rate
+from fedta_app.training.schedule import learning_rate, local_steps
 from server_app.interference import InterferenceLog
 from server_app.ridge import RidgeSums
-from server_app.state import ServerState
+from server_app.state import ROUND_TIMEOUT, ServerState
 from server_app.task_report import TaskReport
-from strategies import FederatedStrategy
+from strategies import FederatedStrategy, SequentialStrategy
 from strategies.reply_checks import TooFewClientsError, only_vector
 
 _NO_SETUP = Setup()
@@ -173,16 +173,19 @@ class Train(FederatedPhase):
 def make_strategy(state: ServerState) -> FederatedStrategy:
     """Return the strategy around the algorithm of the configuration."""
     config = state.config
-    return FederatedStrategy(
-        state.exchange,
-        make_algorithm(config.strategy, vars(config)),
-        fraction_train=config.fraction_train,
-        seed=config.seed,
-        learning_rate=lambda server_round: learning_rate(config, server_round),
-        setup=state.setup,
-        expand=state.expand,
-        size=state.trained_by,
-        holders=state.holders,
-        segments=state.segments,
+    algorithm = make_algorithm(config.strategy, vars(config))
+    options: dict[str, Any] = {
+        "fraction_train": config.fraction_train,
+        "seed": config.seed,
+        "learning_rate": lambda server_round: learning_rate(config, server_round),
+        "local_steps": lambda server_round: local_steps(config, server_round),
+        "setup": state.setup,
+        "expand": state.expand,
+        "size": state.trained_by,
+        "holders": state.holders,
+        "segments": state.segments,
         **state.limits(),
-    )
+    }
+    if config.superclient_clients > 1:
+        return SequentialStrategy(state.exchange, algorithm, timeout=ROUND_TIMEOUT, **options)
+    return FederatedStrategy(state.exchange, algorithm, **options)

@@ -4,6 +4,7 @@ from strategies.exchange import Exchange
 from strategies.federated import FederatedStrategy
 from strategies.named import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
 from strategies.nodes import Nodes, discover_nodes
+from strategies.sequential import SequentialStrategy
 
 __all__ = [
     "Exchange",
@@ -11,6 +12,7 @@ __all__ = [
     "FederatedStrategy",
     "MaskedFedAvg",
     "Nodes",
+    "SequentialStrategy",
     "TaskArithmetic",
     "TiesFedAvg",
     "discover_nodes",

@@ -127,11 +127,14 @@ class Exchange:
         partition_ids: Iterable[int],
         message_type: str,
         *,
-        arrays: ArrayRecord | None = None,
+        arrays: ArrayRecord | Callable[[int], ArrayRecord] | None = None,
         config: Entries | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
     ) -> list[Message]:
-        """Return a message for each client, with the blobs that it has not received yet."""
+        """Return a message for each client, with the blobs that it has not received yet.
+
+        `arrays` is what all of them get, or says what each gets, by partition id.
+        """
         found = []
         for partition_id in partition_ids:
             own = setup(partition_id)
@@ -139,7 +142,7 @@ class Exchange:
             entries["partition-id"] = partition_id
             content = RecordDict({"config": ConfigRecord(entries)})
             if arrays is not None:
-                content["arrays"] = arrays
+                content["arrays"] = arrays(partition_id) if callable(arrays) else arrays
             if missing := own.digests() - self.known.get(partition_id, set()):
                 content["blobs"] = self._blobs(missing)
             self.costs.bytes_down += sum(map(payload_bytes, content.array_records.values()))

@@ -4,8 +4,7 @@
 what to send, the order of the replies, and what has to outlive a round.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,27 +16,16 @@ from torch import Tensor
 
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
-from fedta_app.algorithms import Algorithm, Reply, Total, Vectors
+from fedta_app.algorithms import Accumulator, Algorithm, Reply, Total, Vectors
 from fedta_app.errors import RunError
 from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.loop import check_keys
 from fedta_app.vectors.arithmetic import blocks, stepped
 from fedta_app.vectors.layout import Segment
 from strategies.exchange import Exchange
-from strategies.reply_checks import (
-    ReplyError,
-    TooFewClientsError,
-    Trained,
-    check_training,
-    check_vectors,
-)
+from strategies.reading import WEIGHTS, Expand, ReplyReader
+from strategies.reply_checks import TooFewClientsError
 from strategies.watcher import Watcher
-
-# A client's reply as a vector over the weights that travel, and which of them the client trained
-# (None: all).
-Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
-_WEIGHTS = "vector"
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class FederatedStrategy(Strategy):
@@ -57,6 +45,8 @@ class FederatedStrategy(Strategy):
         Of the sampling.
     learning_rate : callable
         The learning rate of a round, sent to its clients.
+    local_steps : callable, optional
+        The local steps of a round, sent to its clients; else the configuration's.
     setup : callable
         What a client needs besides the vectors, by partition id.
     expand : callable
@@ -96,6 +86,7 @@ class FederatedStrategy(Strategy):
         fraction_train: float,
         seed: int,
         learning_rate: Callable[[int], float],
+        local_steps: Callable[[int], int] | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
         expand: Expand = lambda partition_id, vector: (vector, None),
         size: Callable[[int, int], int] = lambda partition_id, travelling: travelling,
@@ -111,12 +102,13 @@ class FederatedStrategy(Strategy):
         self.fraction_train = fraction_train
         self.seed = seed
         self.learning_rate = learning_rate
+        self.local_steps = local_steps
         self.setup = setup
-        self.expand = expand
-        self.size = size
         self.message_type = message_type
         self.min_clients_ok = min_clients_ok
-        self._most = {"most_examples": most_examples, "most_steps": most_steps}
+        self._reader = ReplyReader(
+            algorithm, learning_rate, expand, size, most_examples, most_steps
+        )
         self.watchers: list[Watcher] = []
         self.state: Vectors | None = None
         self.memories: dict[int, str] = {}
@@ -128,6 +120,8 @@ class FederatedStrategy(Strategy):
         self._find_segments = segments
         self._segments: tuple[Segment, ...] = ()
         self._sampled: list[int] = []
+        self._loss, self._examples = 0.0, 0
+        self._new_memories: dict[int, str] = {}
         self._sent: ArrayRecord = ArrayRecord()
         self._weights = self._next = torch.empty(0)
 
@@ -139,25 +133,46 @@ class FederatedStrategy(Strategy):
         After TooFewClientsError the same round asks other clients, as far as there are any.
         """
         nodes, draw = self.exchange.nodes, (self.seed, self.message_type, server_round)
-        if self.failed == server_round:
-            self._sampled = nodes.sample(self.fraction_train, *draw, others_than=self._sampled)
-        else:
+        others_than = self._sampled if self.failed == server_round else ()
+        broadcast = self._begin(server_round, arrays)
+        self._sampled = nodes.sample(self.fraction_train, *draw, others_than=others_than)
+        vectors = {WEIGHTS: self._weights, **broadcast}
+        self._sent = pack_many(vectors, self.exchange.transport)
+        return self._messages(self._sampled, self._sent, server_round, config)
+
+    def _begin(self, server_round: int, arrays: ArrayRecord) -> Vectors:
+        """Take over the weights of a round, and return what is broadcast beside them."""
+        if self.failed != server_round:  # the costs of a round that is repeated add up
             self.exchange.begin_round()
-            self._sampled = nodes.sample(self.fraction_train, *draw)
         self._weights = unpack(arrays, MEMORY)
+        self._loss, self._examples, self.answered, self._new_memories = 0.0, 0, [], {}
+        for watcher in self.watchers:
+            watcher.begin()
         if self.state is None:
             self.state = self.algorithm.init(self._weights.numel(), self._holders())
-        broadcast = self.algorithm.broadcast(self.state, server_round)
-        vectors = {_WEIGHTS: self._weights, **broadcast}
-        self._sent = pack_many(vectors, self.exchange.transport)
-        settings = {"server-round": server_round, "lr": self.learning_rate(server_round)}
+        return self.algorithm.broadcast(self.state, server_round)
+
+    def _messages(
+        self,
+        clients: Iterable[int],
+        arrays: ArrayRecord | Callable[[int], ArrayRecord],
+        server_round: int,
+        config: ConfigRecord,
+    ) -> list[Message]:
         return self.exchange.messages(
-            self._sampled,
+            clients,
             self.message_type,
-            arrays=self._sent,
-            config={**config, **settings},  # type: ignore[dict-item]
+            arrays=arrays,
+            config={**config, **self._settings(server_round)},  # type: ignore[dict-item]
             setup=self._setup,
         )
+
+    def _settings(self, server_round: int) -> dict[str, int | float]:
+        """Return what the clients of a round are told besides the vectors."""
+        told = {"server-round": server_round, "lr": self.learning_rate(server_round)}
+        if self.local_steps is not None:
+            told["local-steps"] = self.local_steps(server_round)
+        return told
 
     def _setup(self, partition_id: int) -> Setup:
         memory = self.memories.get(partition_id, "")
@@ -179,36 +194,45 @@ class FederatedStrategy(Strategy):
             When that is because training diverged.
         """
         combined = self.algorithm.accumulator()
-        loss, examples, memories = 0.0, 0, dict[int, str]()
-        self.answered = []
-        for watcher in self.watchers:
-            watcher.begin()
-        found = self.exchange.in_order(self._sampled, replies, self._check)
-        for partition_id, message, vectors in found:
-            trained = self._trained(message)
-            reply = self._reply(partition_id, trained, vectors, server_round)
+        for _, reply in self._good(self._sampled, replies, server_round):
             combined.add(reply)
+        release(self._sent, self.exchange.transport)
+        return self._finish(combined, server_round)
+
+    def _good(
+        self, clients: list[int], replies: Iterable[Message], server_round: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the good replies of clients in their order, and note what outlives the round."""
+
+        def check(partition_id: int, message: Message, vectors: Vectors) -> None:
+            self._reader.check(partition_id, message, vectors, self._weights)
+
+        for partition_id, message, vectors in self.exchange.in_order(clients, replies, check):
+            reply = self._reader.read(partition_id, message, vectors, server_round)
+            yield partition_id, reply
             self.answered.append(partition_id)
             for watcher in self.watchers:
                 watcher.watch(partition_id, reply.update, reply.trained)
             self.exchange.remember(partition_id, self.setup(partition_id))
             if kept := message.content.config_records.get("memory"):
-                memories[partition_id] = str(kept["digest"])
-            loss += trained.num_examples * trained.loss
-            examples += trained.num_examples
-        release(self._sent, self.exchange.transport)
+                self._new_memories[partition_id] = str(kept["digest"])
+            self._loss += reply.num_examples * self._reader.trained(message).loss
+            self._examples += reply.num_examples
+
+    def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:
+        """Return the weights after the algorithm's step, and the mean loss of the round."""
         for partition_id in self.exchange.costs.memory_lost:
             self.memories.pop(partition_id, None)
             self.memories_lost += 1
         if len(self.answered) < self.min_clients_ok:
             self.failed = server_round
             raise self._too_few(server_round)
-        self.memories.update(memories)
+        self.memories.update(self._new_memories)
         assert self.state is not None
         total = self._at_the_start(combined.result())
         move, self.state = self.algorithm.step(self.state, total, server_round)
         new = self._moved(move.direction, move.scale)
-        return pack(new, MEMORY), MetricRecord({"train-loss": loss / examples})
+        return pack(new, MEMORY), MetricRecord({"train-loss": self._loss / self._examples})
 
     def _too_few(self, server_round: int) -> RunError:
         costs = self.exchange.costs
@@ -221,40 +245,12 @@ class FederatedStrategy(Strategy):
         reason = costs.errors[0] if costs.errors else "no more were asked"
         return TooFewClientsError(f"{which} finished round {server_round}: {reason}")
 
-    def _check(self, partition_id: int, message: Message, vectors: Vectors) -> None:
-        """Raise ReplyError unless a reply is one of this algorithm, over the client's entries."""
-        names = (_WEIGHTS, *self.algorithm.sends)
-        size = self.size(partition_id, self._weights.numel())
-        check_vectors(vectors, dict.fromkeys(names, size), self._weights.dtype)
-        self._trained(message)
-        memory = message.content.config_records.get("memory")
-        if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
-            raise ReplyError("a name of its memory that is no sha256")
-
-    def _trained(self, message: Message) -> Trained:
-        return check_training(message, **self._most)
-
     def _at_the_start(self, total: Total) -> Total:
         """Add the weights that the round started from, and which of them are of one tensor."""
         if not self._segments:
             whole = Segment(self._weights.numel(), dims=2)
             self._segments = self._find_segments() or (whole,)
         return total._replace(start=self._weights, segments=self._segments)
-
-    def _reply(
-        self, partition_id: int, trained: Trained, vectors: dict[str, Tensor], server_round: int
-    ) -> Reply:
-        update, entries = self.expand(partition_id, vectors.pop(_WEIGHTS))
-        sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
-        return Reply(
-            update,
-            num_examples=trained.num_examples,
-            steps=trained.steps,
-            lr=self.learning_rate(server_round),
-            trained=entries,
-            sent=sent,
-            start_loss=trained.start_loss,
-        )
 
     def _moved(self, direction: Tensor, scale: float) -> Tensor:
         """Return weights + scale * direction, in memory that the next call uses again."""

@@ -48,21 +48,38 @@ class Nodes:
         *,
         others_than: Collection[int] = (),
     ) -> list[int]:
-        """Return `count(fraction)` sorted partition ids, the same for the same seed and round.
-
-        Those in `others_than` are taken only if there are not enough others.
-        """
-        again = ("others",) if others_than else ()
-        generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round, *again)
-        size = self.count(fraction)
-        if not others_than:
-            return sorted(generator.choice(len(self), size=size, replace=False).tolist())
-        order = generator.permutation(len(self)).tolist()
-        return sorted(sorted(order, key=lambda client: client in others_than)[:size])
+        """Return `count(fraction)` sorted partition ids; see `choose`."""
+        return choose(len(self), fraction, seed, purpose, server_round, others_than=others_than)
 
     def count(self, fraction: float) -> int:
         """Return how many clients a share of them is, at least one."""
-        return max(1, round(fraction * len(self)))
+        return _count(len(self), fraction)
+
+
+def choose(
+    number: int,
+    fraction: float,
+    seed: int,
+    purpose: str,
+    server_round: int,
+    *,
+    others_than: Collection[int] = (),
+) -> list[int]:
+    """Return a share of 0..number-1, at least one of them, sorted: drawn by seed and round.
+
+    Those in `others_than` are taken only if there are not enough others.
+    """
+    again = ("others",) if others_than else ()
+    generator = numpy_generator(checked_seed(seed), "clients", purpose, server_round, *again)
+    size = _count(number, fraction)
+    if not others_than:
+        return sorted(generator.choice(number, size=size, replace=False).tolist())
+    order = generator.permutation(number).tolist()
+    return sorted(sorted(order, key=lambda one: one in others_than)[:size])
+
+
+def _count(number: int, fraction: float) -> int:
+    return max(1, round(fraction * number))
 
 
 def num_nodes(num_clients: int, clients_per_node: int) -> int:

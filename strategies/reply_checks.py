@@ -123,6 +123,13 @@ def _whole(metrics: Mapping[str, Any], name: str, most: int) -> int:
     return value
 
 
+def check_counts(counts: Tensor, num_classes: int, most_examples: int) -> None:
+    """Raise ReplyError unless counts are a client's numbers of images of each class, (C,)."""
+    check_vectors({"counts": counts}, {"counts": num_classes}, torch.int64)
+    if (counts < 0).any() or not 1 <= int(counts.sum()) <= most_examples:
+        raise ReplyError(f"class counts that are not those of 1 to {most_examples} images")
+
+
 def check_scores(scores: Tensor, size: int, length: int) -> None:
     """Raise ReplyError unless scores are finite, and the first `size`, sensitivities, not negative.
 

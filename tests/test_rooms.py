@@ -21,6 +21,7 @@ ORDER: list[set[str]] = [
     },
     {"fedta_app.masks", "fedta_app.algorithms"},
     {"fedta_app.entry"},
+    {"fedta_app.conditions"},
     {"fedta_app.keys"},
     {"fedta_app.config"},
     {"fedta_app.runs"},

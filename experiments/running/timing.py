@@ -165,8 +165,8 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
     factor = 1.0
     values: dict[str, Any] = {
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
-        "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "partition": "iid",
-        "score_threshold": 0.0, "task_figures": False,
+        "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "local_steps_from": 0,
+        "partition": "iid", "score_threshold": 0.0, "task_figures": False,
         # Too few images to tell whether a probe of two rounds is at chance, which is refused.
         "eval_size": 9,
     }  # fmt: skip

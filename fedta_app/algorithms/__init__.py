@@ -39,6 +39,7 @@ __all__ = [
     "algorithms",
     "make_algorithm",
     "reads",
+    "works_in_sequence",
 ]
 
 
@@ -54,6 +55,11 @@ def reads(name: str) -> frozenset[str]:
         if name in REGISTRY
         else frozenset()
     )
+
+
+def works_in_sequence(name: str) -> bool:
+    """Return whether an algorithm can train clients one after the other: see `Algorithm`."""
+    return REGISTRY[name].sequential
 
 
 def make_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:

@@ -216,6 +216,9 @@ class Algorithm:
     name: ClassVar[str] = ""
     sends: ClassVar[tuple[str, ...]] = ()  # the vectors that its local rule sends besides
     own_masks: ClassVar[bool] = True  # whether it is defined where clients have masks of their own
+    # Whether a reply may be the sum of updates of clients that trained one after the other. It may
+    # not where an algorithm takes an update for the work of one client from the round's weights.
+    sequential: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -74,6 +74,7 @@ class FedNova(Algorithm):
     """
 
     name: ClassVar[str] = "fednova"
+    sequential: ClassVar[bool] = False
     momentum: float = 0.0
     coverage_exponent: float = 1.0
 

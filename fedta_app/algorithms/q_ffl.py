@@ -82,6 +82,7 @@ class QFFL(Algorithm):
     """
 
     name: ClassVar[str] = "q-ffl"
+    sequential: ClassVar[bool] = False
     fairness: float = 1.0
     coverage_exponent: float = 1.0
 

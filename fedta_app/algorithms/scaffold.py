@@ -114,6 +114,7 @@ class Scaffold(Algorithm):
     """
 
     name: ClassVar[str] = "scaffold"
+    sequential: ClassVar[bool] = False
     num_clients: int = 1
     local_steps: int = 0
     momentum: float = 0.0

@@ -15,6 +15,9 @@ entries. It is found in three steps:
 Step 3 fails only if the holders of step 2 admit no solution; then other holders are tried, up to
 `ATTEMPTS` times. It never fails if the classes are equally large and K * Nc is a multiple of their
 number: shares of N / (K * Nc) satisfy all sums, and so do integers, because flows are integral.
+
+Where clients shall be unequal, each class is split among its holders in proportion to the clients'
+weights, at least one sample each, and step 3 is left out: the size of a client follows.
 """
 
 import heapq
@@ -23,14 +26,42 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 ATTEMPTS = 50
 TRADES = 10  # how often all clients are paired for trades
 
 
+def split_in_proportion(number: int, weights: FloatArray) -> IntArray:
+    """Return shares (K,) of `number`, at least 1 each, otherwise in proportion to weights (K,).
+
+    Proportions are rounded by the method of largest remainders. What raises small shares to 1 is
+    taken from the largest ones. `number` is at least K.
+
+    Examples
+    --------
+    >>> split_in_proportion(10, np.array([1.0, 2.0, 2.0])).tolist()
+    [2, 4, 4]
+    >>> split_in_proportion(10, np.array([1.0, 1.0, 1000.0])).tolist()
+    [1, 1, 8]
+    """
+    quotas = number * (weights / weights.sum())
+    shares: IntArray = np.floor(quotas).astype(np.int64)
+    rest = number - int(shares.sum())
+    shares[np.argsort(shares - quotas, kind="stable")[:rest]] += 1
+    np.maximum(shares, 1, out=shares)
+    for _ in range(int(shares.sum()) - number):
+        shares[shares.argmax()] -= 1
+    return shares
+
+
 def allocate_shares(
-    counts: IntArray, num_clients: int, classes_each: int, rng: np.random.Generator
+    counts: IntArray,
+    num_clients: int,
+    classes_each: int,
+    rng: np.random.Generator,
+    weights: FloatArray | None = None,
 ) -> IntArray | None:
     """Return the number of samples of each client and class, or None if none was found.
 
@@ -44,20 +75,27 @@ def allocate_shares(
         Nc, at most C and at most N // K, with K * Nc >= C.
     rng : numpy.random.Generator
         Source of every random choice.
+    weights : float array, shape (K,), optional
+        By which the holders of a class share it. By default all clients are equally large.
 
     Returns
     -------
     int64 array, shape (K, C), or None
-        Column sums `counts`, row sums N // K or one more, `classes_each` positive shares per row.
+        Column sums `counts`, `classes_each` positive shares per row, and without weights row sums
+        N // K or one more.
     """
     smallest, larger = divmod(int(counts.sum()), num_clients)
     largest = smallest + (larger > 0)
+    if weights is not None:
+        smallest, largest = 1, int(counts.sum())
     for _ in range(ATTEMPTS):
         num_holders = _count_holders(counts, num_clients, classes_each, smallest, largest, rng)
         if num_holders is None:
             return None
         holds = _choose_holders(num_holders, num_clients, classes_each, rng)
         _trade(holds, rng)
+        if weights is not None:
+            return _split_by_weight(holds, counts, weights)
         shares = _split_classes(holds, counts, rng)
         if _level_clients(shares, smallest, largest):
             return shares
@@ -132,6 +170,15 @@ def _split_classes(holds: BoolArray, counts: IntArray, rng: np.random.Generator)
         rows = rng.permutation(np.flatnonzero(holds[:, c]))
         shares[rows, c] = count // len(rows)
         shares[rows[: count % len(rows)], c] += 1
+    return shares
+
+
+def _split_by_weight(holds: BoolArray, counts: IntArray, weights: FloatArray) -> IntArray:
+    """Return the table of shares when each class is split in proportion to its holders' weights."""
+    shares = np.zeros(holds.shape, dtype=np.int64)
+    for c, count in enumerate(counts):
+        rows = np.flatnonzero(holds[:, c])
+        shares[rows, c] = split_in_proportion(int(count), weights[rows])
     return shares
 
 

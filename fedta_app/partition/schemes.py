@@ -5,7 +5,8 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 Effects of Non-Identical Data Distribution", 2019 (arXiv 1909.06335), section 3, for Dirichlet.
 
 In every scheme each training sample belongs to exactly one client, and client sizes differ by at
-most one; with "classes" each client has exactly Nc distinct classes.
+most one, unless `size_spread` asks for unequal ones; with "classes" each client has exactly Nc
+distinct classes.
 """
 
 import hashlib
@@ -16,11 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.errors import PartitionError
-from fedta_app.partition.allocation import IntArray, allocate_shares
+from fedta_app.partition.allocation import (
+    FloatArray,
+    IntArray,
+    allocate_shares,
+    split_in_proportion,
+)
 from fedta_app.seeding import checked_seed, numpy_generator
 
 SCHEMES = ("iid", "classes", "dirichlet")
 MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these only rounding errors change
+MAX_SPREAD = 5.0  # beyond it nearly all samples lie on one client
 NO_MASS = 1e-9  # a sum of proportions below this is rounding error
 
 
@@ -31,6 +38,7 @@ def partition(
     scheme: str,
     num_classes_per_client: int | None = None,
     alpha: float | None = None,
+    size_spread: float = 0.0,
     seed: int = 0,
 ) -> list[IntArray]:
     """Return the indices of the samples of each client.
@@ -52,6 +60,11 @@ def partition(
     alpha : float, optional
         Concentration, for "dirichlet" only: small values give few classes per client, large ones
         a split like "iid".
+    size_spread : float
+        From 0 to 5. 0: clients of equal size. Otherwise client sizes are proportional to a
+        lognormal variable ``exp(size_spread * z)`` with z standard normal, and at least 1. With
+        "classes" that holds within each class: the clients that hold it share it in these
+        proportions, at least one sample each.
     seed : int
         Seed of the random choices.
 
@@ -80,12 +93,16 @@ def partition(
     classes = _class_indices(labels)
     _check_int("num_clients", num_clients, 1, len(classes), "training samples")
     rng = numpy_generator("partition", scheme, checked_seed(seed))
+    weights = _size_weights(num_clients, size_spread, seed)
+    clients = np.arange(len(classes)) % num_clients
+    if weights is not None and scheme != "classes":
+        clients = np.repeat(np.arange(num_clients), split_in_proportion(len(classes), weights))
     if scheme == "iid":
-        owner = rng.permutation(np.arange(len(classes)) % num_clients)
+        owner = rng.permutation(clients)
     elif scheme == "classes":
-        owner = _by_class(classes, num_clients, num_classes_per_client, rng)
+        owner = _by_class(classes, num_clients, num_classes_per_client, rng, weights)
     elif scheme == "dirichlet":
-        owner = _dirichlet(classes, num_clients, alpha, rng)
+        owner = _dirichlet(classes, np.bincount(clients), alpha, rng)
     else:
         raise PartitionError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     by_client = np.argsort(owner, kind="stable")
@@ -119,6 +136,20 @@ def _class_indices(labels: npt.ArrayLike) -> IntArray:
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
+def _size_weights(num_clients: int, spread: Any, seed: int) -> FloatArray | None:
+    """Return what the sizes of the clients are proportional to, (K,); None if they are equal."""
+    number = isinstance(spread, int | float | np.number) and not isinstance(spread, bool)
+    if not number or not 0 <= spread <= MAX_SPREAD:
+        raise PartitionError(
+            f"size_spread must be a number between 0 and {MAX_SPREAD:g}, got {spread!r}"
+        )
+    if spread == 0:
+        return None
+    rng = numpy_generator("client sizes", checked_seed(seed))
+    weights: FloatArray = np.exp(spread * rng.standard_normal(num_clients))
+    return weights
+
+
 def _check_int(name: str, value: Any, low: int, high: int, what: str) -> int:
     """Return `value`, or raise unless it is an integer from `low` to `high`."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -129,7 +160,13 @@ def _check_int(name: str, value: Any, low: int, high: int, what: str) -> int:
     return int(value)
 
 
-def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Generator) -> IntArray:
+def _by_class(
+    classes: IntArray,
+    num_clients: int,
+    each: Any,
+    rng: np.random.Generator,
+    weights: FloatArray | None,
+) -> IntArray:
     """Return the client of each sample when every client holds exactly `each` classes."""
     counts = np.bincount(classes)
     name = "num_classes_per_client"
@@ -140,11 +177,17 @@ def _by_class(classes: IntArray, num_clients: int, each: Any, rng: np.random.Gen
             f"num_clients * {name} must be at least the {len(counts)} classes, so that every "
             f"class has a client, got {num_clients} * {each}"
         )
-    shares = allocate_shares(counts, num_clients, each, rng)
+    if weights is not None and num_clients * each == len(counts):
+        raise PartitionError(
+            f"size_spread must be 0 when num_clients * {name} is the {len(counts)} classes: every "
+            f"class then has one client, whose size follows, got {num_clients} * {each}"
+        )
+    shares = allocate_shares(counts, num_clients, each, rng, weights)
     if shares is None:
+        size = "equally large " if weights is None else ""
         raise PartitionError(
             f"found no split of classes of {counts.min()} to {counts.max()} samples over "
-            f"{num_clients} equally large clients of exactly {name}={each} classes: it exists for "
+            f"{num_clients} {size}clients of exactly {name}={each} classes: it exists for "
             f"equally large classes when num_clients * {name} is a multiple of the {len(counts)} "
             f"classes; else try a larger {name}"
         )
@@ -161,7 +204,7 @@ def _deal(shares: IntArray, classes: IntArray, rng: np.random.Generator) -> IntA
 
 
 def _dirichlet(
-    classes: IntArray, num_clients: int, alpha: Any, rng: np.random.Generator
+    classes: IntArray, sizes: IntArray, alpha: Any, rng: np.random.Generator
 ) -> IntArray:
     """Return the client of each sample when class proportions are drawn from a Dirichlet."""
     number = isinstance(alpha, int | float | np.number) and not isinstance(alpha, bool)
@@ -171,9 +214,8 @@ def _dirichlet(
         )
     left = np.bincount(classes)
     concentration = alpha * left / left.sum()
-    sizes = np.bincount(np.arange(len(classes)) % num_clients)
-    shares = np.zeros((num_clients, len(left)), dtype=np.int64)
-    for client in rng.permutation(num_clients):
+    shares = np.zeros((len(sizes), len(left)), dtype=np.int64)
+    for client in rng.permutation(len(sizes)):
         shares[client] = _draw(concentration, int(sizes[client]), left, rng)
         left = left - shares[client]
     return _deal(shares, classes, rng)

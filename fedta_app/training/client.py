@@ -47,6 +47,7 @@ def train_client(
     partition_id: int,
     server_round: int,
     lr: float,
+    local_steps: int | None = None,
     algorithm: Algorithm | None = None,
     received: Vectors = NOTHING,
     memory: Vectors = NOTHING,
@@ -54,12 +55,14 @@ def train_client(
     up: FlatMask | None = None,
     outbox: Callable[[Tensor], Tensor] = lambda update: update,
 ) -> LocalResult:
-    """Train the global weights on a client's images for exactly `local-steps` steps of SGDM.
+    """Train the global weights on a client's images for exactly J steps of SGDM.
 
     Parameters
     ----------
     global_weights : Tensor of shape (N,) or (P,)
         All weights, or with `down` its packed entries; the other weights are never changed.
+    local_steps : int, optional
+        J in this round, 0 for one pass over the images; by default `local-steps`.
     algorithm : Algorithm, optional
         FedAvg by default.
     received, memory : mapping of str to Tensor
@@ -97,12 +100,13 @@ def train_client(
             images,
             lr=lr,
             key=(server_round, partition_id),
+            local_steps=local_steps,
             rule=rule,
             trained=trained,
         )
     after = weights.vector if trained is None else trained.gather(weights.vector)
     update = torch.sub(after, before, out=outbox(after))
-    steps = steps_of(workspace.config, len(images))
+    steps = steps_of(workspace.config, len(images), local_steps)
     sent, kept = rule.finish(update, steps, lr)
     return LocalResult(update, len(images), steps, loss, sent, kept, start_loss)
 

@@ -35,6 +35,8 @@ def head_images(
 ) -> ImageSet:
     """Return the images of a client, or with None of all, that the ridge head is made from.
 
+    An image that clients share counts once, on the first of them.
+
     Parameters
     ----------
     at_start : bool
@@ -48,7 +50,7 @@ def head_images(
     if partition_id is None:
         positions = torch.arange(number, device=device)
     else:
-        positions = workspace.client_positions(partition_id)
+        positions = workspace.counted_positions(partition_id)
     images = workspace.start_images("train") if at_start else workspace.plain.train
     return images.subset(positions[to_device(chosen, device)[positions]])
 

@@ -1,4 +1,4 @@
-"""The learning rate of a round."""
+"""The learning rate and the local steps of a round."""
 
 import math
 
@@ -24,6 +24,16 @@ def learning_rate(config: RunConfig, server_round: int) -> float:
             return config.lr * server_round / warmup
         return _cosine(config.lr, elapsed - warmup, config.num_server_rounds - warmup)
     return config.lr
+
+
+def local_steps(config: RunConfig, server_round: int) -> int:
+    """Return the local steps J of round 1..num-server-rounds of a federation.
+
+    One in the first `local-steps-from` rounds, then `local-steps`: post-local SGD (Lin et al.,
+    "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020, arXiv 1808.07217). 0 stands for one
+    pass over a client's images.
+    """
+    return 1 if server_round <= config.local_steps_from else config.local_steps
 
 
 def schedule_warning(config: RunConfig) -> str:

@@ -46,8 +46,13 @@ class ScoringBatches:
 
 
 def scored_positions(workspace: Workspace, partition_id: int) -> Tensor:
-    """Return the positions, in the training split, of the images that a client scores."""
-    positions = workspace.client_positions(partition_id)
+    """Return the positions, in the training split, of the images that a client scores.
+
+    Where scores are summed over clients, an image that clients share is scored by the first only.
+    """
+    summed = workspace.config.mask_scope == "global"
+    own = workspace.counted_positions if summed else workspace.client_positions
+    positions = own(partition_id)
     return positions[_some(workspace, len(positions), partition_id)]
 
 

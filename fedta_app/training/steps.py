@@ -43,9 +43,16 @@ def mini_batches(
         order = order[size:]
 
 
-def steps_of(config: RunConfig, num_examples: int) -> int:
-    """Return J, or the steps of one pass over the data where `local-steps` is 0."""
-    return config.local_steps or -(-num_examples // min(config.batch_size, num_examples))
+def steps_of(config: RunConfig, num_examples: int, local_steps: int | None = None) -> int:
+    """Return J, or the steps of one pass over the data where J is 0.
+
+    Parameters
+    ----------
+    local_steps : int, optional
+        J, where a round has another than the configuration.
+    """
+    wanted = config.local_steps if local_steps is None else local_steps
+    return wanted or -(-num_examples // min(config.batch_size, num_examples))
 
 
 def make_optimizer(
@@ -75,6 +82,7 @@ def train_steps(
     *,
     lr: float,
     key: tuple[int, ...],
+    local_steps: int | None = None,
     rule: LocalRule | None = None,
     trained: FlatMask | None = None,
 ) -> float:
@@ -84,6 +92,8 @@ def train_steps(
     ----------
     key : tuple of int
         Seeds batches, augmentation and dropout together with `seed`: round and partition id.
+    local_steps : int, optional
+        As in `steps_of`.
     rule : LocalRule, optional
         The algorithm's loss, and its correction of the gradients.
     trained : FlatMask, optional
@@ -97,7 +107,7 @@ def train_steps(
     )
     order = torch_generator(config.seed, "batches", *key)
     augmentation = torch_generator(config.seed, "augmentation", *key)
-    steps = steps_of(config, len(images))
+    steps = steps_of(config, len(images), local_steps)
     total = torch.zeros((), device=workspace.device)
     correct = None
     if rule is not None and rule.correction is not None:

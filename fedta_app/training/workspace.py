@@ -13,13 +13,13 @@ from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
-from fedta_app.errors import ConfigError, DataError, PartitionError
+from fedta_app.errors import ConfigError, DataError
 from fedta_app.files import expanded
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
-from fedta_app.partition.schemes import partition
+from fedta_app.partition.sharing import counted_once
 from fedta_app.seeding import numpy_generator, torch_generator
-from fedta_app.training.datasets import find_dataset
+from fedta_app.training.datasets import divide, find_dataset
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
@@ -86,18 +86,12 @@ class Workspace:
     @cached_property
     def partitions(self) -> list[np.ndarray]:
         """The positions of each client's images in the training split."""
-        config = self.config
-        try:
-            return partition(
-                self.data.train.labels.cpu().numpy(),
-                config.num_clients,
-                scheme=config.partition,
-                num_classes_per_client=config.num_classes_per_client,
-                alpha=config.dirichlet_alpha,
-                seed=config.seed,
-            )
-        except PartitionError as error:
-            raise PartitionError(in_keys(str(error))) from error
+        return divide(self.config, self.data.train.labels.cpu().numpy())
+
+    @cached_property
+    def counted(self) -> list[np.ndarray]:
+        """As `partitions`, but an image that several clients share is the first one's only."""
+        return counted_once(self.partitions)
 
     @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
@@ -130,6 +124,10 @@ class Workspace:
     def client_positions(self, partition_id: int) -> Tensor:
         """Return the positions of a client's images in the training split, int64, on the device."""
         return to_device(torch.from_numpy(self.partitions[partition_id]), self.device)
+
+    def counted_positions(self, partition_id: int) -> Tensor:
+        """Return those that count for a client in sums in which every image counts once."""
+        return to_device(torch.from_numpy(self.counted[partition_id]), self.device)
 
     @cached_property
     def plain(self) -> DataSplits:

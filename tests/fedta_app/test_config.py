@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedta_app.algorithms import algorithms, reads
+from fedta_app.conditions import strategy_reads
 from fedta_app.config import KEYS, RunConfig, difference, keys_that_decide, to_toml
 from fedta_app.entry import ALWAYS, DECIDES, Key, toml_table
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
-from fedta_app.keys import strategy_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +61,7 @@ BAD = [
     ({"fraction-train": 0}, "fraction-train = 0 is not allowed"),
     ({"fraction-train": 1.1}, "fraction-train = 1.1 is not allowed: fraction-train is a share"),
     ({"local-steps": -4}, "local-steps = -4 is not allowed"),
+    ({"local-steps-from": 30}, "local-steps-from is below num-server-rounds"),
     ({"num-server-rounds": 0}, "num-server-rounds = 0 is not allowed"),
     ({"batch-size": 0}, "batch-size = 0 is not allowed: batch-size is a whole number of at least"),
     ({"batch-size": 16.0}, "batch-size = 16.0 is not allowed"),
@@ -159,6 +160,7 @@ def some_configurations(number: int) -> list[RunConfig]:
         values = {key.name: draw.choice(key.options) for key in KEYS.values() if key.options}
         # Numbers that other keys depend on.
         values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
+        values |= {"shared-fraction": draw.choice((0.0, 0.1))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found
@@ -192,7 +194,9 @@ def test_every_field_of_an_algorithm_is_a_key_that_is_read_with_it() -> None:
 
 def test_values_that_decide_are_of_keys_that_are_read() -> None:
     config = RunConfig(partition="iid", num_clients=7)
-    assert config.values_that_decide("partition") == {"partition": "iid", "num-clients": 7}
+    assert config.values_that_decide("partition") == {
+        "partition": "iid", "num-clients": 7, "size-spread": 0.0, "shared-fraction": 0.0,
+    }  # fmt: skip
     assert RunConfig(engine="centralized").values_that_decide("partition") == {}
     assert {"lr", "device"} <= set(config.values_that_decide("result", "rounding"))
     with pytest.raises(ValueError, match="'speed' is nothing that a key decides: result"):

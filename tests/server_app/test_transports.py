@@ -17,6 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "union": {"mask-scope": "union"},
     "agreement": {"mask-rule": "agreement"},
     "ties": {"strategy": "ties", "mask-scope": "client"},
+    "superclients": {"superclient-clients": 3, "strategy": "fedprox"},
     "task-arithmetic": {"strategy": "task-arithmetic", "server-scale": 0.3},
 }
 

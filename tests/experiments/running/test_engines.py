@@ -14,6 +14,7 @@ CASES: dict[str, dict[str, Any]] = {
     "demo/masked": {},
     "own masks": {"mask-scope": "client", "strategy": "ties"},
     "agreement": {"mask-rule": "agreement", "strategy": "task-arithmetic", "server-scale": 0.1},
+    "superclients": {"superclient-clients": 5, "mask-scope": "client"},
     "probe": {"head": "probe", "probe-rounds": 2, "calibration-rounds": 1},
 }
 

@@ -1,0 +1,47 @@
+"""The phase that makes FedSeq's superclients from the class counts of all clients."""
+
+import torch
+from torch import Tensor
+
+from fedta_app.errors import RunError
+from fedta_app.partition.superclients import group_clients
+from server_app.phases import FederatedPhase
+from server_app.state import ServerState
+from strategies import SequentialStrategy
+from strategies.reply_checks import check_counts
+
+
+class Superclients(FederatedPhase):
+    """Every client sends its number of images of each class; groups follow from these.
+
+    The counts tell the server a client's labels, as the sums of a ridge head do.
+    """
+
+    name = "superclients"
+
+    def __init__(self, state: ServerState, strategy: SequentialStrategy) -> None:
+        super().__init__(state, 1)
+        self._strategy = strategy
+
+    def work(self, number: int) -> None:
+        """Ask for the counts, and group.
+
+        Raises
+        ------
+        RunError
+            When a client failed: without it, the groups would depend on which ones did.
+        """
+        state = self.state
+        clients = list(range(len(state.exchange.nodes)))
+        found = self.ask(clients, "train.counts", self._check)
+        counts = [vector.clone() for _, vector in found]
+        if state.exchange.costs.errors:
+            raise RunError(f"superclients need every client: {state.exchange.costs.errors[0]}")
+        groups = group_clients(torch.stack(counts).numpy(), state.config.superclient_clients)
+        self._strategy.superclients = groups
+        sizes = [len(group) for group in groups]
+        state.notes["superclients"] = {"number": len(groups), "largest": max(sizes)}
+
+    def _check(self, counts: Tensor) -> None:
+        data = self.state.workspace.data
+        check_counts(counts, data.num_classes, len(data.train))

@@ -1,0 +1,66 @@
+"""A client's reply to a training round: what it has to be, and what the algorithm sees of it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Message
+from torch import Tensor
+
+from fedta_app.algorithms import Algorithm, Reply, Vectors
+from strategies.reply_checks import ReplyError, Trained, check_training, check_vectors
+
+# A client's reply as a vector over the weights that travel, and which of them the client trained
+# (None: all).
+Expand = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+WEIGHTS = "vector"  # their name in a message
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ReplyReader:
+    """Checks replies, and reads them; the attributes are as in `FederatedStrategy`."""
+
+    algorithm: Algorithm
+    learning_rate: Callable[[int], float]
+    expand: Expand
+    size: Callable[[int, int], int]
+    most_examples: int
+    most_steps: int
+
+    def check(self, partition_id: int, message: Message, vectors: Vectors, weights: Tensor) -> None:
+        """Raise ReplyError unless a reply is one of the algorithm, over the client's entries.
+
+        Parameters
+        ----------
+        weights : Tensor of shape (P,)
+            Those that travelled.
+        """
+        size = self.size(partition_id, weights.numel())
+        names = (WEIGHTS, *self.algorithm.sends)
+        check_vectors(vectors, dict.fromkeys(names, size), weights.dtype)
+        self.trained(message)
+        memory = message.content.config_records.get("memory")
+        if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
+            raise ReplyError("a name of its memory that is no sha256")
+
+    def trained(self, message: Message) -> Trained:
+        """Return what the client says of its training."""
+        return check_training(message, most_examples=self.most_examples, most_steps=self.most_steps)
+
+    def read(
+        self, partition_id: int, message: Message, vectors: dict[str, Tensor], server_round: int
+    ) -> Reply:
+        """Return a reply that was checked, over the weights that travel."""
+        trained = self.trained(message)
+        update, entries = self.expand(partition_id, vectors.pop(WEIGHTS))
+        sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
+        return Reply(
+            update,
+            num_examples=trained.num_examples,
+            steps=trained.steps,
+            lr=self.learning_rate(server_round),
+            trained=entries,
+            sent=sent,
+            start_loss=trained.start_loss,
+        )
