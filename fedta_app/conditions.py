@@ -19,6 +19,8 @@ SOME_CALIBRATE = FEDERATED & Condition(
 )
 REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
 SHARED = FEDERATED & Condition("shared-fraction is above 0", lambda c: c.shared_fraction > 0)
+BOUNDED = FEDERATED & Condition("update-bound is above 0", lambda c: c.update_bound > 0)
+ATTACKED = FEDERATED & Condition("attackers is above 0", lambda c: c.attackers > 0)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
 SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
 CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)

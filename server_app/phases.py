@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
+from fedta_app.algorithms.bounding import BoundedUpdates
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
@@ -186,6 +187,12 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
         "segments": state.segments,
         **state.limits(),
     }
+    if config.update_bound:
+        options["accumulator"] = lambda: BoundedUpdates(
+            algorithm.accumulator(),
+            config.update_bound,
+            by_median=config.update_bound_kind == "median",
+        )
     if config.superclient_clients > 1:
         return SequentialStrategy(state.exchange, algorithm, timeout=ROUND_TIMEOUT, **options)
     return FederatedStrategy(state.exchange, algorithm, **options)

@@ -63,6 +63,8 @@ class FederatedStrategy(Strategy):
         With fewer good replies a round does not count.
     most_examples, most_steps : int
         No client has more examples, or takes more steps in a round.
+    accumulator : callable, optional
+        Returns what the replies of a round are added to; by default the algorithm's.
 
     Attributes
     ----------
@@ -96,6 +98,7 @@ class FederatedStrategy(Strategy):
         min_clients_ok: int = 1,
         most_examples: int = 2**31,
         most_steps: int = 2**31,
+        accumulator: Callable[[], Accumulator] | None = None,
     ) -> None:
         self.exchange = exchange
         self.algorithm = algorithm
@@ -106,6 +109,7 @@ class FederatedStrategy(Strategy):
         self.setup = setup
         self.message_type = message_type
         self.min_clients_ok = min_clients_ok
+        self.accumulator = accumulator or algorithm.accumulator
         self._reader = ReplyReader(
             algorithm, learning_rate, expand, size, most_examples, most_steps
         )
@@ -193,7 +197,7 @@ class FederatedStrategy(Strategy):
         RunError
             When that is because training diverged.
         """
-        combined = self.algorithm.accumulator()
+        combined = self.accumulator()
         for _, reply in self._good(self._sampled, replies, server_round):
             combined.add(reply)
         release(self._sent, self.exchange.transport)

@@ -150,7 +150,7 @@ class SequentialStrategy(FederatedStrategy):
             answers = replies_as_they_come(self._grid, messages, self._timeout)
             self._fold(answers, chain_of, server_round)
         self.answered.sort()
-        combined = self.algorithm.accumulator()
+        combined = self.accumulator()
         for chain in self._chains:
             if chain.reply is not None:
                 combined.add(chain.reply)

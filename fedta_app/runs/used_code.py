@@ -34,7 +34,7 @@ _UNITS = {
     "model": "fedta_app.models.architectures",
 }
 
-Sources = Mapping[str, bytes]  # contents of files by their path, such as fedta_app/keys.py
+Sources = Mapping[str, bytes]  # contents of files by their path, such as fedta_app/config.py
 
 
 def read_sources(root: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedta_app.algorithms.base import NOTHING, Algorithm, Vectors
 from fedta_app.data.loading import ImageSet
+from fedta_app.training.attacks import attack_, is_attacker
 from fedta_app.training.steps import evaluate, make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
@@ -108,6 +109,8 @@ def train_client(
     update = torch.sub(after, before, out=outbox(after))
     steps = steps_of(workspace.config, len(images), local_steps)
     sent, kept = rule.finish(update, steps, lr)
+    if is_attacker(workspace.config, partition_id):
+        attack_(update, workspace.config.attack, lr * steps)
     return LocalResult(update, len(images), steps, loss, sent, kept, start_loss)
 
 

@@ -161,6 +161,7 @@ def some_configurations(number: int) -> list[RunConfig]:
         # Numbers that other keys depend on.
         values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
         values |= {"shared-fraction": draw.choice((0.0, 0.1))}
+        values |= {"update-bound": draw.choice((0.0, 1.0)), "attackers": draw.choice((0.0, 0.1))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
     return found

@@ -1,0 +1,120 @@
+"""Hostile clients, and the bound on the length of updates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client_app.app import app as client_app
+from engine.inprocess import run_in_process
+from fedta_app.algorithms.base import MeanOfReplies, Reply
+from fedta_app.algorithms.bounding import BoundedUpdates
+from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
+from fedta_app.keys.algorithm import ATTACKS
+from fedta_app.training.attacks import attack_, attackers
+from server_app.app import app as server_app
+
+RUN = {
+    "name": "test", "partition": "dirichlet", "num-clients": 20, "fraction-train": 0.5,
+    "num-server-rounds": 4, "local-steps": 2, "lr": 0.01, "head": "ridge", "eval-every": 4,
+    "threads": 1, "engine": "in-process", "measure-test": "never",
+}  # fmt: skip
+
+
+def run(folder: Path, **values: Any) -> dict[str, Any]:
+    config = {**RUN, "results-dir": str(folder), **values}
+    run_in_process(server_app, client_app, config, 20)
+    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
+    assert summary["status"] == "finished"
+    return summary
+
+
+def test_the_hostile_clients_are_drawn_once_by_the_seed() -> None:
+    found = attackers(3, 100, 0.1)
+    assert len(found) == 10 and found == attackers(3, 100, 0.1) and found != attackers(4, 100, 0.1)
+    assert max(found) < 100
+    assert not attackers(0, 100, 0.0) and not attackers(0, 4, 0.1)
+
+
+def test_what_they_send() -> None:
+    update = torch.tensor([1.0, -2.0, 0.0])
+    expected = {
+        "sign-flip": [-1.0, 2.0, 0.0],
+        "scale": [10.0, -20.0, 0.0],
+        "reverse": [-100.0, 200.0, 0.0],
+        "same-value": [0.5, 0.5, 0.5],
+    }
+    assert set(expected) == set(ATTACKS)
+    for attack, sent in expected.items():
+        assert attack_(update.clone(), attack, step_length=0.5).tolist() == sent
+
+
+def reply(update: torch.Tensor, examples: int = 1) -> Reply:
+    return Reply(update, examples, steps=1, lr=0.1)
+
+
+class TestBound:
+    @given(st.integers(0, 10**6), st.floats(0.1, 3.0), st.booleans())
+    def test_it_is_the_mean_of_shortened_updates(
+        self, seed: int, bound: float, by_median: bool
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.tensor([0.0, 1.0, 2.0, 30.0, 1e6])
+        updates = lengths[:, None] * torch.randn(5, 7, generator=generator)
+        bounded = BoundedUpdates(MeanOfReplies(), bound, by_median=by_median)
+        for number, update in enumerate(updates):
+            bounded.add(reply(update, number + 1))
+        norms = updates.double().norm(dim=1)
+        limit = bound * float(norms.sort().values[2]) if by_median else bound
+        factors = torch.where(norms > limit, limit / norms, 1.0)
+        weights = torch.arange(1, 6).double()
+        naive = (updates.double() * (factors * weights)[:, None]).sum(0) / weights.sum()
+        torch.testing.assert_close(bounded.result().mean.double(), naive, rtol=1e-5, atol=1e-6)
+
+    def test_what_is_short_keeps_its_bits(self) -> None:
+        update = torch.tensor([0.1, 0.2])
+        plain, bounded = MeanOfReplies(), BoundedUpdates(MeanOfReplies(), 1.0, by_median=False)
+        for mean in (plain, bounded):
+            mean.add(reply(update))
+        assert torch.equal(plain.result().mean, bounded.result().mean)
+
+    def test_updates_that_are_kept_may_be_overwritten_by_the_next_client(self) -> None:
+        buffer = torch.ones(3)
+        bounded = BoundedUpdates(MeanOfReplies(), 2.0, by_median=True)
+        bounded.add(reply(buffer))
+        bounded.add(reply(buffer.mul_(3)))
+        assert bounded.result().mean.tolist() == [2.0] * 3
+
+
+def test_a_bound_that_nobody_exceeds_changes_no_bit(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    for kind, bound in (("fixed", 1e6), ("median", 1e6)):
+        values = {"update-bound": bound, "update-bound-kind": kind}
+        bounded = run(tmp_path / kind, **values)
+        assert bounded["final-weights-sha256"] == plain["final-weights-sha256"]
+
+
+@pytest.mark.parametrize("defence", [{"update-bound": 1.0}, {"strategy": "fedmedian"}])
+def test_a_defence_withstands_what_breaks_the_mean(tmp_path: Path, defence: dict[str, Any]) -> None:
+    hostile = {"attackers": 0.2, "attack": "reverse"}
+    clean = run(tmp_path / "clean")["final"]["val_accuracy"]
+    broken = run(tmp_path / "broken", **hostile)["final"]["val_accuracy"]
+    defended = run(tmp_path / "defended", **hostile, **defence)["final"]["val_accuracy"]
+    assert broken < 0.5 < clean - 0.05 < defended
+
+
+def test_who_is_hostile_is_the_same_in_every_round_and_engine_setting(tmp_path: Path) -> None:
+    hostile = {"attackers": 0.2, "attack": "sign-flip"}
+    first, again = run(tmp_path / "a", **hostile), run(tmp_path / "b", **hostile, transport="wire")
+    assert first["final-weights-sha256"] == again["final-weights-sha256"]
+    assert first["final-weights-sha256"] != run(tmp_path / "c")["final-weights-sha256"]
+
+
+def test_a_share_of_half_or_more_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"attackers = 0.5 is not allowed"):
+        RunConfig.from_mapping({**RUN, "attackers": 0.5})
