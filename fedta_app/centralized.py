@@ -1,16 +1,23 @@
 """The centralised baseline: the phases of a run without a federation.
 
-Model, data and optimizer step are those of a client, on all training images. A round is
+Model, data and optimizer step are those of a client, on all training images; for large batches the
+optimizer may be another (`fedta_app.optim.large_batch`). A round is
 `local-steps` steps, or one epoch where that is 0. Unlike a client's, the optimizer keeps its
 momentum from round to round. Head and mask are made from the training images.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedta_app.config import RunConfig
+from fedta_app.optim.large_batch import (
+    large_batch_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+)
+from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Phase, RoundLoop, check_keys
 from fedta_app.runs.metrics import Figures, Row
@@ -65,7 +72,7 @@ class Baseline:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.optimizer = make_optimizer(workspace.config, workspace.model)
+        self.optimizer = _make_optimizer(workspace)
         self.mask: FlatMask | None = None
         self._mask_bits = b""
         self.notes: dict[str, Any] = {}
@@ -81,6 +88,7 @@ class Baseline:
     def use_mask(self, mask: FlatMask) -> None:
         """Train only the entries of the mask from now on."""
         self.mask, self._mask_bits = mask, mask.to_bits()
+        assert isinstance(self.optimizer, SparseSGDM), "other optimizers are refused with a mask"
         self.optimizer.set_masks(self.workspace.weights.views(mask.mask))
         trained, entries = mask.num_trained, mask.mask.numel()
         self.notes["mask"] = {"density": mask.density, "trained": trained, "of": entries}
@@ -108,7 +116,9 @@ class Baseline:
             "notes": self.notes,
         }
 
-    def _momentum(self) -> dict[str, Tensor]:
+    def _momentum(self) -> dict[str, Any]:
+        if not isinstance(self.optimizer, SparseSGDM):
+            return optimizer_state(self.optimizer)
         buffers = {
             name: self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             for name, parameter in self.workspace.model.named_parameters()
@@ -125,10 +135,27 @@ class Baseline:
         if state["mask"] is not None:
             bits, size = state["mask"].numpy().tobytes(), weights.vector.numel()
             self.use_mask(FlatMask.from_bits(bits, size, weights.vector.device))
-        for name, buffer in state["momentum"].items():
-            parameter = self.workspace.model.get_parameter(name)
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        if not isinstance(self.optimizer, SparseSGDM):
+            load_optimizer_state(self.optimizer, state["momentum"])
+        else:
+            for name, buffer in state["momentum"].items():
+                parameter = self.workspace.model.get_parameter(name)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
         self.notes.update(state["notes"])
+
+
+def _make_optimizer(workspace: Workspace) -> torch.optim.Optimizer:
+    """Return the optimizer of the configuration over the parameters that require a gradient."""
+    config = workspace.config
+    if config.optimizer == "sgd":
+        return make_optimizer(config, workspace.model)
+    return large_batch_optimizer(
+        config.optimizer,
+        [parameter for parameter in workspace.model.parameters() if parameter.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
 
 
 class _BaselinePhase(Phase):
@@ -161,7 +188,7 @@ class Calibrate(_BaselinePhase):
 
 
 class Train(_BaselinePhase):
-    """SGD with momentum on all training images."""
+    """Steps of the optimizer on all training images."""
 
     name = "train"
 
@@ -172,7 +199,8 @@ class Train(_BaselinePhase):
         """Train for one round and return the mean loss."""
         workspace, optimizer = self.workspace, self.baseline.optimizer
         lr = learning_rate(workspace.config, number)
-        with optimizer.skip_frozen_tensors():
+        sparse = optimizer if isinstance(optimizer, SparseSGDM) else None
+        with sparse.skip_frozen_tensors() if sparse else nullcontext():
             loss = train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
         if workspace.config.head_refresh and number % workspace.config.head_refresh == 0:
             self.baseline.solve_head()

@@ -177,6 +177,12 @@ def _check_masks(config: RunConfig) -> None:
         raise ConfigError(
             "head = 'probe' is not allowed with engine = 'centralized': head is random or ridge"
         )
+    central = config.engine == "centralized"
+    if central and config.optimizer != "sgd" and config.mask_rule != "none":
+        raise ConfigError(
+            f"optimizer = '{config.optimizer}' is not allowed with mask-rule = "
+            f"'{config.mask_rule}': it would move frozen weights; optimizer is sgd there"
+        )
     if config.head_refresh and config.head != "ridge":
         raise ConfigError(
             f"head-refresh = {config.head_refresh} is not allowed with head = '{config.head}': "

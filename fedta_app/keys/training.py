@@ -20,6 +20,7 @@ from fedta_app.entry import (
     UP_TO_ONE,
     Range,
     choice,
+    key_is,
     number,
     or_zero,
     whole,
@@ -50,6 +51,9 @@ class TrainingKeys:
         synonyms="b bs batch")
     lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD",
         synonyms="learning-rate local-lr client-lr eta")
+    lr_batch_size: int = whole(0, 0, "result",
+        "batch size that lr is for: lr grows in proportion to batch-size; 0: as it is",
+        synonyms="linear-scaling base-batch-size")
     lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
         "constant, step, cosine or warmup-cosine, over rounds",
         synonyms="schedule scheduler lr-scheduler")
@@ -66,6 +70,9 @@ class TrainingKeys:
         "of the clients' SGD; it starts at zero in each round")
     weight_decay: float = number(0.0, NOT_NEGATIVE, "result time",
         "L2 penalty, added to the gradient as in torch.optim.SGD", synonyms="wd l2")
+    optimizer: str = choice("sgd", ("sgd", "lars", "lamb"), "result time step",
+        "of the run without clients: sgd (with momentum), lars or lamb",
+        read_when=key_is("engine", "centralized"), synonyms="optim opt")
     clip_norm: float = number(0.0, or_zero("a norm", "for no clipping"), "result time",
         "largest norm of a step's gradient; 0: no clipping",
         synonyms="grad-clip max-grad-norm gradient-clipping")

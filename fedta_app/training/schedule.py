@@ -8,22 +8,27 @@ from fedta_app.config import RunConfig
 def learning_rate(config: RunConfig, server_round: int) -> float:
     """Return the learning rate of round 1..num-server-rounds; it is constant within a round.
 
+    `lr` below is the key's value, times `batch-size / lr-batch-size` where the latter is set: the
+    linear scaling rule (Goyal et al., 2017, arXiv 1706.02677, section 2.1).
+
     - constant: `lr`
     - step: `lr * lr-step-factor ** floor((r - 1) / lr-step-rounds)`
     - cosine: `lr / 2 * (1 + cos(pi * (r - 1) / R))` (Loshchilov and Hutter, 2017, eq. 5)
     - warmup-cosine: `lr * r / W` for the first W rounds, then the cosine over the rounds left
     """
-    elapsed = server_round - 1
+    elapsed, lr = server_round - 1, config.lr
+    if config.lr_batch_size:
+        lr *= config.batch_size / config.lr_batch_size
     if config.lr_schedule == "step":
-        return config.lr * float(config.lr_step_factor ** (elapsed // config.lr_step_rounds))
+        return lr * float(config.lr_step_factor ** (elapsed // config.lr_step_rounds))
     if config.lr_schedule == "cosine":
-        return _cosine(config.lr, elapsed, config.num_server_rounds)
+        return _cosine(lr, elapsed, config.num_server_rounds)
     if config.lr_schedule == "warmup-cosine":
         warmup = config.warmup_rounds
         if server_round <= warmup:
-            return config.lr * server_round / warmup
-        return _cosine(config.lr, elapsed - warmup, config.num_server_rounds - warmup)
-    return config.lr
+            return lr * server_round / warmup
+        return _cosine(lr, elapsed - warmup, config.num_server_rounds - warmup)
+    return lr
 
 
 def local_steps(config: RunConfig, server_round: int) -> int:

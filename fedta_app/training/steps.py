@@ -77,7 +77,7 @@ def make_optimizer(
 
 def train_steps(
     workspace: Workspace,
-    optimizer: SparseSGDM,
+    optimizer: torch.optim.Optimizer,
     images: ImageSet,
     *,
     lr: float,
@@ -128,7 +128,7 @@ def train_steps(
 
 def _step(
     workspace: Workspace,
-    optimizer: SparseSGDM,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     labels: Tensor,
@@ -142,7 +142,8 @@ def _step(
     if correct is not None:
         correct()
     if workspace.config.clip_norm:
-        optimizer.mask_gradients()  # frozen entries do not count in the norm
+        if isinstance(optimizer, SparseSGDM):
+            optimizer.mask_gradients()  # frozen entries do not count in the norm
         # Not all parameters: those that another phase trained may still have gradients.
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]

@@ -59,7 +59,7 @@ def test_pretrained_weights_at_chance_are_refused(
         run(tmp_path, head="ridge")
 
 
-@pytest.mark.parametrize("values", [{}, SPARSE])
+@pytest.mark.parametrize("values", [{}, SPARSE, {"optimizer": "lars"}, {"optimizer": "lamb"}])
 def test_a_stop_after_every_round_changes_no_bit(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

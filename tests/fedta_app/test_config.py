@@ -109,6 +109,10 @@ BAD = [
         {"partition": "classes", "num-classes-per-client": 2, "num-clients": 4},
         "together they hold 8 of the 10 classes",
     ),
+    (
+        {"engine": "centralized", "optimizer": "lamb", "head": "ridge", "mask-rule": "random"},
+        "optimizer = 'lamb' is not allowed with mask-rule = 'random': it would move frozen weights",
+    ),
     ({"lr": [0.1]}, "lr = [0.1] is not allowed"),
     ({"head": "probe", "head-refresh": 2}, "head-refresh = 2 is not allowed with head = 'probe'"),
 ]

@@ -26,6 +26,14 @@ def test_step() -> None:
     assert found == [0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05]
 
 
+def test_the_rate_grows_in_proportion_to_the_batch() -> None:
+    warm = {"lr-schedule": "warmup-cosine", "warmup-rounds": 3, "lr-batch-size": 16}
+    assert rates(**warm, **{"batch-size": 64}) == pytest.approx(
+        [4 * rate for rate in rates(**warm, **{"batch-size": 16})]
+    )
+    assert rates(**{"lr-batch-size": 16, "batch-size": 4}) == [0.05] * 8
+
+
 def test_cosine_is_torchs() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
