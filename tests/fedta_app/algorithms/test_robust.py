@@ -127,9 +127,17 @@ def test_with_too_few_replies_no_step_is_made(
     assert not combined(rule, updates(7)).eq(0).any()
 
 
+@pytest.mark.parametrize("rule", RULES[2:], ids=NAMES[2:])
+def test_an_update_that_is_not_finite_is_nobodys_neighbour(rule: Algorithm) -> None:
+    """Comparisons with NaN are false: a sort could leave such a score where it is, at the front."""
+    those = updates(9)
+    those[0] = those[0] * float("nan")
+    assert combined(rule, those).isfinite().all()
+
+
 def test_updates_are_kept_though_their_memory_is_used_again() -> None:
     total, memory = FedMedian().accumulator(), torch.empty(2)
-    for value in (1.0, 5.0, 2.0):
+    for value in (2.0, 1.0, 5.0):
         total.add(Reply(memory.fill_(value), 1, 4, 0.1))
     assert total.result().mean.tolist() == [2.0, 2.0]
 
