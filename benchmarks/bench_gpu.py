@@ -173,7 +173,7 @@ def data_of(base: dict[str, Any]) -> Iterator[str]:
         load_data(base["dataset"], Path(folder).expanduser(), val_size=0.1, seed=0)
     except DataError as error:
         print(f"noise in place of images: {error}")
-        with mock.patch("fedta_app.training.workspace.load_data", noise):
+        with mock.patch("fedta_app.training.datasets.load_data", noise):
             yield "noise"
     else:
         yield "real"

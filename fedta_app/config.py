@@ -232,8 +232,16 @@ def _check_against_others(config: RunConfig) -> None:
 
 
 def _check_partition(config: RunConfig) -> None:
-    if config.dataset in DATASETS:  # how many classes a folder has is known from the disk only
-        check_classes(config, DATASETS[config.dataset].classes)
+    known = DATASETS.get(config.dataset)  # how many classes a folder has only the disk knows
+    federated = config.engine != "centralized"
+    if config.partition == "natural" and federated and not (known and known.natural):
+        having = [name for name, dataset in DATASETS.items() if dataset.natural]
+        raise ConfigError(
+            f"partition = 'natural' is not allowed with dataset = '{config.dataset}', which does "
+            f"not say whose its examples are: dataset is {', '.join(having)}"
+        )
+    if known:
+        check_classes(config, known.classes)
 
 
 def check_classes(config: RunConfig, num_classes: int) -> None:

@@ -17,6 +17,7 @@ presets:
     compare = "partition"            # the axis, or a list of axes, whose labels are the methods
     reference = "iid"                # the method that all others are tested against
     [tune]                           # the keys that experiments.running.tune searches
+    [scales.small]                   # that scale, in place of the one in small.toml
 
 `tuned.toml` beside them holds the values that `fedta tune` chose, by preset. Where fedta is
 installed without its checkout, further choices are kept in `results/tuning/<table>/tuned.toml` of
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import INSTALLED, RESULTS
-from experiments.running.scales import FOLDER, Scale, load_scale
+from experiments.running.scales import FOLDER, Scale, load_scale, make_scale, scales
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from fedta_app.config import RunConfig
 
 TABLE_FILE = "table.toml"
-_TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune"}
+_TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune", "scales"}
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,18 @@ def load_table(name: str, scale: str = "") -> Table:
     """
     if name not in tables():
         raise ConfigError(f"there is no table {name!r}; tables are: {', '.join(tables())}")
-    chosen = load_scale(scale) if scale else None
     path = FOLDER / name / TABLE_FILE
     about = read_toml(path) if path.exists() else {}
     if unknown := set(about) - _TABLE_KEYS:
         raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
+    own_scales: dict[str, dict[str, Any]] = about.get("scales", {})
+    if unknown := set(own_scales) - set(scales()):
+        raise ConfigError(
+            f"{path} describes a scale {min(unknown)!r}; scales are: {', '.join(scales())}"
+        )
+    chosen = load_scale(scale) if scale else None
+    if scale in own_scales:
+        chosen = make_scale(scale, own_scales[scale])
     left_out = chosen.exclude if chosen else []
     rows = [row for row in [*_grid(about), *_files(name)] if not _matches(row[0], left_out)]
     tuned = [tuned for tuned in tuned_paths(name, scale) if tuned.exists()]

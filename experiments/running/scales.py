@@ -11,6 +11,9 @@
     weights-command = "..." # makes the file that [values] names as weights
     [values]               # keys for all presets; a preset's own keys override them
     [centralized]          # keys for presets of the centralised baseline; override all others
+
+A table that such a file does not suit, one of text for example, says all of this itself, in
+`[scales.<scale>]` of its `table.toml`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,9 +83,13 @@ def load_scale(name: str) -> Scale:
     """Return a scale, or raise ConfigError with the names of all scales."""
     if name not in scales():
         raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
-    found = read_toml(FOLDER / f"{name}.toml")
+    return make_scale(name, read_toml(FOLDER / f"{name}.toml"))
+
+
+def make_scale(name: str, found: Mapping[str, Any]) -> Scale:
+    """Return the scale that a file, or a section of a table, describes."""
     return Scale(
-        name, found["caption"], found.get("model-caption", ""), found["rounds"],
+        name, found.get("caption", ""), found.get("model-caption", ""), found.get("rounds", 1.0),
         found.get("eval-every", 1.0), found.get("values", {}), found.get("centralized", {}),
         found.get("exclude", []), found.get("seeds", 0),
         found.get("weights-command", ""),

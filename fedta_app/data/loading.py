@@ -1,4 +1,4 @@
-"""Loading a data set, and splitting it into training, validation and test images."""
+"""Loading a data set, and splitting it into training, validation and test examples."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from fedta_app.data.sets import DATASETS
-from fedta_app.data.sets.base import Dataset, ImageSet
-from fedta_app.errors import DataError
+from fedta_app.data.sets.base import Dataset, ImageSet, IntArray
+from fedta_app.errors import DataError, PartitionError
 from fedta_app.seeding import checked_seed, numpy_generator
 
-__all__ = ["DATASETS", "DataSplits", "ImageSet", "channel_statistics", "load_data"]
-
-IntArray = npt.NDArray[np.int64]
+__all__ = [
+    "DATASETS",
+    "DataSplits",
+    "ImageSet",
+    "channel_statistics",
+    "draw_clients",
+    "load_data",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class DataSplits:
     test : ImageSet
         For reporting only.
     mean : tuple of float
-        Of each channel over the images of `train`, in the scale where 255 is 1.
+        Of each channel over the images of `train`, in the scale where 255 is 1; empty for text.
     std : tuple of float
         Likewise.
     crop_padding : int
@@ -47,6 +52,8 @@ class DataSplits:
         sha256 (hexadecimal) of the images and labels of the three splits.
     note : str
         A sentence about how the images are divided, to show to the user.
+    alphabet : str
+        Of text, the characters at the positions that stand for them; else empty.
     """
 
     name: str
@@ -60,6 +67,7 @@ class DataSplits:
     flip: bool
     digest: str
     note: str = ""
+    alphabet: str = ""
 
     def to(self, device: torch.device | str) -> "DataSplits":
         """Return the splits on `device`."""
@@ -99,14 +107,68 @@ def load_data(
     if isinstance(dataset, str) and dataset not in DATASETS:
         raise DataError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
     chosen = DATASETS[dataset] if isinstance(dataset, str) else dataset
-    pool, test = chosen.load(Path(data_dir).expanduser())
-    train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
+    folder = Path(data_dir).expanduser()
+    pool, test = chosen.load(folder)
+    if chosen.split is None:
+        train_indices, val_indices = stratified_split(pool.labels.numpy(), val_size, seed)
+    else:
+        train_indices, val_indices = chosen.split(pool, val_size)
     train, val = pool.subset(train_indices), pool.subset(val_indices)
-    mean, std = channel_statistics(train.images)
+    mean, std = ((), ()) if chosen.alphabet else channel_statistics(train.images)
+    note = chosen.note if isinstance(chosen.note, str) else chosen.note(folder)
     return DataSplits(
         chosen.name, chosen.classes, train, val, test, mean, std, chosen.crop_padding, chosen.flip,
-        _digest((train, val, test)), chosen.note,
+        _digest((train, val, test)), note, chosen.alphabet,
     )  # fmt: skip
+
+
+def draw_clients(data: DataSplits, num_clients: int, seed: int) -> DataSplits:
+    """Return the examples of some natural clients, drawn from all that have training examples.
+
+    Validation and test examples are theirs too. The clients are numbered anew from 0, in the order
+    of their old numbers.
+
+    Parameters
+    ----------
+    data : DataSplits
+        With the `clients` of each example.
+    num_clients : int
+        K, at most all of them.
+    seed : int
+        Seed of the draw.
+
+    Raises
+    ------
+    PartitionError
+        If the data set has no natural clients or fewer than K, or those that were drawn have no
+        example for validation or for test.
+    """
+    if data.train.clients is None:
+        raise PartitionError(f"partition 'natural' is not possible: {data.name} has no clients")
+    there = data.train.clients.unique().numpy()
+    if not 1 <= num_clients <= len(there):
+        raise PartitionError(
+            f"num_clients must be an integer between 1 and the {len(there)} natural clients of "
+            f"{data.name}, got {num_clients!r}"
+        )
+    rng = numpy_generator("natural clients", checked_seed(seed))
+    drawn = torch.from_numpy(np.sort(rng.permutation(there)[:num_clients]))
+    train, val, test = (_of_clients(part, drawn) for part in (data.train, data.val, data.test))
+    for part, what in ((val, "validation"), (test, "test")):
+        if not len(part):
+            raise PartitionError(
+                f"num_clients = {num_clients} is not enough: the natural clients that seed {seed} "
+                f"draws of {data.name} have no {what} examples"
+            )
+    return replace(data, train=train, val=val, test=test, digest=_digest((train, val, test)))
+
+
+def _of_clients(part: ImageSet, drawn: Tensor) -> ImageSet:
+    """Return the examples of clients by their ascending numbers, numbered anew from 0."""
+    assert part.clients is not None
+    kept = part.subset(torch.isin(part.clients, drawn).nonzero()[:, 0])
+    assert kept.clients is not None
+    return replace(kept, clients=torch.searchsorted(drawn, kept.clients))
 
 
 def stratified_split(

@@ -27,6 +27,15 @@ def preprocess(images):
     return inputs
 """
 
+_PREPROCESS_TEXT = """\
+ALPHABET = {alphabet!r}
+
+
+def preprocess(texts):
+    \"\"\"Return the inputs for texts of {channels} characters, whose next one is meant.\"\"\"
+    return torch.tensor([[ALPHABET.index(character) for character in text] for text in texts])
+"""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -89,7 +98,7 @@ def library_of(model: dict[str, Any]) -> str:
 
 
 def loading_code(model: dict[str, Any], file: str) -> str:
-    """Return the Python that loads a model from a file, and makes its inputs of images.
+    """Return the Python that loads a model from a file, and makes its inputs of images or text.
 
     Parameters
     ----------
@@ -116,5 +125,10 @@ def loading_code(model: dict[str, Any], file: str) -> str:
             ").model",
         ]
     load = [f"model.load_state_dict(load_file({file!r}))", "model.eval()", ""]
-    inputs = _PREPROCESS.format(mean=model["mean"], std=model["std"], size=size, channels=channels)
+    if alphabet := model.get("alphabet"):
+        inputs = _PREPROCESS_TEXT.format(alphabet=alphabet, channels=channels)
+    else:
+        inputs = _PREPROCESS.format(
+            mean=model["mean"], std=model["std"], size=size, channels=channels
+        )
     return "\n".join([*first, *make, *load, inputs])

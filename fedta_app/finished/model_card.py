@@ -91,9 +91,12 @@ def _intro(kept: KeptModel) -> str:
     facts, model = kept.facts, kept.facts["model"]
     entries = sum(tensor.numel() for tensor in kept.tensors.values())
     where = {"last": "after the last round", "best": "of the best round by validation accuracy"}
+    what = f"An image classifier for {model['classes']} classes"
+    if "alphabet" in model:
+        what = f"A model of the next of {model['classes']} characters"
     return (
-        f"An image classifier for {model['classes']} classes with {entries:,} weights. These are "
-        f"the weights {where[facts['weights']]} ({facts['phase']} round {facts['round']}) of run "
+        f"{what} with {entries:,} weights. These are the weights "
+        f"{where[facts['weights']]} ({facts['phase']} round {facts['round']}) of run "
         f"`{facts['run']}`, seed {facts['seed']}, of "
         "fedta, a research tool for federated learning and task arithmetic."
     )
@@ -101,11 +104,17 @@ def _intro(kept: KeptModel) -> str:
 
 def _training(facts: dict[str, Any]) -> list[str]:
     data, start = facts["data"], facts["start"]
-    images = f"Data set `{data['name']}`: {data['training-images']:,} training images"
+    things = _things(facts)
+    images = f"Data set `{data['name']}`: {data['training-images']:,} training {things}"
     began = "random weights"
     if start["kind"] != "random":
         began = f"the weights {start['from']} (sha256: {start['sha256']})"
-    return [f"{images} (sha256 of all images: {data['sha256']}).", f"It started from {began}."]
+    return [f"{images} (sha256 of all {things}: {data['sha256']}).", f"It started from {began}."]
+
+
+def _things(facts: dict[str, Any]) -> str:
+    """Return what the examples are."""
+    return "windows of text" if "alphabet" in facts["model"] else "images"
 
 
 def _how(run: Run, facts: dict[str, Any]) -> list[str]:
@@ -117,7 +126,7 @@ def _how(run: Run, facts: dict[str, Any]) -> list[str]:
             f"of {config.fraction_train:g} of them in a round, algorithm `{config.strategy}`."
         )
     else:
-        lines.append("Centralised: one optimizer on all training images.")
+        lines.append(f"Centralised: one optimizer on all training {_things(facts)}.")
     where = "the backbone"
     if config.trained_blocks:
         where = f"the last {config.trained_blocks} blocks"
@@ -139,7 +148,7 @@ def _how(run: Run, facts: dict[str, Any]) -> list[str]:
 def _results(run: Run, facts: dict[str, Any]) -> str:
     """Return a table of what was measured, and what `evaluate` found since."""
     figures, data = facts["figures"], facts["data"]
-    rows = ["| images | number | accuracy | loss |", "| --- | --- | --- | --- |"]
+    rows = [f"| {_things(facts)} | number | accuracy | loss |", "| --- | --- | --- | --- |"]
     for name, key in (("validation", "val"), ("test", "test")):
         accuracy, loss = (figures.get(f"{key}_{what}") for what in ("accuracy", "loss"))
         if accuracy is not None:
@@ -180,20 +189,21 @@ def _spread(found: dict[str, Any], split: str) -> list[str]:
 
 def _limits(run: Run, facts: dict[str, Any]) -> list[str]:
     lines = ["One run with one seed: how much another seed would change was not measured here."]
+    things = _things(facts)
     lines.append(
-        f"It was measured on images of {facts['data']['name']} alone. How it does on other images, "
-        "on damaged ones, or on groups of people was not measured."
+        f"It was measured on {things} of {facts['data']['name']} alone. How it does on other "
+        f"{things}, on damaged ones, or on groups of people was not measured."
     )
     if facts["weights"] == "best":
         rounds = int(run.metrics["val_accuracy"].notna().sum())
         lines.append(
             f"The round was chosen among {rounds} by validation accuracy, which is therefore too "
-            "high for these weights; test images had no part in the choice."
+            f"high for these weights; test {things} had no part in the choice."
         )
     if "test_accuracy" not in facts["figures"]:
-        lines.append("The run did not measure these weights on test images.")
+        lines.append(f"The run did not measure these weights on test {things}.")
     if run.config.eval_size:
-        lines.append(f"Measured on draws of at most {run.config.eval_size} images (`eval-size`).")
+        lines.append(f"Measured on draws of at most {run.config.eval_size} {things} (`eval-size`).")
     if not any(_evaluation(run, facts, split) for split in ("test", "validation")):
         lines.append("Accuracy by class was not measured (`fedta evaluate` does).")
     return lines

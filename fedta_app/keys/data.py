@@ -18,7 +18,7 @@ from fedta_app.entry import (
     text,
     whole,
 )
-from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA
+from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA, SCHEMES
 
 ALPHA = Range(
     f"a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}",
@@ -39,7 +39,7 @@ class DataKeys:
     seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else",
         synonyms="random-seed")
     dataset: str = choice("digits", (*DATASETS, FOLDER), "result time step build start",
-        "digits (no download), cifar100, synthetic (noise), or folder")
+        "digits (no download), cifar100, shakespeare, synthetic, or folder")
     data_dir: str = text("~/fedta/data", "a folder", "place build",
         "absolute, because Flower runs a copy of the app elsewhere")
     image_folder: str = text("images", "the name of a folder in data-dir, or an absolute path",
@@ -47,9 +47,10 @@ class DataKeys:
         "for folder: in data-dir, or absolute; holds train/<class>/*.jpg",
         check=lambda value: value.strip() and not {".", ".."} & set(value.split("/")),
         read_when=key_is("dataset", FOLDER))
-    model: str = text("vit_digits", "vit_digits, vit_cifar, cnn, resnet_gn or a timm model name",
+    model: str = text("vit_digits",
+        "vit_digits, vit_cifar, cnn, resnet_gn, char_lstm or a timm model name",
         "result time step build start",
-        "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, any timm name",
+        "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, char_lstm, timm's",
         synonyms="arch architecture network backbone")
     weights: str = text("pretrained", "pretrained, random, or the path of a weights file",
         "result build start", "pretrained, random, or the path of a weights file",
@@ -64,8 +65,9 @@ class DataKeys:
     cached_views: int = whole(0, 0, "result time",
         "cached augmented views of an image; 0: new ones each step", high=64,
         read_when=SOME_BLOCKS & key_is("augment", True))
-    partition: str = choice("dirichlet", ("iid", "classes", "dirichlet"), "result partition",
-        "iid, classes (Nc per client) or dirichlet, which fits any K", read_when=FEDERATED)
+    partition: str = choice("dirichlet", SCHEMES, "result partition",
+        "iid, classes (Nc per client), dirichlet (fits any K), natural (roles)",
+        read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
         "K; 0: the number of the federation's nodes, times clients-per-node", high=1_000_000,
         read_when=FEDERATED,

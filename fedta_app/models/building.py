@@ -101,13 +101,14 @@ def build_model(
     Parameters
     ----------
     name : str
-        ``vit_digits``, ``vit_cifar``, ``cnn``, ``resnet_gn``, or a timm name.
+        One of `fedta_app.models.architectures`, such as ``vit_digits``, or a timm name.
     weights : str
         "pretrained", "random", or the path of a weights file.
     image_size : int
         Pixels per side; 0 for the model's own. Position embeddings are resampled to it.
     num_classes, in_channels : int
-        Outputs of the head, and channels of the images.
+        Outputs of the head, and channels of the images. For a network that reads text the classes
+        are also the characters that it knows, and in_channels is the length T of a window (B, T).
     seed : int
         Seed of random weights, and of the head where the weights have none that fits. The head
         does not depend on the other weights.
@@ -139,19 +140,30 @@ def build_model(
         )
     seed = checked_seed(seed)
     design = _design(name, in_channels)
+    if image_size and not design.image_size:
+        raise ModelError(
+            f"image-size = {image_size} is not allowed with model = {name!r}: it reads text; "
+            "image-size is 0"
+        )
     size = image_size or design.image_size
     model = _initialise(design, size, num_classes, in_channels, seed)
     _refuse_batch_statistics(name, model)
     head = _find_head(name, model)
     _seed_head(model, head, seed)
-    _check_image_size(name, model, size, in_channels)
+    _check_input(name, model, size, in_channels)
     source, names = _load(design, model, head, weights)
     warnings = misleading_names(name, names, head)
     return BuiltModel(model, head, size, design.mean, design.std, source, warnings)
 
 
 def own_image_size(name: str) -> int:
-    """Return the pixels per side of a model by its name; raise ModelError for an unknown one."""
+    """Return the pixels per side of a model by its name, 0 for one that reads text.
+
+    Raises
+    ------
+    ModelError
+        If the name is unknown.
+    """
     return _design(name, in_channels=3).image_size
 
 
@@ -215,13 +227,16 @@ def _find_head(name: str, model: nn.Module) -> str:
     )
 
 
-def _check_image_size(name: str, model: nn.Module, image_size: int, in_channels: int) -> None:
-    """Raise ModelError unless the model takes such images and its head takes `features`."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    multiple = math.lcm(*patch) if isinstance(patch, tuple) else int(patch)
-    if image_size < multiple or image_size % multiple:
-        raise wrong_size(name, image_size, multiple)
-    image = torch.zeros(1, in_channels, image_size, image_size)
+def _check_input(name: str, model: nn.Module, image_size: int, in_channels: int) -> None:
+    """Raise ModelError unless the model takes such inputs and its head takes `features`."""
+    if image_size:
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+        multiple = math.lcm(*patch) if isinstance(patch, tuple) else int(patch)
+        if image_size < multiple or image_size % multiple:
+            raise wrong_size(name, image_size, multiple)
+        image = torch.zeros(1, in_channels, image_size, image_size)
+    else:
+        image = torch.zeros(1, in_channels, dtype=torch.int64)
     model.eval()
     try:
         with torch.no_grad():

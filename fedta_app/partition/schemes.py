@@ -1,12 +1,12 @@
-"""Splitting a training set over clients: iid, Nc classes per client, or Dirichlet.
+"""Splitting a training set over clients: iid, Nc classes per client, Dirichlet, or by nature.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017
 (arXiv 1602.05629), section 3, for clients that hold few classes; Hsu, Qi and Brown, "Measuring the
 Effects of Non-Identical Data Distribution", 2019 (arXiv 1909.06335), section 3, for Dirichlet.
 
-In every scheme each training sample belongs to exactly one client, and client sizes differ by at
-most one, unless `size_spread` asks for unequal ones; with "classes" each client has exactly Nc
-distinct classes.
+In every scheme each training sample belongs to exactly one client. Client sizes differ by at most
+one, unless `size_spread` asks for unequal ones, and except with "natural", where a client has as
+many samples as it happens to have; with "classes" each client has exactly Nc distinct classes.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from fedta_app.partition.allocation import (
 )
 from fedta_app.seeding import checked_seed, numpy_generator
 
-SCHEMES = ("iid", "classes", "dirichlet")
+SCHEMES = ("iid", "classes", "dirichlet", "natural")
 MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these only rounding errors change
 MAX_SPREAD = 5.0  # beyond it nearly all samples lie on one client
 NO_MASS = 1e-9  # a sum of proportions below this is rounding error
@@ -39,6 +39,7 @@ def partition(
     num_classes_per_client: int | None = None,
     alpha: float | None = None,
     size_spread: float = 0.0,
+    clients: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> list[IntArray]:
     """Return the indices of the samples of each client.
@@ -49,12 +50,12 @@ def partition(
         Class of every training sample.
     num_clients : int
         K, between 1 and N.
-    scheme : {"iid", "classes", "dirichlet"}
+    scheme : {"iid", "classes", "dirichlet", "natural"}
         "iid": a random split. "classes": each client holds exactly `num_classes_per_client`
         classes, chosen at random; the number of clients that hold a class is proportional to its
         size. "dirichlet": the class proportions of a client are drawn from Dir(alpha * proportions
         of the training set); the clients, in random order, then draw samples without replacement,
-        from the classes that have samples left.
+        from the classes that have samples left. "natural": as `clients` says.
     num_classes_per_client : int, optional
         Nc, for "classes" only.
     alpha : float, optional
@@ -65,6 +66,8 @@ def partition(
         lognormal variable ``exp(size_spread * z)`` with z standard normal, and at least 1. With
         "classes" that holds within each class: the clients that hold it share it in these
         proportions, at least one sample each.
+    clients : array-like of int, shape (N,), optional
+        The client of every training sample, from 0 to K - 1, for "natural" only.
     seed : int
         Seed of the random choices.
 
@@ -94,15 +97,17 @@ def partition(
     _check_int("num_clients", num_clients, 1, len(classes), "training samples")
     rng = numpy_generator("partition", scheme, checked_seed(seed))
     weights = _size_weights(num_clients, size_spread, seed)
-    clients = np.arange(len(classes)) % num_clients
+    slots = np.arange(len(classes)) % num_clients
     if weights is not None and scheme != "classes":
-        clients = np.repeat(np.arange(num_clients), split_in_proportion(len(classes), weights))
+        slots = np.repeat(np.arange(num_clients), split_in_proportion(len(classes), weights))
     if scheme == "iid":
-        owner = rng.permutation(clients)
+        owner = rng.permutation(slots)
     elif scheme == "classes":
         owner = _by_class(classes, num_clients, num_classes_per_client, rng, weights)
     elif scheme == "dirichlet":
-        owner = _dirichlet(classes, np.bincount(clients), alpha, rng)
+        owner = _dirichlet(classes, np.bincount(slots), alpha, rng)
+    elif scheme == "natural":
+        owner = _natural(clients, len(classes), num_clients, size_spread)
     else:
         raise PartitionError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     by_client = np.argsort(owner, kind="stable")
@@ -123,6 +128,21 @@ def class_counts(labels: npt.ArrayLike, parts: Sequence[IntArray], num_classes: 
     """Return the number of samples of each client and class, shape (K, num_classes)."""
     values = np.asarray(labels, dtype=np.int64)
     return np.stack([np.bincount(values[part], minlength=num_classes) for part in parts])
+
+
+def _natural(clients: Any, total: int, num_clients: int, spread: float) -> IntArray:
+    """Return the client of each sample, checked."""
+    if spread:
+        raise PartitionError(f"size_spread must be 0 with scheme 'natural', got {spread:g}")
+    if clients is None:
+        raise PartitionError("scheme 'natural' needs the clients of the samples, got none")
+    owner = np.asarray(clients)
+    if owner.shape != (total,) or not np.array_equal(np.unique(owner), np.arange(num_clients)):
+        raise PartitionError(
+            f"clients must name, for each of the {total} samples, a client from 0 to "
+            f"{num_clients - 1}, and each of them at least once"
+        )
+    return owner.astype(np.int64)
 
 
 def _class_indices(labels: npt.ArrayLike) -> IntArray:

@@ -66,6 +66,10 @@ def partition_with_shared(
     """
     if not shared_fraction:
         return partition(labels, num_clients, seed=seed, **options)
+    if options.get("scheme") == "natural":
+        raise PartitionError(
+            f"shared_fraction must be 0 with scheme 'natural', got {shared_fraction:g}"
+        )
     values = np.asarray(labels)
     rng = numpy_generator("shared samples", checked_seed(seed))
     is_shared = np.zeros(len(values), dtype=bool)

@@ -4,12 +4,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.cache import ArrayCache
-from fedta_app.config import RunConfig, in_keys
+from fedta_app.config import RunConfig, check_classes, in_keys
 from fedta_app.data.folder import FOLDER, image_folder
+from fedta_app.data.loading import DataSplits, draw_clients, load_data
 from fedta_app.data.sets import DATASETS
 from fedta_app.data.sets.base import Dataset
-from fedta_app.errors import PartitionError
+from fedta_app.errors import ConfigError, DataError, PartitionError
 from fedta_app.files import expanded
+from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.building import own_image_size
 from fedta_app.partition.sharing import partition_with_shared
 from fedta_app.runs.directory import cache_path
@@ -28,13 +30,57 @@ def find_dataset(config: RunConfig) -> Dataset:
     return image_folder(folder, size, machine_cache(config))
 
 
+def load_run_data(config: RunConfig) -> DataSplits:
+    """Return the data of a run, with sentences of its keys where they cannot be had.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelError, PartitionError
+        When the data set does not fit the configuration, or cannot be read.
+    """
+    try:
+        dataset = find_dataset(config)
+        check_classes(config, dataset.classes)
+        _check_reads(config.model, dataset)
+        folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
+        split = config.seed if config.val_seed < 0 else config.val_seed
+        data = load_data(dataset, folder, val_size=config.val_size, seed=split)
+        if config.partition == "natural" and config.engine != "centralized":
+            return draw_clients(data, config.num_clients, config.seed)
+        return data
+    except (DataError, PartitionError) as error:
+        raise type(error)(in_keys(str(error))) from error
+
+
+def _check_reads(model: str, dataset: Dataset) -> None:
+    """Raise ConfigError unless the model reads what the data set holds: images, or text."""
+    reads_text, is_text = own_image_size(model) == 0, bool(dataset.alphabet)
+    if reads_text != is_text:
+        read, held = ("text", "images") if reads_text else ("images", "text")
+        networks = [name for name, network in ARCHITECTURES.items() if not network.image_size]
+        allowed = f"model is {', '.join(networks)}" if is_text else "choose another model"
+        raise ConfigError(
+            f"model = {model!r} is not allowed with dataset = {dataset.name!r}: it reads {read}, "
+            f"and the data set holds {held}; {allowed}"
+        )
+
+
 def machine_cache(config: RunConfig) -> ArrayCache:
     """Return the cache in `cache-dir`, of `cache-gb` at most."""
     return ArrayCache(cache_path(config), config.cache_gb * 1e9)
 
 
-def divide(config: RunConfig, labels: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+def divide(
+    config: RunConfig,
+    labels: npt.NDArray[np.int64],
+    natural: npt.NDArray[np.int64] | None = None,
+) -> list[npt.NDArray[np.int64]]:
     """Return the positions of each client's training images, given the labels of all (N,).
+
+    Parameters
+    ----------
+    natural : int64 array of shape (N,), optional
+        The natural client of each image, where the data set has such clients.
 
     Raises
     ------
@@ -49,6 +95,7 @@ def divide(config: RunConfig, labels: npt.NDArray[np.int64]) -> list[npt.NDArray
             num_classes_per_client=config.num_classes_per_client,
             alpha=config.dirichlet_alpha,
             size_spread=config.size_spread,
+            clients=natural,
             shared_fraction=config.shared_fraction,
             shared_portion=config.shared_portion,
             seed=config.seed,

@@ -66,8 +66,12 @@ def _images(workspace: Workspace) -> dict[str, Any]:
 
 
 def _network(workspace: Workspace) -> dict[str, Any]:
-    """Return what has to be known to build the model again and to feed it with images."""
+    """Return what has to be known to build the model again and to feed it.
+
+    The channels of text are the characters of a window.
+    """
     mean, std = workspace.normalisation
+    alphabet = workspace.data.alphabet
     return {
         "name": workspace.config.model,
         "classes": workspace.data.num_classes,
@@ -75,4 +79,4 @@ def _network(workspace: Workspace) -> dict[str, Any]:
         "image-size": workspace.built.image_size,
         "mean": list(mean),
         "std": list(std),
-    }
+    } | ({"alphabet": alphabet} if alphabet else {})

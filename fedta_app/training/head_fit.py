@@ -57,7 +57,7 @@ def head_images(
 
 def _feature_batches(workspace: Workspace, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield float32 features (B, d) and labels (B,) of the images, in evaluation mode."""
-    if images.images.ndim == 2:  # they are features already
+    if images.are_features:
         yield images.images, images.labels
         return
     workspace.model.eval()

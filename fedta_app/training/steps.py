@@ -222,8 +222,7 @@ def predict(workspace: Workspace, images: ImageSet) -> tuple[float, Tensor]:
     """
     config, model = workspace.config, workspace.model
     model.eval()
-    known = images.images.ndim == 2  # their features are
-    forward = model.get_submodule(workspace.built.head) if known else model
+    forward = model.get_submodule(workspace.built.head) if images.are_features else model
     loss = torch.zeros((), dtype=torch.float64, device=workspace.device)
     predicted = []
     precision = autocast(workspace.precision, workspace.device)

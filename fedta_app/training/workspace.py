@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedta_app.config import RunConfig, check_classes, in_keys
+from fedta_app.config import RunConfig
 from fedta_app.data.images import random_crop_flip, to_input
-from fedta_app.data.loading import DataSplits, ImageSet, load_data
+from fedta_app.data.loading import DataSplits, ImageSet
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
-from fedta_app.errors import ConfigError, DataError
-from fedta_app.files import expanded
+from fedta_app.errors import ConfigError
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
 from fedta_app.partition.sharing import counted_once
 from fedta_app.seeding import numpy_generator, torch_generator
-from fedta_app.training.datasets import divide, find_dataset
+from fedta_app.training.datasets import divide, load_run_data
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
@@ -86,7 +85,9 @@ class Workspace:
     @cached_property
     def partitions(self) -> list[np.ndarray]:
         """The positions of each client's images in the training split."""
-        return divide(self.config, self.data.train.labels.cpu().numpy())
+        train = self.data.train
+        natural = None if train.clients is None else train.clients.cpu().numpy()
+        return divide(self.config, train.labels.cpu().numpy(), natural)
 
     @cached_property
     def counted(self) -> list[np.ndarray]:
@@ -189,16 +190,20 @@ class Workspace:
         Parameters
         ----------
         images : Tensor
-            uint8 pixels of shape (B, C, H, W), or cached tokens of shape (B, T, d) or, of V views,
-            (B, V, T, d), or features (B, d), which stay as they are.
+            uint8 pixels of shape (B, C, H, W), or uint8 characters (B, T), or cached tokens of
+            shape (B, T, d) or, of V views, (B, V, T, d), or features (B, d), which stay as they
+            are.
 
         Returns
         -------
-        float32 Tensor
-            Pixels (B, C', image-size, image-size), or tokens (B, T, d) where there is a stem.
+        Tensor
+            float32 pixels (B, C', image-size, image-size), or tokens (B, T, d) where there is a
+            stem, or int64 characters (B, T).
         """
         if images.is_floating_point():
             return to_device(one_view(images, generator), self.device)
+        if self.data.alphabet:
+            return images.long()
         if generator is not None and self.config.augment:
             images = self._augmented(images, generator)
         pixels = self.pixels(images)
@@ -232,14 +237,7 @@ def build_workspace(config: RunConfig) -> Workspace:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
-    try:
-        dataset = find_dataset(config)
-        check_classes(config, dataset.classes)
-        folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
-        split = config.seed if config.val_seed < 0 else config.val_seed
-        data = load_data(dataset, folder, val_size=config.val_size, seed=split)
-    except DataError as error:
-        raise DataError(in_keys(str(error))) from error
+    data = load_run_data(config)
     built = build_model(
         config.model,
         weights=config.weights,

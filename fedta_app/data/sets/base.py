@@ -1,17 +1,31 @@
-"""Images with labels, and the description of a data set."""
+"""Images or windows of text with labels, and the description of a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+IntArray = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """uint8 images (N, channels, height, width) with int64 labels (N,) on one device.
+    """Images, or windows of text in their place, with labels, on one device.
+
+    Attributes
+    ----------
+    images : Tensor
+        uint8 images (N, channels, height, width), or of N windows of T characters their positions
+        in the alphabet of the data set, uint8 (N, T).
+    labels : Tensor
+        int64 (N,): the class, or the position of the character that follows the window.
+    clients : Tensor, optional
+        int64 (N,): whom each example comes from, such as the role that speaks; None where the data
+        set does not know.
 
     Examples
     --------
@@ -22,18 +36,26 @@ class ImageSet:
 
     images: Tensor
     labels: Tensor
+    clients: Tensor | None = None
+
+    @property
+    def are_features(self) -> bool:
+        """Whether the features (N, d) of the images, float32, are in their place."""
+        return self.images.ndim == 2 and self.images.is_floating_point()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the images and labels on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
+        clients = None if self.clients is None else self.clients.to(device)
+        return ImageSet(self.images.to(device), self.labels.to(device), clients)
 
     def subset(self, indices: npt.ArrayLike | Tensor) -> "ImageSet":
         """Return a copy of the images at integer `indices` (n,), on the same device."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
-        return ImageSet(self.images[chosen], self.labels[chosen])
+        clients = None if self.clients is None else self.clients[chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], clients)
 
 
 @dataclass(frozen=True)
@@ -47,15 +69,22 @@ class Dataset:
     classes : int
         How many classes there are.
     images : int
-        How many images there are for training and validation together.
+        How many images there are for training and validation together; 0 where the files decide.
     load : callable
         ``load(data_dir)`` returns the images for training and validation, and those for test.
     crop_padding : int
         Of the augmentation that suits the images (`fedta_app.data.images.random_crop_flip`).
     flip : bool
         Likewise.
-    note : str
-        A sentence about how the images are divided, to show to the user.
+    note : str or callable
+        A sentence about how the images are divided, to show to the user, or ``note(data_dir)``.
+    split : callable, optional
+        ``split(pool, val_size)`` returns the indices of training and of validation examples; by
+        default a draw with equal class proportions (`fedta_app.data.loading.stratified_split`).
+    alphabet : str
+        Of a data set of text, the characters at the positions that stand for them; else empty.
+    natural : str
+        What the clients of ``partition = "natural"`` are; empty where there are none.
     """
 
     name: str
@@ -64,4 +93,7 @@ class Dataset:
     load: Callable[[Path], tuple[ImageSet, ImageSet]]
     crop_padding: int = 0
     flip: bool = False
-    note: str = ""
+    note: str | Callable[[Path], str] = ""
+    split: Callable[[ImageSet, float], tuple[IntArray, IntArray]] | None = None
+    alphabet: str = ""
+    natural: str = ""

@@ -14,7 +14,14 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the input of the head, (B, d), for images (B, channels, height, width)."""
+        """Return the input of the head, (B, d).
+
+        Parameters
+        ----------
+        images : Tensor
+            Images (B, channels, height, width), or for a network that reads text the positions of
+            its characters in the alphabet, int64 (B, T).
+        """
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, num_classes), or with ``pre_logits`` the features themselves."""
@@ -42,9 +49,9 @@ class Architecture:
         A value of the key `model`.
     build : callable
         ``build(image_size=..., in_channels=..., num_classes=...)`` returns the network, with
-        weights drawn from torch's global generator.
+        weights drawn from torch's global generator. For text, the classes are the alphabet.
     image_size : int
-        Default size of the images.
+        Default size of the images; 0 for a network that reads text.
     multiple : int
         What any size must be a multiple of.
     """

@@ -136,7 +136,8 @@ def test_subset_and_device(digits: DataSplits) -> None:
 
 def test_unknown_data_set() -> None:
     with pytest.raises(
-        DataError, match="dataset must be one of cifar100, digits, synthetic, got 'mnist'"
+        DataError,
+        match="dataset must be one of cifar100, digits, shakespeare, synthetic, got 'mnist'",
     ):
         load_data("mnist", "unused", val_size=0.1, seed=0)
 

@@ -139,7 +139,11 @@ def test_image_sizes_are_used_or_refused_with_the_nearest(name, size, channels):
         ("vit_smal_patch16_224", {}, "did you mean vit_small_patch16_224"),
         ("vit_small_patch16_224.dinos", {}, "did you mean vit_small_patch16_224.dino"),
         ("vit_digit", {}, "did you mean vit_digits"),
-        ("hf-hub:timm/vit_small_patch16_224.dino", {}, "is not allowed: model is cnn, resnet_gn"),
+        (
+            "hf-hub:timm/vit_small_patch16_224.dino",
+            {},
+            "is not allowed: model is char_lstm, cnn, resnet_gn",
+        ),
         ("", {}, "timm.list_models"),
         ("test_resnet", {}, "batch normalisation"),
         ("deit_tiny_distilled_patch16_224", {}, "classifier is not one linear layer"),
