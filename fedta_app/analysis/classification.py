@@ -57,8 +57,8 @@ def client_accuracy(accuracy: Floats, counts: Counts) -> Floats:
 
     Parameters
     ----------
-    accuracy : float64 array of shape (C,)
-        Of each class.
+    accuracy : float64 array of shape (C,) or (K, C)
+        Of one model on each class, or of the model that each client has of its own.
     counts : int64 array of shape (K, C)
         Training images of each client and class.
 
@@ -66,9 +66,11 @@ def client_accuracy(accuracy: Floats, counts: Counts) -> Floats:
     --------
     >>> client_accuracy(np.array([0.5, 1.0]), np.array([[10, 0], [5, 5]]))
     array([0.5 , 0.75])
+    >>> client_accuracy(np.array([[0.9, 0.0], [0.5, 1.0]]), np.array([[10, 0], [5, 5]]))
+    array([0.9 , 0.75])
     """
-    known = np.isfinite(accuracy)
-    return _shares(counts[:, known] @ accuracy[known], counts[:, known].sum(axis=1))
+    known = np.where(np.isfinite(accuracy), counts, 0)
+    return _shares((known * np.nan_to_num(accuracy)).sum(axis=1), known.sum(axis=1))
 
 
 def _shares(part: npt.NDArray[Any], whole: Counts) -> Floats:
