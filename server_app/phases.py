@@ -10,17 +10,18 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
-from fedta_app.algorithms.bounding import BoundedUpdates
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate, local_steps
 from server_app.interference import InterferenceLog
+from server_app.personal import personal_figures
 from server_app.ridge import RidgeSums
 from server_app.state import ROUND_TIMEOUT, ServerState
 from server_app.task_report import TaskReport
 from strategies import FederatedStrategy, SequentialStrategy
+from strategies.bounding import BoundedUpdates
 from strategies.reply_checks import TooFewClientsError, only_vector
 
 _NO_SETUP = Setup()
@@ -160,6 +161,8 @@ class Train(FederatedPhase):
             state.notes["task-vectors"] = found
         if interference:
             interference.measure(number)
+        if self.strategy.algorithm.personal and number == self.num_rounds:
+            state.notes["personal"] = personal_figures(state, self.strategy.memories)
         return row
 
     def state_dict(self) -> dict[str, Any]:

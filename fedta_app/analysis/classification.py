@@ -19,7 +19,7 @@ from fedta_app.analysis.confusion_figure import save_confusion
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
 from fedta_app.finished.reading import Run
-from fedta_app.partition.schemes import class_counts
+from fedta_app.training.facts import label_counts
 from fedta_app.training.steps import predict
 from fedta_app.training.workspace import build_workspace
 
@@ -57,8 +57,8 @@ def client_accuracy(accuracy: Floats, counts: Counts) -> Floats:
 
     Parameters
     ----------
-    accuracy : float64 array of shape (C,)
-        Of each class.
+    accuracy : float64 array of shape (C,) or (K, C)
+        Of one model on each class, or of the model that each client has of its own.
     counts : int64 array of shape (K, C)
         Training images of each client and class.
 
@@ -66,9 +66,11 @@ def client_accuracy(accuracy: Floats, counts: Counts) -> Floats:
     --------
     >>> client_accuracy(np.array([0.5, 1.0]), np.array([[10, 0], [5, 5]]))
     array([0.5 , 0.75])
+    >>> client_accuracy(np.array([[0.9, 0.0], [0.5, 1.0]]), np.array([[10, 0], [5, 5]]))
+    array([0.9 , 0.75])
     """
-    known = np.isfinite(accuracy)
-    return _shares(counts[:, known] @ accuracy[known], counts[:, known].sum(axis=1))
+    known = np.where(np.isfinite(accuracy), counts, 0)
+    return _shares((known * np.nan_to_num(accuracy)).sum(axis=1), known.sum(axis=1))
 
 
 def _shares(part: npt.NDArray[Any], whole: Counts) -> Floats:
@@ -266,11 +268,6 @@ def evaluate_run(
     images = workspace.evaluation_sets[split == "test"]
     loss, predicted = predict(workspace, images)
     labels, classes = images.labels.cpu().numpy(), workspace.data.num_classes
-    counts = None
-    if run.config.engine != "centralized":
-        counts = class_counts(
-            workspace.data.train.labels.cpu().numpy(), workspace.partitions, classes
-        )
     return Evaluation(
         run=f"{run.config.name} seed {run.config.seed}",
         weights=weights,
@@ -278,6 +275,6 @@ def evaluate_run(
         split=split,
         loss=loss,
         confusion=confusion_matrix(labels, predicted.cpu().numpy(), labels=range(classes)),
-        counts=counts,
+        counts=None if run.config.engine == "centralized" else label_counts(workspace),
         weights_sha256=kept.facts["weights-sha256"],
     )

@@ -30,6 +30,7 @@ RUN = {
     "local-steps": 2, "eval-every": 1, "eval-size": 120, "threads": 1, "weights": "pretrained",
 }  # fmt: skip
 COUNTS = arrays(np.int64, st.tuples(st.integers(1, 5), st.just(4)), elements=st.integers(0, 9))
+THREE = arrays(np.int64, (3, 4), elements=st.integers(0, 9))
 
 
 @given(arrays(np.int64, (4, 4), elements=st.integers(0, 9)), COUNTS)
@@ -44,6 +45,25 @@ def test_accuracies_are_those_of_counting_images(confusion: Any, counts: Any) ->
         held = [c for c in range(4) for _ in range(counts[client, c]) if confusion[c].any()]
         expected = sum(by_class[c] for c in held) / len(held) if held else float("nan")
         assert found == pytest.approx(expected, nan_ok=True)
+
+
+@given(arrays(np.float64, (3, 4), elements=st.floats(0, 1) | st.just(np.nan)), THREE)
+def test_models_of_clients_own_are_weighted_by_their_own_labels(accuracy: Any, counts: Any) -> None:
+    found = client_accuracy(accuracy, counts)
+    for client in range(3):
+        right = images = 0.0
+        for label in range(4):
+            if not np.isnan(accuracy[client, label]):
+                right += counts[client, label] * accuracy[client, label]
+                images += counts[client, label]
+        expected = right / images if images else float("nan")
+        assert found[client] == pytest.approx(expected, nan_ok=True)
+
+
+@given(arrays(np.float64, 4, elements=st.floats(0, 1) | st.just(np.nan)), THREE)
+def test_one_model_is_the_same_model_for_every_client(accuracy: Any, counts: Any) -> None:
+    each = client_accuracy(np.tile(accuracy, (3, 1)), counts)
+    assert np.array_equal(client_accuracy(accuracy, counts), each, equal_nan=True)
 
 
 @given(arrays(np.int64, (4, 4), elements=st.integers(1, 9)))

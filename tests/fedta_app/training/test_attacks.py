@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from client_app.app import app as client_app
 from engine.inprocess import run_in_process
 from fedta_app.algorithms.base import MeanOfReplies, Reply
-from fedta_app.algorithms.bounding import BoundedUpdates
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.keys.algorithm import ATTACKS
 from fedta_app.training.attacks import attack_, attackers
 from server_app.app import app as server_app
+from strategies.bounding import BoundedUpdates
 
 RUN = {
     "name": "test", "partition": "dirichlet", "num-clients": 20, "fraction-train": 0.5,
