@@ -210,7 +210,7 @@ class Keys:
         "task-arithmetic: factor on the sum of the clients' task vectors",
         read_when=strategy_reads("server_scale"))
     pull: float = number(0.01, NOT_NEGATIVE, "result",
-        "to the global weights: mu of fedprox (0: FedAvg), alpha of feddyn",
+        "to the global weights: mu of fedprox (0: FedAvg), alpha of feddyn, lambda of ditto",
         read_when=strategy_reads("pull"), synonyms="mu proximal-mu prox-mu")
     prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
         "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))

@@ -6,14 +6,12 @@ same hooks of a strategy, and `fedta_app.runs.loop` records and checkpoints betw
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from engine.client_memory import forget_run, forget_unnamed, memories_path
 from fedta_app.config import RunConfig
 from fedta_app.partition.figure import save_partition_figure
-from fedta_app.partition.schemes import class_counts, partition_digest
+from fedta_app.partition.schemes import partition_digest
 from fedta_app.partition.sharing import label_distances
 from fedta_app.runs.checkpoint import kept_values
 from fedta_app.runs.directory import run_path
@@ -21,7 +19,7 @@ from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Part, Phase, RoundLoop
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start
-from fedta_app.training.facts import model_facts, run_facts
+from fedta_app.training.facts import label_counts, model_facts, run_facts
 from fedta_app.training.workspace import Workspace, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
@@ -75,7 +73,7 @@ def federated_facts(workspace: Workspace) -> dict[str, Any]:
     """Return what summary.json says of weights, data, device and partition."""
     facts = run_facts(workspace)
     facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
-    counts = _counts(workspace)
+    counts = label_counts(workspace)
     sizes = counts.sum(axis=1)
     about = {
         "images-per-client": [int(sizes.min()), float(sizes.mean()), int(sizes.max())],
@@ -84,15 +82,9 @@ def federated_facts(workspace: Workspace) -> dict[str, Any]:
     return {**facts, "num-clients": len(counts), "partition": about}
 
 
-def _counts(workspace: Workspace) -> npt.NDArray[np.int64]:
-    """Return how many images of each class the clients hold, shape (K, C)."""
-    labels = workspace.data.train.labels.cpu().numpy()
-    return class_counts(labels, workspace.partitions, workspace.data.num_classes)
-
-
 def save_partition(workspace: Workspace, session: RunSession) -> None:
     """Save the figure that shows how many images of each class the clients hold."""
-    save_partition_figure(session.directory.path / "partition.png", _counts(workspace))
+    save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
 
 
 def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:

@@ -16,6 +16,7 @@ from fedta_app.runs.metrics import Row
 from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.schedule import learning_rate, local_steps
 from server_app.interference import InterferenceLog
+from server_app.personal import personal_figures
 from server_app.ridge import RidgeSums
 from server_app.state import ROUND_TIMEOUT, ServerState
 from server_app.task_report import TaskReport
@@ -159,6 +160,8 @@ class Train(FederatedPhase):
             state.notes["task-vectors"] = found
         if interference:
             interference.measure(number)
+        if self.strategy.algorithm.personal and number == self.num_rounds:
+            state.notes["personal"] = personal_figures(state, self.strategy.memories)
         return row
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedta_app.algorithms import Algorithm, LocalRule, Reply, Vectors
+from fedta_app.algorithms import PERSONAL, Algorithm, LocalRule, Reply, Vectors
 from fedta_app.vectors.layout import Segment
 
 
@@ -89,20 +89,29 @@ class Server:
         own = {name: vector[mask] for name, vector in received.items()}
         rule = self.algorithm.local(start, own, client.memory)
         steps = client.steps or self.steps
-        weights, buffer = self.weights.clone(), torch.zeros_like(start)
-        for step in range(steps):
-            gradient = client.gradient(weights)[mask]
-            gradient = self.corrected(rule, gradient, weights[mask])
-            buffer = gradient if step == 0 else self.momentum * buffer + gradient
-            weights[mask] -= self.lr * buffer
-        update = weights[mask] - start
+        update = self._trained(client, rule, start, mask, steps) - start
         sent, memory = rule.finish(update, steps, self.lr)
+        if rule.personal is not None:
+            begin, personal = rule.personal
+            memory = {**memory, PERSONAL: self._trained(client, personal, begin, mask, steps)}
         whole = torch.zeros_like(self.weights)
         whole[mask] = update
         reply = Reply(whole, client.num_examples, steps, self.lr, client.mask, dict(sent))
         if rule.wants_start_loss:
             reply = reply._replace(start_loss=client.loss(self.weights))
         return reply, memory
+
+    def _trained(
+        self, client: Client, rule: LocalRule, start: Tensor, mask: Tensor, steps: int
+    ) -> Tensor:
+        """Return the entries of the mask after local steps from `start`."""
+        weights, buffer = self.weights.clone(), torch.zeros_like(start)
+        weights[mask] = start
+        for step in range(steps):
+            gradient = self.corrected(rule, client.gradient(weights)[mask], weights[mask])
+            buffer = gradient if step == 0 else self.momentum * buffer + gradient
+            weights[mask] -= self.lr * buffer
+        return weights[mask]
 
 
 def clients(

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from fedta_app.algorithms.base import (
+    PERSONAL,
     REGISTRY,
     Accumulator,
     Algorithm,
@@ -18,6 +19,7 @@ from fedta_app.algorithms.base import (
     LocalRule,
     MeanOfReplies,
     Move,
+    PersonalModel,
     Reply,
     Total,
     Vectors,
@@ -27,12 +29,14 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "PERSONAL",
     "Accumulator",
     "Algorithm",
     "Correction",
     "LocalRule",
     "MeanOfReplies",
     "Move",
+    "PersonalModel",
     "Reply",
     "Total",
     "Vectors",

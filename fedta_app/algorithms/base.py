@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from fedta_app.aggregation.accumulators import MaskedMeanAccumulator, MeanAccumulator
@@ -29,6 +28,7 @@ from fedta_app.vectors.layout import Segment
 Vectors = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 NOTHING: Vectors = {}  # typed as read-only
+PERSONAL = "personal"  # the name of a client's own weights in its memory
 
 REGISTRY: dict[str, type["Algorithm"]] = {}
 
@@ -66,11 +66,14 @@ class LocalRule:
     wants_start_loss : bool
         Whether the client's loss at the global weights is measured, and sent: one forward pass over
         its images.
+    personal : PersonalModel or None
+        Weights of the client's own, which it trains besides.
     """
 
     loss: Loss | None = None
     correction: Correction | None = None
     wants_start_loss: bool = False
+    personal: "PersonalModel | None" = None
 
     def begin(self, class_counts: Tensor) -> None:
         """Take the client's number of training images of each class, (C,), before the first step.
@@ -81,6 +84,23 @@ class LocalRule:
     def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
         """Return the vectors that are sent beside the update, and the client's new memory."""
         return NOTHING, NOTHING
+
+
+class PersonalModel(NamedTuple):
+    """Weights that a client keeps in its memory, as `PERSONAL`, and trains beside the global ones.
+
+    It takes as many steps as for the global weights, on batches of their own.
+
+    Attributes
+    ----------
+    weights : Tensor of shape (P,)
+        Those that their training starts from.
+    rule : LocalRule
+        Its loss and correction.
+    """
+
+    weights: Tensor
+    rule: LocalRule
 
 
 class Reply(NamedTuple):
@@ -219,6 +239,7 @@ class Algorithm:
     # Whether a reply may be the sum of updates of clients that trained one after the other. It may
     # not where an algorithm takes an update for the work of one client from the round's weights.
     sequential: ClassVar[bool] = True
+    personal: ClassVar[bool] = False  # whether clients keep weights of their own, as `PERSONAL`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -265,36 +286,3 @@ class Algorithm:
         The vectors in `total` may be overwritten; those in `state` may not.
         """
         return Move(total.mean), state
-
-
-def covered(total: Total) -> Tensor | None:
-    """Return which entries somebody trained in the round, bool (P,); None for all of them."""
-    return None if total.coverage is None else total.coverage > 0
-
-
-def keep_untrained(new: Tensor, old: Tensor | None, total: Total) -> Tensor:
-    """Return `new` where somebody trained an entry in this round, else `old` (None: zero)."""
-    trained = covered(total)
-    if trained is None:
-        return new
-    return torch.where(trained, new, torch.zeros_like(new) if old is None else old)
-
-
-def add_to_mean_of_all(
-    mean: Tensor, change: Tensor, total: Total, num_clients: int, holders: Tensor | None
-) -> Tensor:
-    """Return a mean over all clients, after those of the round changed theirs by `change` each.
-
-    Parameters
-    ----------
-    mean, change : Tensor of shape (P,)
-        The mean over all clients so far, and the mean change over the clients of the round; with
-        masks of clients' own, entry by entry over those who train it.
-    num_clients : int
-        All clients.
-    holders : Tensor of shape (P,) or None
-        How many of all clients train each entry, where they have masks of their own.
-    """
-    if total.coverage is None or holders is None:
-        return mean.add(change, alpha=total.clients / num_clients)
-    return mean.addcmul(change, total.coverage / holders.to(change).clamp(min=1))

@@ -41,9 +41,8 @@ from fedta_app.algorithms.base import (
     Move,
     Total,
     Vectors,
-    add_to_mean_of_all,
-    keep_untrained,
 )
+from fedta_app.algorithms.coverage import add_to_mean_of_all, keep_untrained
 from fedta_app.errors import ConfigError
 
 

@@ -34,8 +34,8 @@ from fedta_app.algorithms.base import (
     Move,
     Total,
     Vectors,
-    keep_untrained,
 )
+from fedta_app.algorithms.coverage import keep_untrained
 
 
 @dataclass(frozen=True)

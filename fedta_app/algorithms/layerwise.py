@@ -30,7 +30,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedta_app.algorithms.base import Move, Total, Vectors, keep_untrained
+from fedta_app.algorithms.base import Move, Total, Vectors
+from fedta_app.algorithms.coverage import keep_untrained
 from fedta_app.algorithms.fedopt import FedAvgM, ServerOptimizer
 from fedta_app.vectors.arithmetic import squared_norm
 

@@ -42,8 +42,8 @@ from fedta_app.algorithms.base import (
     Reply,
     Total,
     Vectors,
-    add_to_mean_of_all,
 )
+from fedta_app.algorithms.coverage import add_to_mean_of_all
 from fedta_app.optim.effective_steps import norm_of_steps
 
 

@@ -19,7 +19,7 @@ from fedta_app.analysis.confusion_figure import save_confusion
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
 from fedta_app.finished.reading import Run
-from fedta_app.partition.schemes import class_counts
+from fedta_app.training.facts import label_counts
 from fedta_app.training.steps import predict
 from fedta_app.training.workspace import build_workspace
 
@@ -268,11 +268,6 @@ def evaluate_run(
     images = workspace.evaluation_sets[split == "test"]
     loss, predicted = predict(workspace, images)
     labels, classes = images.labels.cpu().numpy(), workspace.data.num_classes
-    counts = None
-    if run.config.engine != "centralized":
-        counts = class_counts(
-            workspace.data.train.labels.cpu().numpy(), workspace.partitions, classes
-        )
     return Evaluation(
         run=f"{run.config.name} seed {run.config.seed}",
         weights=weights,
@@ -280,6 +275,6 @@ def evaluate_run(
         split=split,
         loss=loss,
         confusion=confusion_matrix(labels, predicted.cpu().numpy(), labels=range(classes)),
-        counts=counts,
+        counts=None if run.config.engine == "centralized" else label_counts(workspace),
         weights_sha256=kept.facts["weights-sha256"],
     )

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedta_app.algorithms.base import NOTHING, Algorithm, Vectors
+from fedta_app.algorithms.base import NOTHING, PERSONAL, Algorithm, LocalRule, Vectors
 from fedta_app.data.loading import ImageSet
 from fedta_app.training.steps import evaluate, make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
@@ -87,28 +88,53 @@ def train_client(
     algorithm = algorithm or Algorithm()
     rule = algorithm.local(before, _over(received, down, up, device), _to(memory, device))
     rule.begin(torch.bincount(images.labels, minlength=workspace.data.num_classes))
+    run = partial(_train, workspace, images, lr=lr, local_steps=local_steps, trained=trained)
+    key = (server_round, partition_id)
+    own: Vectors = NOTHING
+    if rule.personal is not None:  # first, because the update may share the model's memory
+        load_weights(workspace, rule.personal.weights, trained)
+        run(rule.personal.rule, key=(*key, PERSONAL))
+        own = {PERSONAL: _trained_weights(workspace, trained).clone()}
+        load_weights(workspace, before, trained)
     start_loss = _loss_over(workspace, images) if rule.wants_start_loss else 0.0
-    optimizer = make_optimizer(
-        workspace.config,
-        workspace.model,
-        None if trained is None else weights.views(trained.mask),
-    )
+    loss = run(rule, key=key)
+    after = _trained_weights(workspace, trained)
+    update = torch.sub(after, before, out=outbox(after))
+    steps = steps_of(workspace.config, len(images), local_steps)
+    sent, kept = rule.finish(update, steps, lr)
+    return LocalResult(update, len(images), steps, loss, sent, {**kept, **own}, start_loss)
+
+
+def _train(
+    workspace: Workspace,
+    images: ImageSet,
+    rule: LocalRule,
+    *,
+    lr: float,
+    key: tuple[int | str, ...],
+    local_steps: int | None,
+    trained: FlatMask | None,
+) -> float:
+    """Train the model from its current weights, without momentum at first; return the mean loss."""
+    masks = None if trained is None else workspace.weights.views(trained.mask)
+    optimizer = make_optimizer(workspace.config, workspace.model, masks)
     with optimizer.skip_frozen_tensors():
-        loss = train_steps(
+        return train_steps(
             workspace,
             optimizer,
             images,
             lr=lr,
-            key=(server_round, partition_id),
+            key=key,
             local_steps=local_steps,
             rule=rule,
             trained=trained,
         )
-    after = weights.vector if trained is None else trained.gather(weights.vector)
-    update = torch.sub(after, before, out=outbox(after))
-    steps = steps_of(workspace.config, len(images), local_steps)
-    sent, kept = rule.finish(update, steps, lr)
-    return LocalResult(update, len(images), steps, loss, sent, kept, start_loss)
+
+
+def _trained_weights(workspace: Workspace, trained: FlatMask | None) -> Tensor:
+    """Return the model's weights that are trained, (P,); if all are, in the model's own memory."""
+    vector = workspace.weights.vector
+    return vector if trained is None else trained.gather(vector)
 
 
 def _loss_over(workspace: Workspace, images: ImageSet) -> float:
@@ -119,7 +145,7 @@ def _loss_over(workspace: Workspace, images: ImageSet) -> float:
 
 
 def load_weights(workspace: Workspace, global_weights: Tensor, down: FlatMask | None) -> None:
-    """Load the global weights, (N,), or with `down` the entries of it, (P,), into the model."""
+    """Load weights (N,), or with `down` those of its entries, (P,), into the model."""
     weights = workspace.weights
     if down is None:
         weights.load(global_weights)

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fedta_app.data.folder import FOLDER
+from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.provenance import device_name
 from fedta_app.training.schedule import schedule_warning
 from fedta_app.training.workspace import Workspace
@@ -48,6 +52,12 @@ def model_facts(workspace: Workspace) -> dict[str, Any]:
         },
     }
     return facts if config.engine == "centralized" else facts | {"num-clients": config.num_clients}
+
+
+def label_counts(workspace: Workspace) -> npt.NDArray[np.int64]:
+    """Return how many training images of each class the clients hold, (K, C)."""
+    labels = workspace.data.train.labels.cpu().numpy()
+    return class_counts(labels, workspace.partitions, workspace.data.num_classes)
 
 
 def _images(workspace: Workspace) -> dict[str, Any]:

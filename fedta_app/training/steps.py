@@ -81,7 +81,7 @@ def train_steps(
     images: ImageSet,
     *,
     lr: float,
-    key: tuple[int, ...],
+    key: tuple[int | str, ...],
     local_steps: int | None = None,
     rule: LocalRule | None = None,
     trained: FlatMask | None = None,
@@ -90,8 +90,9 @@ def train_steps(
 
     Parameters
     ----------
-    key : tuple of int
-        Seeds batches, augmentation and dropout together with `seed`: round and partition id.
+    key : tuple of int or str
+        Seeds batches, augmentation and dropout together with `seed`: round and partition id, and
+        a word for a second training of the client in the round.
     local_steps : int, optional
         As in `steps_of`.
     rule : LocalRule, optional

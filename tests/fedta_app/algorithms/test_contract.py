@@ -65,6 +65,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "fedprox": {"pull": 0.0},
     "logit-adjustment": {"prior_strength": 0.0},
     "q-ffl": {"fairness": 0.0},
+    "ditto": {"pull": 0.3},  # at any: what a client keeps for itself moves no global weight
     "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
     "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
@@ -245,6 +246,7 @@ class TestInARun:
         assert summary["bytes-down"] == unbroken["bytes-down"]
         self._check_frozen(tmp_path / "unbroken", values, unbroken)
         self._check_memories(parts)
+        assert _memories(parts)[-1] == _memories(tmp_path / "unbroken")[-1]  # by their sha256
 
     @staticmethod
     def _check_frozen(folder: Path, values: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -262,8 +264,7 @@ class TestInARun:
     @staticmethod
     def _check_memories(folder: Path) -> None:
         named: dict[str, set[str]] = {}
-        for path in (folder / "test/seed0/checkpoint").glob("step-*/state.json"):
-            memories = json.loads(path.read_text())["state"]["parts"]["algorithm"]["memories"]
+        for memories in _memories(folder):
             for client, digest in memories.items():
                 named.setdefault(client, set()).add(digest)
         there = {
@@ -313,6 +314,13 @@ class TestInARun:
         assert failed["status"] == "finished"
         with (tmp_path / "failed/test/seed0/metrics.csv").open() as stream:
             assert sum(int(row["clients_failed"]) for row in csv.DictReader(stream)) == 1
+
+
+def _memories(folder: Path) -> list[dict[str, str]]:
+    """Return the digests of the clients' memories that each checkpoint names, oldest first."""
+    paths = sorted((folder / "test/seed0/checkpoint").glob("step-*/state.json"))
+    states = [json.loads(path.read_text())["state"] for path in paths]
+    return [state["parts"]["algorithm"]["memories"] for state in states]
 
 
 def _question(reply: Message) -> Message:
