@@ -34,12 +34,12 @@ def personal_figures(state: ServerState, memories: Mapping[int, str]) -> dict[st
     state.memory.load_head(state.head)
     own: dict[str, list[Floats]] = {split: [] for split in splits}
     measured: list[int] = []
-    out_of_reach = diverged = 0
+    unread = diverged = 0
     for client in sorted(memories):  # one at a time: a model may be large
         try:
             weights = state.memory.recall(client, memories[client])[PERSONAL]
         except MemoryLostError:
-            out_of_reach += 1
+            unread += 1
             continue
         if not weights.isfinite().all():
             diverged += 1
@@ -50,17 +50,16 @@ def personal_figures(state: ServerState, memories: Mapping[int, str]) -> dict[st
         measured.append(client)
         for split, images in splits.items():
             own[split].append(recalls(workspace, images, counts[client]))
-    figures = {"clients": len(measured), "out-of-reach": out_of_reach, "diverged": diverged}
+    figures = {"clients": len(measured), "unread": unread, "diverged": diverged}
     if not measured:
         return figures
     workspace.weights.load(state.weights)
-    accuracies: dict[str, float | None] = {}
+    accuracies: dict[str, dict[str, float | None]] = {"own": {}, "global": {}}
     for split, images in splits.items():
         everywhere = recalls(workspace, images, counts.sum(axis=0))
         for name, accuracy in (("own", np.stack(own[split])), ("global", everywhere)):
-            accuracies[f"{name}-{split}-accuracy"] = _mean(
-                client_accuracy(accuracy, counts[measured])
-            )
+            mean = _mean(client_accuracy(accuracy, counts[measured]))
+            accuracies[name][f"{split}_accuracy"] = mean
     return {**figures, **accuracies, "how": HOW_CLIENTS}
 
 

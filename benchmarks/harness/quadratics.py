@@ -92,8 +92,8 @@ class Server:
         update = self._trained(client, rule, start, mask, steps) - start
         sent, memory = rule.finish(update, steps, self.lr)
         if rule.personal is not None:
-            own, own_rule = rule.personal
-            memory = {**memory, PERSONAL: self._trained(client, own_rule, own, mask, steps)}
+            begin, personal = rule.personal
+            memory = {**memory, PERSONAL: self._trained(client, personal, begin, mask, steps)}
         whole = torch.zeros_like(self.weights)
         whole[mask] = update
         reply = Reply(whole, client.num_examples, steps, self.lr, client.mask, dict(sent))

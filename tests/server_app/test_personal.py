@@ -74,7 +74,7 @@ def test_it_is_that_of_a_loop_over_clients_and_images(
     parts, folder = server_state(tmp_path), tmp_path / "test/seed0"
     memories = parts["algorithm"]["memories"]
     assert 3 <= len(memories) <= 6 and found["clients"] == len(memories)
-    assert (found["out-of-reach"], found["diverged"]) == (0, 0)
+    assert (found["unread"], found["diverged"]) == (0, 0)
     assert "exact where clients differ in their labels only" in found["how"]
     config = RunConfig.from_mapping({**RUN, **setting, "results-dir": str(tmp_path)})
     space = build_workspace(config)
@@ -96,7 +96,7 @@ def test_it_is_that_of_a_loop_over_clients_and_images(
             ours.append(accuracy(space, split, int(client)))
         for kind, values in (("own", ours), ("global", everybodys)):
             expected = np.mean([value for value in values if value is not None])
-            assert found[f"{kind}-{name}-accuracy"] == pytest.approx(expected)
+            assert found[kind][f"{name}_accuracy"] == pytest.approx(expected)
 
 
 def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
@@ -112,7 +112,7 @@ def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
         return save({"personal": torch.tensor([float("nan")])})
 
     figures = phases.personal_figures
-    for name, get in (("out-of-reach", unreadable), ("diverged", not_finite)):
+    for name, get in (("unread", unreadable), ("diverged", not_finite)):
 
         def measure(state: Any, memories: Any, get: Any = get) -> Any:
             with pytest.MonkeyPatch.context() as patch:
@@ -123,12 +123,12 @@ def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
         monkeypatch.setattr(phases, "personal_figures", measure)
         other = run(tmp_path / name)
         number = plain["personal"]["clients"]
-        expected = {"clients": 0, "out-of-reach": 0, "diverged": 0, name: number}
+        expected = {"clients": 0, "unread": 0, "diverged": 0, name: number}
         assert other["personal"] == expected
         assert other["final-weights-sha256"] == plain["final-weights-sha256"]
 
 
 def test_test_images_stay_unread_and_other_algorithms_say_nothing(tmp_path: Path) -> None:
     found = run(tmp_path / "never", **{"measure-test": "never"})["personal"]
-    assert "own-val-accuracy" in found and "own-test-accuracy" not in found
+    assert set(found["own"]) == set(found["global"]) == {"val_accuracy"}
     assert "personal" not in run(tmp_path / "plain", strategy="fedavg")
