@@ -226,6 +226,7 @@ def statistics() -> RidgeStatistics:
 class TestSums:
     def test_sums_of_features_are_taken(self) -> None:
         check_statistics(statistics(), 50)
+        check_statistics(RidgeStatistics(5, 3), 50)  # none of its images is in the head's share
         check_statistics(RidgeStatistics(5, 3).add(torch.ones(1, 5), torch.tensor([1])), 50)
         check_statistics(RidgeStatistics(5, 3).add(torch.zeros(2, 5), torch.tensor([1, 1])), 50)
 
@@ -242,7 +243,7 @@ class TestSums:
             (lambda s: s.class_counts.mul_(100), "class counts"),
             (lambda s: s.class_counts.add_(0.5), "class counts"),
             (lambda s: s.class_counts.neg_(), "class counts"),
-            (lambda s: s.class_counts.zero_(), "class counts"),
+            (lambda s: s.class_counts.zero_(), "class of which it has no image"),
             (lambda s: s.class_sums[1].add_(1), "class of which it has no image"),
             (lambda s: s.class_sums.mul_(10), "Gram matrix"),
             (lambda s: s.gram.neg_(), "Gram matrix"),
