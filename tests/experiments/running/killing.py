@@ -19,6 +19,15 @@ def kill_tree(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+def runs(pid: int) -> bool:
+    """Return whether a process works: not one that has ended, and that nobody has waited for."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 def descendants(root: int) -> list[int]:
     """Return the processes that a process started, and those that they started."""
     parents = {}
