@@ -54,14 +54,11 @@ class FederatedPhase(Phase):
 
     def _note_rejected(self, number: int) -> None:
         """Let summary.json say whose replies were rejected, and why."""
-        noted = (
-            self.state.notes.setdefault("rejected", [])
-            if self.state.exchange.costs.rejected
-            else []
-        )
-        for client, reason in self.state.exchange.costs.rejected.items():
-            noted.append({"phase": self.name, "round": number, "client": client, "sent": reason})
-        del noted[_MOST_REJECTED:]
+        if rejected := self.state.exchange.costs.rejected:
+            noted = self.state.notes.setdefault("rejected", [])
+            where = {"phase": self.name, "round": number}
+            noted += [{**where, "client": client, "sent": why} for client, why in rejected.items()]
+            del noted[_MOST_REJECTED:]
 
     def ask(
         self,

@@ -173,10 +173,8 @@ class FederatedStrategy(Strategy):
 
     def _settings(self, server_round: int) -> dict[str, int | float]:
         """Return what the clients of a round are told besides the vectors."""
-        told = {"server-round": server_round, "lr": self.learning_rate(server_round)}
-        if self.local_steps is not None:
-            told["local-steps"] = self.local_steps(server_round)
-        return told
+        steps = {"local-steps": self.local_steps(server_round)} if self.local_steps else {}
+        return {"server-round": server_round, "lr": self.learning_rate(server_round), **steps}
 
     def _setup(self, partition_id: int) -> Setup:
         memory = self.memories.get(partition_id, "")
@@ -193,7 +191,7 @@ class FederatedStrategy(Strategy):
         Raises
         ------
         TooFewClientsError
-            When fewer than `min_clients_ok` replies were good. Nothing has changed then.
+            When fewer than `min_clients_ok` replies were good: no weights or memories changed.
         RunError
             When that is because training diverged.
         """
@@ -225,8 +223,9 @@ class FederatedStrategy(Strategy):
 
     def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:
         """Return the weights after the algorithm's step, and the mean loss of the round."""
-        for partition_id in self.exchange.costs.memory_lost:
-            self.memories.pop(partition_id, None)
+        lost = self.exchange.costs.memory_lost
+        while lost:  # emptied, because the costs of a round that is repeated add up
+            self.memories.pop(lost.pop(), None)
             self.memories_lost += 1
         if len(self.answered) < self.min_clients_ok:
             self.failed = server_round

@@ -23,6 +23,7 @@ ORDER: list[set[str]] = [
     {"fedta_app.entry"},
     {"fedta_app.conditions"},
     {"fedta_app.keys"},
+    {"fedta_app.combinations"},
     {"fedta_app.config"},
     {"fedta_app.runs"},
     {"fedta_app.finished"},

@@ -37,6 +37,7 @@ def attack_(update: Tensor, attack: str, step_length: float) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> attack_(torch.tensor([1.0, -2.0]), "sign-flip", step_length=0.1).tolist()
     [-1.0, 2.0]
     """

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.cache import ArrayCache
-from fedta_app.config import RunConfig, check_classes, in_keys
+from fedta_app.combinations import check_classes
+from fedta_app.config import RunConfig, in_keys
 from fedta_app.data.folder import FOLDER, image_folder
 from fedta_app.data.loading import DataSplits, draw_clients, load_data
 from fedta_app.data.sets import DATASETS

@@ -157,6 +157,23 @@ def test_an_entry_is_complete(key: Key) -> None:
         assert key.checked(option) == option
 
 
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        ({"num-clients": 100, "fraction-train": 0.1}, 10),
+        ({"num-clients": 7, "fraction-train": 0.01}, 1),
+        ({"num-clients": 100, "fraction-train": 0.1, "superclient-clients": 5}, 10),
+        ({"num-clients": 7, "fraction-train": 1.0, "superclient-clients": 5}, 7),
+    ],
+)
+def test_a_round_cannot_need_more_clients_than_it_asks(
+    values: dict[str, float], asked: int
+) -> None:
+    RunConfig.from_mapping({**values, "min-clients-ok": asked})
+    with pytest.raises(ConfigError, match=rf"min-clients-ok = {asked + 1} .* asks {asked} of them"):
+        RunConfig.from_mapping({**values, "min-clients-ok": asked + 1})
+
+
 def some_configurations(number: int) -> list[RunConfig]:
     """Return valid configurations, drawn from the options of the keys that have some."""
     draw, found = random.Random(0), list[RunConfig]()

@@ -18,6 +18,7 @@ from fedta_app.training import client as local
 from fedta_app.training.workspace import shared_workspace
 from server_app.app import app as server_app
 from strategies.exchange import RoundCosts
+from tests.server_app.failing import fail_for
 
 SMALL = {
     "name": "test",
@@ -141,17 +142,6 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert again["status"] == "finished"
     assert again["final-weights-sha256"] == first["final-weights-sha256"]
     assert len(rows(tmp_path)) == 5
-
-
-def fail_for(monkeypatch: pytest.MonkeyPatch, which: Any) -> None:
-    train = local.train_steps
-
-    def sometimes(*args: Any, key: tuple[int, ...], **values: Any) -> float:
-        if which(key):
-            raise MemoryError("out of memory, for example")
-        return train(*args, key=key, **values)
-
-    monkeypatch.setattr(local, "train_steps", sometimes)
 
 
 def test_failed_clients_are_counted_and_survived(

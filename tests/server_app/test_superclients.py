@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fedta_app.training.workspace import build_workspace
 from server_app.app import app as server
 from strategies import SequentialStrategy
 from strategies.sequential import chain_order
+from tests.server_app.failing import fail_for
 
 RUN: dict[str, Any] = {
     "name": "test", "partition": "dirichlet", "dirichlet-alpha": 0.3, "num-clients": 6,
@@ -122,17 +122,6 @@ def test_ends_are_weighed_by_the_images_of_their_chains(
     assert (row["clients_ok"], row["clients_failed"]) == ("5", "1")
     found = final_weights(tmp_path, space.weights.names, **values)
     torch.testing.assert_close(found, start + total / images, rtol=1e-5, atol=1e-6)
-
-
-def fail_for(monkeypatch: pytest.MonkeyPatch, which: Callable[[tuple[int, ...]], bool]) -> None:
-    train = local.train_steps
-
-    def sometimes(*args: Any, key: tuple[int, ...], **values: Any) -> float:
-        if which(key):
-            raise MemoryError("out of memory, for example")
-        return train(*args, key=key, **values)
-
-    monkeypatch.setattr(local, "train_steps", sometimes)
 
 
 def test_a_chain_of_which_nobody_answers_is_left_out_and_a_round_of_them_ends_the_run(

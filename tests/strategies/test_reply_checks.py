@@ -191,6 +191,16 @@ class TestTooFew:
         arrays, _ = fedavg.aggregate_train(1, [answer(message) for message in again])
         assert unpack(arrays, MEMORY).tolist() == [1.0] * SIZE
 
+    def test_a_memory_that_was_lost_counts_once(self) -> None:
+        fedavg = strategy(min_clients_ok=2)
+        first, second, third = ask(fedavg)
+        lost = RecordDict({"refusal": ConfigRecord({"reason": "client 3 lost its memory"})})
+        replies = [Message(copy.deepcopy(lost), reply_to=message) for message in (second, third)]
+        with pytest.raises(TooFewClientsError):
+            fedavg.aggregate_train(1, [answer(first), *replies])
+        fedavg.aggregate_train(1, [answer(message) for message in ask(fedavg)])
+        assert fedavg.memories_lost == 2
+
     def test_the_next_round_asks_whom_it_would_have_asked(self) -> None:
         fedavg, calm = strategy(min_clients_ok=3), strategy()
         ask(fedavg)

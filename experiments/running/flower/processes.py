@@ -1,7 +1,7 @@
 """The processes of one run on Flower's engine, and their end when nobody else can see to it.
 
-The path of the run's folder is the value of `FLWR_HOME` in the environment of each of them, by
-which they are found again, those included that Ray starts.
+The path of the run's folder is the value of `FLWR_HOME` in the environment of each of them, or of
+those that started them, by which they are found again.
 
 A runner that is killed by SIGKILL cannot clean up: its SuperLink, the simulation and Ray's workers
 would train on for nobody, and hold the run's lock. So it starts this file as a program first. It
@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 5.0  # seconds that processes get to end by themselves
+_ENDED = "ZX"  # states of processes that have ended, and wait to be collected
 
 
 @contextmanager
@@ -58,13 +59,24 @@ def end_processes(home: Path, patience: float) -> None:
 
 
 def processes_of(home: Path) -> list[int]:
-    """Return the processes that have this folder in their environment; Linux tells, others no."""
+    """Return the processes of the run, without this one; Linux tells, others no.
+
+    They have the folder in their environment, or descend from one that has: Ray's workers write
+    their titles over their environment.
+    """
     mark = os.fsencode(f"FLWR_HOME={home}")
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    found, children = list[int](), dict[int, list[int]]()
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # another user's, or one that has just ended
-            if mark in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+            # pid (name) state parent ...; the name may hold spaces and brackets
+            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state in _ENDED:
+                continue
+            children.setdefault(int(parent), []).append(int(path.name))
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+    for pid in found:  # which grows on the way
+        found += [child for child in children.get(pid, []) if child not in found]
     return [pid for pid in found if pid != os.getpid()]
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +19,22 @@ def kill_tree(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def kill_after(
+    command: Sequence[str], folder: Path, rounds_done: Callable[[], int], server_round: int
+) -> None:
+    """Start a command in a folder, and kill it with all that it started once a round is done."""
+    process = subprocess.Popen(
+        command, cwd=folder, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while rounds_done() < server_round:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    kill_tree(process)
 
 
 def runs(pid: int) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from engine.shared_memory import can_share
 from fedta_app.runs.finished_model import read_model
-from tests.experiments.running.killing import descendants, kill_tree, runs
+from tests.experiments.running.killing import descendants, kill_after, runs
 
 ROOT = Path(__file__).resolve().parents[3]
 ROUNDS = 30  # some seconds are left after the last kill, also on a busy machine
@@ -52,16 +52,8 @@ def rounds_done(folder: Path) -> int:
 
 
 def kill_after_round(folder: Path, engine: str, server_round: int, strategy: str) -> None:
-    process = subprocess.Popen(
-        command(folder, engine, name="killed", strategy=strategy), cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while rounds_done(folder) < server_round:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    kill_tree(process)
+    words = command(folder, engine, name="killed", strategy=strategy)
+    kill_after(words, ROOT, lambda: rounds_done(folder), server_round)
     assert rounds_done(folder) < ROUNDS
 
 

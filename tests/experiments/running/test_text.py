@@ -4,7 +4,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from experiments.reporting.frames import check_comparison
 from experiments.running.presets import load_table
 from experiments.running.scales import load_scale, scales
 from fedta_app.errors import ConfigError
-from tests.experiments.running.killing import kill_tree
+from tests.experiments.running.killing import kill_after
 from tests.roles import write_roles
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,16 +92,8 @@ def rounds_done(folder: Path) -> int:
 
 
 def kill_after_round(folder: Path, server_round: int) -> None:
-    process = subprocess.Popen(
-        command(folder, "killed", "in-process"), cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while rounds_done(folder) < server_round:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    kill_tree(process)
+    words = command(folder, "killed", "in-process")
+    kill_after(words, ROOT, lambda: rounds_done(folder), server_round)
     assert rounds_done(folder) < 8
 
 
