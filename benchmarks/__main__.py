@@ -19,6 +19,7 @@ _ON_ENGINES = ("repeats", "data_dir", "prefix")
 PARTS: dict[str, tuple[str, ...]] = {
     "rounds": (*_ON_ENGINES, "pfl_python"),
     "clients": _ON_ENGINES,
+    "memory": ("repeats", "data_dir"),
     "aggregation": (),
     "transport": (),
     "fisher": (),

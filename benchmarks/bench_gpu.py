@@ -33,20 +33,20 @@ from benchmarks.harness.operations import (
     operations_by_name,
 )
 from benchmarks.harness.round_parts import round_parts
-from experiments.running.cells import read_rows
 from experiments.running.launch import run_here
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
-from fedta_app.device.cuda import has_bf16
+from fedta_app.device.cuda import has_bf16, resolve_device
 from fedta_app.errors import DataError
 from fedta_app.files import write_atomically
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.provenance import code_facts, device_name, versions
+from fedta_app.runs.records import read_rows
 from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.passes import MODES
 from fedta_app.training.scoring import client_batches
 from fedta_app.training.steps import evaluate
-from fedta_app.training.workspace import Workspace, build_workspace, resolve_device
+from fedta_app.training.workspace import Workspace, build_workspace
 
 JSON = Path("results/benchmarks/gpu.json")
 _OFF = "is off in this process"  # what a fallback says

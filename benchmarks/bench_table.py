@@ -3,30 +3,38 @@
     python -m benchmarks.bench_table "heterogeneity/*-j16" [--scale small] [--cells 8]
                                      [--data-dir DIR] [--json FILE]
 
-Each cell is a process of its own on the in-process engine, one after the other, as in
-`run --jobs 1` after an interruption. The cache is empty at the beginning, so the first cell
-computes what depends on weights and data only, and the others find it: ideally they take as long
-as their rounds and measurements.
+The cells run one after the other in one process, on the in-process engine, as `run TABLE` does. The
+cache is empty at the beginning, so the first cell computes what depends on weights and data only,
+and the others find it: ideally they take as long as their rounds and measurements. The first cell's
+time includes the start of the process.
 """
 
 import argparse
+import json
+import math
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.harness.processes import run_apart
 from benchmarks.harness.report import facts, write
 from experiments.running.presets import select
 
 
-def cell_seconds(arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Return the wall time of a cell, and what of it went into rounds and measurements."""
-    clock = folder / "seconds"
+def cell_seconds(commands: list[list[str]], folder: Path) -> list[tuple[float, float]]:
+    """Return the wall time of each cell, and what of it went into rounds and measurements."""
+    words, clock = folder / "commands", folder / "seconds"
+    words.write_text(json.dumps(commands))
     began = time.perf_counter()
-    run_apart([sys.executable, "-m", "benchmarks.harness.timed_cells", str(clock), *arguments])
-    return time.perf_counter() - began, float(clock.read_text())
+    run_apart(
+        [sys.executable, "-m", "benchmarks.harness.timed_cells", str(words), str(clock)],
+        patience=math.inf,
+    )
+    wall = time.perf_counter() - began
+    (first, useful), *others = json.loads(clock.read_text())
+    start = wall - first - sum(one for one, _ in others)
+    return [(first + start, useful), *others]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,26 +49,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     table, presets = select(options.selection, options.scale)
-    rows: list[dict[str, Any]] = []
+    cells = [
+        (presets[number % len(presets)].name, number // len(presets))
+        for number in range(options.cells)
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = ["--engine", "in-process", "--results-dir", str(folder), "--seeds", "1"]
         places += ["--set", f"cache-dir={folder / 'cache'}"]
         places += ["--scale", options.scale] if options.scale else []
         places += ["--data-dir", options.data_dir] if options.data_dir else []
-        for number in range(options.cells):
-            preset, seed = presets[number % len(presets)], number // len(presets)
-            cell = [f"{table.name}/{preset.name}", "--set", f"seed={seed}"]
-            wall, useful = cell_seconds(["run", *cell, *places], folder)
-            rows.append({"cell": f"{preset.name} seed {seed}", "wall": wall, "useful": useful})
-            print(
-                f"{preset.name} seed {seed}: {wall:.1f} s, {wall / useful:.2f} x its rounds",
-                flush=True,
-            )
-    for what, chosen in (("all cells", rows), ("without the first", rows[1:])):
+        commands = [
+            ["run", f"{table.name}/{preset}", "--set", f"seed={seed}", *places]
+            for preset, seed in cells
+        ]
+        seconds = cell_seconds(commands, folder)
+    rows = []
+    for (preset, seed), (wall, useful) in zip(cells, seconds, strict=True):
+        rows.append({"cell": f"{preset} seed {seed}", "wall": wall, "useful": useful})
+        print(f"{preset} seed {seed}: {wall:.1f} s, {wall / useful:.2f} x its rounds")
+    for what, chosen in (("all cells", seconds), ("without the first", seconds[1:])):
         if chosen:
-            ratio = sum(row["wall"] for row in chosen) / sum(row["useful"] for row in chosen)
-            print(f"{what}: {ratio:.3f} x their rounds and measurements")
+            wall, useful = (sum(times) for times in zip(*chosen, strict=True))
+            print(f"{what}: {wall / useful:.3f} x their rounds and measurements")
     write(options.json, {**facts(), "rows": rows})
 
 

@@ -1,6 +1,7 @@
 """The Flower ClientApp: one short handler per message type, around functions of `fedta_app`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
+from client_app.secure import secured, secured_update, shares
 from engine.client_memory import (
     ClientMemory,
     MemoryLostError,
@@ -17,11 +19,18 @@ from engine.client_memory import (
     client_memory,
     vector_bytes,
 )
+from engine.deployment import (
+    check_own_client,
+    config_of,
+    node_partition,
+    on_servers_machine,
+)
 from engine.shared_memory import SharingError
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
-from fedta_app.config import RunConfig
+from fedta_app.errors import disk_sentence
 from fedta_app.runs.memory import peaks, reset_peaks
+from fedta_app.secure import FEATURE_SUMS, SCORES
 from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
 from fedta_app.training.head_fit import head_images, head_statistics
 from fedta_app.training.scoring import client_batches, own_mask, scores
@@ -42,20 +51,37 @@ def report_memory(message: Message, context: Context, call_next: ClientAppCallab
     return reply
 
 
-app = ClientApp(mods=[report_memory])
+def report_disk(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Reply with a reason where this client's disk fails.
+
+    On the server's machine it is the server's disk too, and the run stops: the client is not one
+    that failed by itself.
+    """
+    try:
+        return call_next(message, context)
+    except SharingError:
+        raise
+    except (MemoryLostError, OSError) as error:
+        lost = isinstance(error, MemoryLostError)
+        reason = disk_sentence(error) if isinstance(error, OSError) else str(error)
+        refusal = ConfigRecord({"reason": reason, "memory-lost": lost})
+        return Message(RecordDict({"refusal": refusal}), reply_to=message)
+
+
+app = ClientApp(mods=[report_memory, report_disk])
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Return the node's partition id, and whether it can map the server's shared memory."""
     try:
-        shares = all(
+        shares = on_servers_machine(context) and all(
             len(unpack(arrays, SHARED)) > 0 for arrays in message.content.array_records.values()
         )
     except SharingError:
         shares = False
-    partition_id = context.node_config["partition-id"]
-    node = ConfigRecord({"partition-id": partition_id, "shares-memory": shares})
+    config_of(context)  # a node that is set up wrongly says so at once
+    node = ConfigRecord({"partition-id": node_partition(context), "shares-memory": shares})
     return Message(RecordDict({"config": node}), reply_to=message)
 
 
@@ -66,11 +92,6 @@ def train(message: Message, context: Context) -> Message:
     setup, client = Setup.from_config(settings), int(settings["partition-id"])
     received = _received(message, settings)
     config = memory.workspace.config
-    try:
-        own = memory.recall(client, setup.memory)
-    except MemoryLostError as error:
-        refusal = ConfigRecord({"reason": str(error)})
-        return Message(RecordDict({"refusal": refusal}), reply_to=message)
     result = train_client(
         memory.workspace,
         received.pop("vector"),
@@ -78,16 +99,21 @@ def train(message: Message, context: Context) -> Message:
         server_round=int(settings["server-round"]),
         lr=float(settings["lr"]),
         local_steps=int(settings.get("local-steps", config.local_steps)),
+        batch_size=int(settings.get("batch-size", config.batch_size)),
         algorithm=make_algorithm(config.strategy, vars(config)),
         received=received,
-        memory=own,
+        memory=memory.recall(client, setup.memory),
         down=memory.mask(setup.down),
         up=memory.mask(setup.up),
-        outbox=lambda update: outbox(update, str(settings["transport"])),
+        outbox=lambda update: (
+            update if config.secure_aggregation else outbox(update, str(settings["transport"]))
+        ),
     )
-    reply = _trained(message, result)
-    if result.memory:
-        digest = memory.memorise(client, result.memory, setup.kept)
+    # Before the reply is packed: a disk that refuses it leaves nothing behind to be released.
+    digest = memory.memorise(client, result.memory, setup.kept)
+    update = secured_update(config, settings, result.update, result.num_examples)
+    reply = _trained(message, replace(result, update=update))
+    if digest:
         reply.content["memory"] = ConfigRecord({"digest": digest})
     return reply
 
@@ -115,7 +141,16 @@ def head(message: Message, context: Context) -> Message:
         load_weights(memory.workspace, weights, memory.mask(str(settings["down"])))
     client = int(settings["partition-id"])
     images = head_images(memory.workspace, client, at_start=at_start)
-    return _reply(message, {"vector": head_statistics(memory.workspace, images).to_vector()})
+    found = head_statistics(memory.workspace, images).to_vector()
+    found = secured(memory.workspace.config, settings, found, FEATURE_SUMS)
+    return _reply(message, {"vector": found})
+
+
+@app.train("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Return the client's shares of the secrets behind the masks of a secure sum."""
+    memory, settings = _prepare(message, context)
+    return _reply(message, {"vector": shares(memory.workspace.config, settings)})
 
 
 @app.train("counts")
@@ -140,6 +175,7 @@ def calibrate(message: Message, context: Context) -> Message:
     batches = client_batches(memory.workspace, int(settings["partition-id"]))
     mask = memory.mask(str(settings["down"]))
     found = scores(memory.workspace, batches, mask, int(settings["server-round"]))
+    found = secured(memory.workspace.config, settings, found, SCORES)
     return _reply(message, {"vector": found})
 
 
@@ -161,7 +197,10 @@ def mask(message: Message, context: Context) -> Message:
 def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[str, Any]]:
     """Return this process's client memory and the settings; store blobs and load the head first."""
     settings: Mapping[str, Any] = message.content.config_records["config"]
-    config = RunConfig.from_mapping(context.run_config)
+    config = config_of(context)
+    check_own_client(context, int(settings["partition-id"]), config.clients_per_node)
+    if settings["transport"] != WIRE and not on_servers_machine(context):
+        raise ValueError("this node takes vectors by wire only")
     # The server resolved num-clients, which may be 0 in the configuration (as many as there are).
     workspace = shared_workspace(config.with_values(num_clients=int(settings["num-clients"])))
     if workspace.layout != settings["layout"]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import torch as safetensors
 from torch import Tensor
 
 from fedta_app.errors import RunError
@@ -27,6 +26,7 @@ from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.directory import run_path
 from fedta_app.training.workspace import Workspace, shared_workspace
 from fedta_app.vectors.mask import FlatMask
+from fedta_app.vectors.tensor_bytes import tensor_parts, tensors_in
 
 _MASKS_KEPT = 4  # unpacked masks per process; others are read from disk when they are needed
 
@@ -95,7 +95,10 @@ class ClientMemory:
         """Load the head into the model, unless it is there or the digest is empty."""
         head = self.workspace.head
         if digest and head is not None and digest != self._head:
-            head.load(bytes_vector(self.store.get(digest)).view(torch.float32))
+            vector = bytes_vector(self.store.get(digest)).view(torch.float32)
+            if vector.shape != head.vector.shape:
+                raise RunError(f"{self.store.folder / digest} is not a head of this model")
+            head.load(vector)
             self._head = digest
 
     def keep(self, vector: Tensor) -> str:
@@ -117,8 +120,8 @@ class ClientMemory:
         if not digest:
             return {}
         try:
-            return safetensors.load(self._own(partition_id).get(digest))
-        except RunError as error:
+            return tensors_in(self._own(partition_id).get(digest))
+        except (RunError, ValueError) as error:
             raise MemoryLostError(f"client {partition_id} lost its memory: {error}") from error
 
     def memorise(
@@ -133,9 +136,8 @@ class ClientMemory:
         """
         if not vectors:
             return ""
-        data = {name: vector.detach().cpu().contiguous() for name, vector in vectors.items()}
         store = self._own(partition_id)
-        digest = store.put(safetensors.save(data))
+        digest = store.put(*tensor_parts(vectors))
         store.keep_only({*kept, digest})
         return digest
 
@@ -158,7 +160,8 @@ def forget_unnamed(folder: Path, named: Mapping[int, set[str]]) -> None:
     """Delete the memories below a folder, except those that `named` lists for their client."""
     if folder.is_dir():
         for own in folder.iterdir():
-            BlobStore(own).keep_only(named.get(int(own.name), set()))
+            if own.name.isdecimal():
+                BlobStore(own).keep_only(named.get(int(own.name), set()))
 
 
 @lru_cache(maxsize=1)
@@ -172,7 +175,7 @@ def vector_bytes(vector: Tensor) -> bytes:
     return vector.detach().cpu().contiguous().numpy().tobytes()
 
 
-def bytes_vector(data: bytes) -> Tensor:
+def bytes_vector(data: bytes | memoryview) -> Tensor:
     """Return the bytes as a uint8 vector, the form in which blobs travel."""
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 

@@ -20,6 +20,7 @@ from fedta_app.config import RunConfig
 from fedta_app.finished.reading import Run
 from fedta_app.runs.directory import run_path
 
+ONE_PROCESS = "one-process"  # in a node's configuration: server and clients share this process
 _SERVER_NODE = 1
 _FIRST_CLIENT_NODE = 2
 
@@ -110,6 +111,7 @@ class InProcessGrid(Grid):
             node_config={
                 "partition-id": node_id - _FIRST_CLIENT_NODE,
                 "num-partitions": self._num_nodes,
+                ONE_PROCESS: True,
             },
             state=RecordDict(),
             run_config=self._run_config,

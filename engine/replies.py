@@ -23,23 +23,27 @@ def replies_as_they_come(
     Parameters
     ----------
     timeout : float
-        Seconds after which missing replies are no longer waited for.
+        Seconds after which missing replies are no longer waited for: there is one last look for
+        them then, and what comes later is never fetched. The in-process engine, whose clients take
+        turns with the server, has no clock and waits for all of them.
     """
     if isinstance(grid, InProcessGrid):
         yield from grid.send_and_receive(messages)
         return
     waiting = set(grid.push_messages(messages))
     del messages  # Flower holds them now
-    end = time.monotonic() + timeout
-    last = began = time.monotonic()
-    while waiting and began < end:
+    last = time.monotonic()
+    end = last + timeout
+    while waiting:
+        began = time.monotonic()
         found = list(grid.pull_messages(waiting))
         waiting.difference_update(reply.metadata.reply_to_message_id for reply in found)
         polled = time.monotonic() - began  # polling for many messages takes time too
         yield from found
-        if found:
-            last = time.monotonic()
+        if began >= end:
+            return
+        now = time.monotonic()
+        last = now if found else last
         if waiting:
-            pause = max(_SHORTEST, polled, (time.monotonic() - last) / 50)
-            time.sleep(min(_LONGEST, pause))
-        began = time.monotonic()
+            pause = max(_SHORTEST, polled, (now - last) / 50)
+            time.sleep(min(_LONGEST, pause, max(0.0, end - now)))

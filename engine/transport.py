@@ -26,7 +26,8 @@ WIRE = "fedta.wire"
 SHARED = "fedta.shared"
 MEMORY = "fedta.memory"
 TRANSPORTS = (WIRE, SHARED, MEMORY)
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "uint8", "int64", "bool")}
+_NAMES = ("float32", "float64", "uint8", "int32", "int64", "bool")
+_DTYPES = {name: getattr(torch, name) for name in _NAMES}
 _KEY = "vector"
 
 

@@ -7,7 +7,7 @@ import sys
 
 from experiments.arguments import check, parse, program
 from experiments.exit_status import ExitStatus
-from fedta_app.errors import RunError
+from fedta_app.errors import RunError, disk_sentence
 from fedta_app.runs.command import to_continue, typed
 
 
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.OUTPUT_CLOSED
     except OSError as error:  # a full disk, a folder that is not ours
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {disk_sentence(error)}", file=sys.stderr, flush=True)
         return ExitStatus.FAILED
     except KeyboardInterrupt:
         print(f"interrupted; {to_continue()}", flush=True)

@@ -24,7 +24,7 @@ def write_app(folder: Path) -> Path:
     app = {
         "publisher": "fedta",
         "fab-include": [f"{room}/**/*.py" for room in ROOMS],
-        "components": {"serverapp": "server_app.app:app", "clientapp": "client_app.app:app"},
+        "components": {"serverapp": "server_app.app:app", "clientapp": "client_app.entry:app"},
         "config": RunConfig().to_mapping(),
     }
     about = metadata("fedta")

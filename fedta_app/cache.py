@@ -21,6 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from fedta_app.files import file_sha256, remove_tree, write_atomically
+from fedta_app.hashed_files import sha256_of
 
 Array = npt.NDArray[Any]
 _HEADER = 128  # bytes before the values in a .npy file
@@ -121,7 +122,7 @@ class ArrayCache:
     def _sound(self, entry: Path, key: Mapping[str, Any]) -> bool:
         try:
             about = json.loads((entry / _ABOUT).read_text())
-            return bool(about["key"] == key and about["sha256"] == file_sha256(entry / _ARRAY))
+            return bool(about["key"] == key and about["sha256"] == sha256_of(entry / _ARRAY))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

@@ -18,14 +18,14 @@ from fedta_app.optim.large_batch import (
     optimizer_state,
 )
 from fedta_app.optim.sparse_sgdm import SparseSGDM
+from fedta_app.pace.schedule import learning_rate
 from fedta_app.runs.finished_model import ModelKeeper
-from fedta_app.runs.loop import Phase, RoundLoop, check_keys
+from fedta_app.runs.loop import Phase, RoundLoop, check_keys, check_tensor
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
 from fedta_app.training.facts import model_facts, run_facts
 from fedta_app.training.head_fit import pooled_head
-from fedta_app.training.schedule import learning_rate
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
 from fedta_app.training.workspace import Workspace, shared_workspace
@@ -128,10 +128,10 @@ class Baseline:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         check_keys(state, ("weights", "head", "mask", "momentum", "notes"), "baseline")
-        weights = self.workspace.weights
-        weights.load(state["weights"])
-        if self.workspace.head:
-            self.workspace.head.load(state["head"])
+        weights, head = self.workspace.weights, self.workspace.head
+        weights.load(check_tensor(state["weights"], weights.vector, "weights"))
+        if head:
+            head.load(check_tensor(state["head"], head.vector, "head's weights"))
         if state["mask"] is not None:
             bits, size = state["mask"].numpy().tobytes(), weights.vector.numel()
             self.use_mask(FlatMask.from_bits(bits, size, weights.vector.device))
@@ -140,6 +140,7 @@ class Baseline:
         else:
             for name, buffer in state["momentum"].items():
                 parameter = self.workspace.model.get_parameter(name)
+                check_tensor(buffer, parameter, "momenta")
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
         self.notes.update(state["notes"])
 

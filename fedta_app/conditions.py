@@ -17,10 +17,29 @@ SOME_CALIBRATE = FEDERATED & Condition(
         SCORED.holds(c) or (MASKED.holds(c) and c.mask_scope in ("vote", "union", "intersection"))
     ),
 )
+EVERYBODY = FEDERATED & Condition(
+    "some phase needs every client: head is ridge, mask-scope is client, superclients, or "
+    "calibration-fraction is 1",
+    lambda c: (
+        c.head == "ridge"
+        or c.superclient_clients > 1
+        or (MASKED.holds(c) and c.mask_scope == "client")
+        or (SCORED.holds(c) and c.mask_scope == "global" and c.calibration_fraction == 1)
+    ),
+)
 REFRESHED = FEDERATED & Condition("head-refresh is above 0", lambda c: c.head_refresh > 0)
+ADACOMM = FEDERATED & Condition("adacomm-rounds is above 0", lambda c: c.adacomm_rounds > 0)
+NOISE_SCALE = FEDERATED & Condition(
+    "noise-scale-rounds is above 0", lambda c: c.noise_scale_rounds > 0
+)
 SHARED = FEDERATED & Condition("shared-fraction is above 0", lambda c: c.shared_fraction > 0)
 BOUNDED = FEDERATED & Condition("update-bound is above 0", lambda c: c.update_bound > 0)
+PRIVATE = FEDERATED & Condition("dp-noise is above 0", lambda c: c.dp_noise > 0)
+SECURE = FEDERATED & key_is("secure-aggregation", True)
 ATTACKED = FEDERATED & Condition("attackers is above 0", lambda c: c.attackers > 0)
+PERSONAL = FEDERATED & Condition(
+    "personal-layers is not none", lambda c: c.personal_layers != "none"
+)
 RIDGE, PROBE = key_is("head", "ridge"), key_is("head", "probe")
 SOME_BLOCKS = Condition("trained-blocks is above 0", lambda c: c.trained_blocks > 0)
 CACHED = SOME_BLOCKS | key_is("dataset", FOLDER)

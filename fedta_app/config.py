@@ -89,8 +89,10 @@ def keys_that_decide(*words: str) -> frozenset[str]:
     return frozenset(name for name, key in KEYS.items() if key.decides & set(words))
 
 
-def unknown_key_sentence(key: str) -> str:
+def unknown_key_sentence(key: Any) -> str:
     """Return the sentence that refuses a key, with the one that was probably meant."""
+    if not isinstance(key, str) or not key.isprintable():
+        return f"{key!r} is not a key of the run configuration: keys are words, such as num-clients"
     meant = {name: key.name for key in KEYS.values() for name in (*key.synonyms, key.name)}
     typed = re.sub(r"[_ .]", "-", key.strip().lower())
     near = [typed] if typed in meant else difflib.get_close_matches(typed, meant, n=1)

@@ -29,3 +29,16 @@ def first_line(error: Exception) -> str:
     """Return the type and the first line of an error, to quote inside a sentence."""
     text = str(error).strip().split("\n")[0][:160]
     return f"{type(error).__name__}: {text}"
+
+
+def disk_sentence(error: OSError) -> str:
+    """Return which file could not be read or written, and why.
+
+    Examples
+    --------
+    >>> disk_sentence(OSError(28, "No space left on device", "runs/metrics.csv"))
+    'runs/metrics.csv cannot be read or written: No space left on device'
+    """
+    if error.filename is None or not error.strerror:
+        return first_line(error)
+    return f"{error.filename} cannot be read or written: {error.strerror}"

@@ -5,23 +5,71 @@ import hashlib
 import os
 import shutil
 import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedta_app.errors import ConfigError
+from fedta_app.errors import ConfigError, disk_sentence
 
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a temporary file in the same folder, flush it to disk, and rename it to `path`."""
+def write_atomically(
+    path: Path,
+    data: bytes | str | Iterable[bytes | memoryview],
+    *,
+    name: Callable[[], str] | None = None,
+) -> None:
+    """Write a temporary file in the same folder, flush it to disk, and rename it to `path`.
+
+    Parameters
+    ----------
+    data : bytes or str, or iterable of bytes
+        The content, or pieces of it.
+    name : callable, optional
+        Returns the file's name in the folder of `path`, where that depends on the content; it is
+        called when all of it is written.
+
+    Raises
+    ------
+    OSError
+        Naming `path`. The temporary file is removed, since it may be what fills the disk.
+    """
     content = data.encode() if isinstance(data, str) else data
+    pieces = (content,) if isinstance(content, bytes) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        _flush_to_disk(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.writelines(pieces)
+            stream.flush()
+            _flush_to_disk(stream.fileno())
+        temporary.replace(path if name is None else path.with_name(name()))
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def remove_temporary(*folders: Path) -> None:
+    """Remove the temporary files that a crash left in folders, and the folders of such a name."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def unless_refused() -> Iterator[None]:
+    """Print a warning, and go on, when the disk refuses what the block writes: a figure, say."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {disk_sentence(error)}; it is left out", flush=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from fedta_app.runs.loop import check_keys
+from fedta_app.runs.loop import check_keys, check_tensor
 from server_app.phases import FederatedPhase
-from server_app.ridge import RidgeSums
+from server_app.ridge import RidgeSums, groups_of
 from server_app.state import ServerState
 from strategies import FedAvg
 
@@ -21,15 +21,13 @@ class RidgeHead(FederatedPhase):
     name = "head"
 
     def __init__(self, state: ServerState) -> None:
-        clients = len(state.exchange.nodes)
-        super().__init__(state, -(-clients // state.clients_per_round))
+        self._groups = groups_of(range(len(state.exchange.nodes)), state.clients_per_round)
+        super().__init__(state, len(self._groups))
         self._sums = RidgeSums(state)
 
     def work(self, number: int) -> None:
         """Add the sums of the next clients; after the last ones, solve."""
-        state, step = self.state, self.state.clients_per_round
-        clients = list(range(len(state.exchange.nodes)))[(number - 1) * step : number * step]
-        self._sums.add(self.ask(clients, "train.head", self._sums.check))
+        self.add_feature_sums(self._sums, self._groups[number - 1], number)
         if number == self.num_rounds:
             self._sums.solve()
 
@@ -40,7 +38,9 @@ class RidgeHead(FederatedPhase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums so far."""
         check_keys(state, ("statistics",), "head")
-        self._sums.statistics = self._sums.unpacked(state["statistics"])
+        so_far = self._sums.statistics.to_vector()
+        stored = check_tensor(state["statistics"], so_far, "sums of features")
+        self._sums.statistics = self._sums.unpacked(stored)
 
 
 class ProbeHead(FederatedPhase):
@@ -61,7 +61,7 @@ class ProbeHead(FederatedPhase):
             **state.limits(),
         )
 
-    def work(self, number: int) -> float:
+    def work(self, number: int) -> float | None:
         """Train the head for one round; after the last one, freeze it."""
         head, loss = self.train_round(self._strategy, number, self._head)
         self._head.copy_(head)
@@ -77,4 +77,4 @@ class ProbeHead(FederatedPhase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the head so far."""
         check_keys(state, ("head",), "probe head")
-        self._head.copy_(state["head"])
+        self._head.copy_(check_tensor(state["head"], self._head, "head's weights"))

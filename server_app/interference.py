@@ -3,6 +3,7 @@
 They read the clients' images on the server, which a simulation can and a deployment cannot.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -17,11 +18,12 @@ from fedta_app.analysis.interference import (
     summarise,
 )
 from fedta_app.data.loading import ImageSet
+from fedta_app.files import unless_refused
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import write_csv
+from fedta_app.runs.records import checked
 from fedta_app.seeding import torch_generator
 from fedta_app.training.head_fit import pooled_head
-from fedta_app.training.schedule import learning_rate
 from fedta_app.training.steps import evaluate
 from server_app.state import ServerState
 
@@ -30,10 +32,17 @@ _MOST_IMAGES = 100  # of a client: as many losses of as many clients are measure
 
 
 class InterferenceLog:
-    """The rows of interference.csv, and the updates of the round that is measured."""
+    """The rows of interference.csv, and the updates of the round that is measured.
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    Parameters
+    ----------
+    state : ServerState
+    rate : callable
+        The learning rate of a round.
+    """
+
+    def __init__(self, state: ServerState, rate: Callable[[int], float]) -> None:
+        self._state, self._rate = state, rate
         self._rows: dict[int, Interference] = {}
         self._start = torch.empty(0)
         self._vectors: dict[int, Tensor] = {}
@@ -65,11 +74,13 @@ class InterferenceLog:
             return [evaluate(state.workspace, part)[0] for part in images]
 
         matrix = loss_change_matrix(self._start, vectors, losses)
-        rate = learning_rate(state.config, number)
-        self._rows[number] = summarise(number, rate, matrix, vectors, **self._accuracies())
+        self._rows[number] = summarise(
+            number, self._rate(number), matrix, vectors, **self._accuracies()
+        )
         write_csv(folder / "interference.csv", list(self._rows.values()), _COLUMNS)
         save_matrix(folder / f"interference-{number:04d}.csv", matrix, clients)
-        save_interference_figure(folder / "interference.png", self._rows, matrix, clients)
+        with unless_refused():
+            save_interference_figure(folder / "interference.png", self._rows, matrix, clients)
         self._vectors = {}
 
     def _images(self, client: int) -> ImageSet:
@@ -100,6 +111,8 @@ class InterferenceLog:
         return {"interference": [asdict(row) for row in self._rows.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the rows of an earlier session."""
-        rows = [Interference(**row) for row in state.get("interference", [])]
+        """Take over the rows of an earlier session, and write them anew."""
+        rows = [checked(Interference, row) for row in state.get("interference", [])]
         self._rows = {row.round: row for row in rows}
+        if rows:
+            write_csv(run_path(self._state.config) / "interference.csv", rows, _COLUMNS)

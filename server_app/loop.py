@@ -10,6 +10,9 @@ from flwr.serverapp import Grid
 
 from engine.client_memory import forget_run, forget_unnamed, memories_path
 from fedta_app.config import RunConfig
+from fedta_app.errors import CheckpointError, first_line
+from fedta_app.files import unless_refused
+from fedta_app.pace import Pace
 from fedta_app.partition.figure import save_partition_figure
 from fedta_app.partition.schemes import partition_digest
 from fedta_app.partition.sharing import label_distances
@@ -24,6 +27,7 @@ from fedta_app.training.workspace import Workspace, shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Train, make_strategy
+from server_app.privacy import privacy_warnings
 from server_app.state import ServerState
 from server_app.superclient_phase import Superclients
 from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
@@ -31,12 +35,13 @@ from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
     """Run a federated training to its end, from its last checkpoint if there is one."""
-    nodes = discover_nodes(grid, config.num_clients, config.clients_per_node)
+    nodes = discover_nodes(grid, config.num_clients, config.clients_per_node, config.round_timeout)
     workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
     try:
         state = ServerState.of(grid, nodes, workspace)
-        strategy = make_strategy(state)
-        phases = make_phases(state, strategy)
+        pace = Pace(workspace.config, [len(part) for part in workspace.partitions])
+        strategy = make_strategy(state, pace)
+        phases = make_phases(state, strategy, pace)
         # `config`, not `state.config`: config.toml keeps num-clients = 0 as the user wrote it.
         session = RunSession(
             config,
@@ -56,7 +61,7 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
         forget_run()
 
 
-def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
+def make_phases(state: ServerState, strategy: FederatedStrategy, pace: Pace) -> list[Phase]:
     """Return the phases that the configuration asks for, in their order."""
     config = state.config
     phases: list[Phase] = []
@@ -66,7 +71,7 @@ def make_phases(state: ServerState, strategy: FederatedStrategy) -> list[Phase]:
         phases.append(mask_phase(state))
     if isinstance(strategy, SequentialStrategy):
         phases.append(Superclients(state, strategy))
-    return [*phases, Start(state.workspace, state.measure), Train(state, strategy)]
+    return [*phases, Start(state.workspace, state.measure), Train(state, strategy, pace)]
 
 
 def federated_facts(workspace: Workspace) -> dict[str, Any]:
@@ -79,19 +84,28 @@ def federated_facts(workspace: Workspace) -> dict[str, Any]:
         "images-per-client": [int(sizes.min()), float(sizes.mean()), int(sizes.max())],
         "label-distance": float(label_distances(counts).mean()),
     }
+    facts["warnings"] += privacy_warnings(workspace.config)
     return {**facts, "num-clients": len(counts), "partition": about}
 
 
 def save_partition(workspace: Workspace, session: RunSession) -> None:
     """Save the figure that shows how many images of each class the clients hold."""
-    save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
+    with unless_refused():
+        save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
 
 
 def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:
     """Delete the clients' memories that no kept checkpoint refers to."""
     named: dict[int, set[str]] = {}
-    for state in kept_values(run_path(workspace.config) / "checkpoint"):
-        for partition_id, digest in state["parts"]["algorithm"]["memories"].items():
-            named.setdefault(int(partition_id), set()).add(digest)
+    folder = run_path(workspace.config) / "checkpoint"
+    for state in kept_values(folder):
+        try:
+            for partition_id, digest in state["parts"]["algorithm"]["memories"].items():
+                named.setdefault(int(partition_id), set()).add(digest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"a checkpoint in {folder} does not say which memories it needs "
+                f"({first_line(error)}): start the run over, with resume = false"
+            ) from error
     strategy.keep_memories(named)
     forget_unnamed(memories_path(workspace), named)

@@ -12,6 +12,7 @@ from engine.transport import pack_many, release
 from fedta_app.analysis import block_density
 from fedta_app.analysis.task_figures import save_block_density
 from fedta_app.errors import RunError
+from fedta_app.files import unless_refused
 from fedta_app.masks import (
     ScoreSums,
     intersection,
@@ -23,7 +24,8 @@ from fedta_app.masks import (
 )
 from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.loop import check_keys
+from fedta_app.runs.loop import check_keys, check_tensor
+from fedta_app.secure import SCORES
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import (
     calibration,
@@ -33,7 +35,9 @@ from fedta_app.training.scoring import (
 )
 from fedta_app.training.shared_masks import IncompleteMaskError, shared_mask
 from fedta_app.vectors import FlatMask
+from server_app.missing import settle_missing
 from server_app.phases import FederatedPhase
+from server_app.ridge import groups_of
 from server_app.state import ServerState
 from strategies.reply_checks import check_mask, check_scores, check_vectors
 
@@ -53,7 +57,7 @@ def mask_phase(state: ServerState) -> FederatedPhase:
 
 
 def _use_mask(state: ServerState, mask: FlatMask) -> None:
-    """Let only the weights of the mask travel from now on, and record its density."""
+    """Let only the weights of the mask be trained from now on, and record its density."""
     state.set_mask(mask)
     named = state.workspace.weights.views(mask.mask)
     state.notes["mask"] = {
@@ -63,7 +67,8 @@ def _use_mask(state: ServerState, mask: FlatMask) -> None:
         "of": mask.mask.numel(),
     }
     path = run_path(state.config) / "mask_density.png"
-    save_block_density(path, block_density(named))
+    with unless_refused():
+        save_block_density(path, block_density(named))
 
 
 class ServerMask(FederatedPhase):
@@ -135,7 +140,7 @@ class SummedScores(_Scores):
 
         state.model()  # loads the weights and the head that are scored
         positions = (scored_positions(state.workspace, client) for client in sampled)
-        mask = shared_mask(state.workspace, positions, number, state.travelling(), find)
+        mask = shared_mask(state.workspace, positions, number, state.trained(), find)
         if not found:
             self._count_replies(sampled, number)
         _use_mask(state, mask)
@@ -143,14 +148,31 @@ class SummedScores(_Scores):
     def _narrowed(self, sampled: list[int], number: int) -> FlatMask:
         """Return the mask that the scores of the clients give."""
         state = self.state
-        so_far = calibration(state.workspace, round=number - 1, mask=state.travelling())
+        so_far = calibration(state.workspace, round=number - 1, mask=state.trained())
         mask = so_far.advance_by(self._complete(sampled, number))
         return require_trained(state.config, mask)
 
     def _complete(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         """Yield the clients' scores, and raise RunError where they do not suffice."""
-        yield from self.replies(sampled, number)
-        self._check_replies(number)
+        secure = self.state.config.secure_aggregation
+        yield from (self._sums if secure else self.replies)(sampled, number)
+        if not self.state.exchange.costs.clients_ok:
+            first = self.state.exchange.costs.errors[0]
+            raise RunError(f"no client sent scores in round {number}: {first}")
+        if self.state.config.calibration_fraction == 1:
+            needs = (
+                f"round {number} of the mask needs the scores of every client (a "
+                "calibration-fraction below 1 asks for fewer)"
+            )
+            settle_missing(self.state, sampled, "scores", needs)
+
+    def _sums(self, sampled: list[int], number: int) -> Iterator[Tensor]:
+        """Yield the sums of the scores of groups of clients, of which the server sees no single."""
+        size, setup = self.state.weights.numel(), Setup(self.state.head, self.state.mask)
+        told = {"server-round": number, "known": False}
+        for group in groups_of(sampled, self._at_a_time()):
+            asked = (group, "train.calibrate", size, SCORES, f"scores {number} {group[0]}")
+            yield self.ask_for_sum(*asked, setup=setup, config=told).float()
 
     def _count_replies(self, sampled: list[int], number: int) -> None:
         """Tell the clients what they need, and count the scores that they would have sent.
@@ -161,18 +183,6 @@ class SummedScores(_Scores):
         scores = rule.message_size(self.state.weights.numel())
         for reply in self.replies(sampled, number, known=True):
             self.state.exchange.costs.bytes_up += 4 * (scores - len(reply))
-
-    def _check_replies(self, number: int) -> None:
-        """Raise RunError if no client sent scores, or if one is missing where all are needed."""
-        costs, fraction = self.state.exchange.costs, self.state.config.calibration_fraction
-        if not costs.clients_ok:
-            raise RunError(f"no client sent scores in round {number}: {costs.errors[0]}")
-        if costs.errors and fraction == 1:
-            raise RunError(
-                "calibration-fraction = 1.0 needs the scores of every client, and "
-                f"{len(costs.errors)} clients failed in round {number} (a fraction below 1 "
-                f"tolerates that): {costs.errors[0]}"
-            )
 
 
 class OwnMasks(FederatedPhase):
@@ -199,7 +209,7 @@ class OwnMasks(FederatedPhase):
 
     def _collect(self, group: int, arrays: ArrayRecord | None = None) -> None:
         state, step = self.state, self.state.clients_per_round
-        clients = self._sampled[group * step : (group + 1) * step]
+        clients = self._asked(group * step, (group + 1) * step)
         setup = Setup(head=state.head)
         for partition_id, bits in self.ask(
             clients, "train.mask", self._check_mask, arrays=arrays, setup=setup
@@ -207,8 +217,12 @@ class OwnMasks(FederatedPhase):
             digest = state.memory.keep(bits)
             state.own_masks[partition_id] = digest
             state.exchange.remember(partition_id, Setup(up=digest))
-        if state.exchange.costs.errors and self._keep:
-            raise RunError(f"every client needs its mask: {state.exchange.costs.errors[0]}")
+        if self._keep:
+            settle_missing(state, clients, "masks", "training needs the mask of every client")
+
+    def _asked(self, first: int, last: int) -> list[int]:
+        """Return the clients at these places that are asked for a mask."""
+        return self._sampled[first:last]
 
     def _check_mask(self, bits: Tensor) -> None:
         config, size = self.state.config, self.state.weights.numel()
@@ -261,13 +275,18 @@ class ContrastedMasks(OwnMasks, _Scores):
         if number == self.num_rounds:
             self._combine()
 
+    def _asked(self, first: int, last: int) -> list[int]:
+        # A mask contrasts with a sum that its client is part of.
+        unscored = self.state.notes.get("missing-clients", {}).get("scores", {})
+        return [client for client in super()._asked(first, last) if str(client) not in unscored]
+
     def _sum(self) -> Tensor:
         """Return the scores summed over all clients, (N,)."""
         sums = ScoreSums(self.state.weights.numel())
         for scores in self.replies(self._sampled, 1):
             sums.add(scores)
-        if errors := self.state.exchange.costs.errors:
-            raise RunError(f"the sum needs the scores of every client: {errors[0]}")
+        needs = "every mask needs the scores of every client"
+        settle_missing(self.state, self._sampled, "scores", needs)
         return sums.scores().float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -277,4 +296,4 @@ class ContrastedMasks(OwnMasks, _Scores):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sum."""
         check_keys(state, ("total",), "calibration")
-        self._total = state["total"]
+        self._total = check_tensor(state["total"], self._total, "scores")

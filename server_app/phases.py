@@ -1,6 +1,6 @@
 """What all phases of a federated run share, and the phase that trains."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,19 +10,23 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
+from fedta_app.pace import Pace
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Row
+from fedta_app.secure import FEATURE_SUMS, FixedPoint, SecureSum
 from fedta_app.training.evaluation import measured_when_due
-from fedta_app.training.schedule import learning_rate, local_steps
 from server_app.interference import InterferenceLog
-from server_app.personal import personal_figures
-from server_app.ridge import RidgeSums
-from server_app.state import ROUND_TIMEOUT, ServerState
-from server_app.task_report import TaskReport
+from server_app.personal import has_own_models, personal_figures
+from server_app.privacy import announce, spent
+from server_app.ridge import RidgeSums, groups_of
+from server_app.state import ServerState
+from server_app.task_report import TaskReport, table_digests
 from strategies import FederatedStrategy, SequentialStrategy
 from strategies.bounding import BoundedUpdates
-from strategies.reply_checks import TooFewClientsError, only_vector
+from strategies.private import PrivateStrategy
+from strategies.reply_checks import TooFewClientsError, check_vectors, only_vector
+from strategies.secure import MaskedTotal, SecureStrategy, shares_of
 
 _NO_SETUP = Setup()
 _MOST_REJECTED = 100  # that summary.json names
@@ -38,6 +42,7 @@ class FederatedPhase(Phase):
     def run_round(self, number: int) -> Row:
         """Do a round and return its row, with bytes and the number of clients that answered."""
         self.state.exchange.begin_round()
+        self.state.welcome_back()
         row = super().run_round(number)
         costs = self.state.exchange.costs
         if costs.errors:
@@ -86,12 +91,67 @@ class FederatedPhase(Phase):
             exchange.remember(answer.partition_id, setup)
             yield answer.partition_id, answer.vectors["vector"]
 
+    def ask_for_sum(
+        self,
+        clients: list[int],
+        message_type: str,
+        size: int,
+        point: FixedPoint,
+        name: str,
+        *,
+        setup: Setup = _NO_SETUP,
+        config: Mapping[str, Any] | None = None,
+        **message: Any,
+    ) -> Tensor:
+        """Return the sum, float64 of shape (size,), of vectors that the server does not see.
+
+        `name` tells the sums of a run apart. The sum is of the clients that answered.
+
+        Raises
+        ------
+        RunError
+            When they are too few to open it.
+        """
+        state = self.state
+        share = state.config.secure_threshold
+        masked = MaskedTotal(SecureSum.over(state.config.seed, name, clients, share), point)
+        settings = {**(config or {}), **masked.whole.to_config()}
+
+        def check(vector: Tensor) -> None:
+            check_vectors({"vector": vector}, {"vector": size}, point.dtype)
+
+        found = self.ask(clients, message_type, check, setup=setup, config=settings, **message)
+        for client, vector in found:
+            masked.add(client, vector)
+
+        def shares(
+            answered: Sequence[int], told: Mapping[str, Any]
+        ) -> Iterator[tuple[int, Tensor]]:
+            messages = state.exchange.messages(
+                answered, "train.unmask", config=told, setup=lambda _: setup
+            )
+            return shares_of(state.exchange, masked.whole, answered, state.send(messages))
+
+        return masked.opened(shares)
+
+    def add_feature_sums(
+        self, sums: RidgeSums, clients: list[int], number: int, **message: Any
+    ) -> None:
+        """Ask clients for the sums over their features, and add them."""
+        if self.state.config.secure_aggregation:
+            name, size = f"head {self.name} {number} {clients[0]}", len(sums)
+            total = self.ask_for_sum(clients, "train.head", size, FEATURE_SUMS, name, **message)
+            sums.add(clients, [(clients[0], total)])
+        else:
+            sums.add(clients, self.ask(clients, "train.head", sums.check, **message))
+
     def train_round(
         self, strategy: FederatedStrategy, number: int, weights: Tensor
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, float | None]:
         """Return the weights (P,) and the mean training loss after a round of a strategy.
 
-        A round with too few good replies is repeated once, with other clients.
+        There is no loss where Poisson sampling chose no client. A round with too few good replies
+        is repeated once, with other clients.
         """
         try:
             return self._attempt(strategy, number, weights)
@@ -101,11 +161,11 @@ class FederatedPhase(Phase):
 
     def _attempt(
         self, strategy: FederatedStrategy, number: int, weights: Tensor
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, float | None]:
         grid, arrays = self.state.grid, pack(weights, MEMORY)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         arrays, metrics = strategy.aggregate_train(number, self.state.send(messages))
-        return unpack(arrays, MEMORY), float(cast(float, metrics["train-loss"]))
+        return unpack(arrays, MEMORY), cast(float | None, metrics.get("train-loss"))
 
 
 class Train(FederatedPhase):
@@ -113,14 +173,15 @@ class Train(FederatedPhase):
 
     name = "train"
 
-    def __init__(self, state: ServerState, strategy: FederatedStrategy) -> None:
+    def __init__(self, state: ServerState, strategy: FederatedStrategy, pace: Pace) -> None:
         super().__init__(state, state.config.num_server_rounds)
         self.strategy = strategy
-        self.interference = InterferenceLog(state)
+        self.pace = pace
+        self.interference = InterferenceLog(state, pace.learning_rate)
         # Made before a checkpoint is read, when the weights are still those before training.
         self._start = state.weights.clone() if state.config.task_figures else state.weights
 
-    def work(self, number: int) -> float:
+    def work(self, number: int) -> float | None:
         """Train for one round and return the mean loss of the clients."""
         state = self.state
         weights, loss = self.train_round(self.strategy, number, state.travelling_weights())
@@ -128,20 +189,19 @@ class Train(FederatedPhase):
         if self.strategy.memories_lost:
             state.notes["client-memories-lost"] = self.strategy.memories_lost
         if state.config.head_refresh and number % state.config.head_refresh == 0:
-            self._refresh_head()
+            self._refresh_head(number)
         return loss
 
-    def _refresh_head(self) -> None:
+    def _refresh_head(self, number: int) -> None:
         """Solve the ridge head again, over the features that the weights of now give."""
         state, exchange = self.state, self.state.exchange
         everybody = state.config.head_refresh_clients == "all"
         clients = list(range(len(exchange.nodes))) if everybody else self.strategy.answered
-        step, sums = state.clients_per_round, RidgeSums(state)
+        sums = RidgeSums(state)
         sent = pack_many({"vector": state.travelling_weights()}, exchange.transport)
         setup = Setup(head=state.head, down=state.mask)
-        for first in range(0, len(clients), step):
-            group = clients[first : first + step]
-            sums.add(self.ask(group, "train.head", sums.check, arrays=sent, setup=setup))
+        for group in groups_of(clients, state.clients_per_round):
+            self.add_feature_sums(sums, group, number, arrays=sent, setup=setup)
         release(sent, exchange.transport)
         sums.solve()
 
@@ -150,43 +210,75 @@ class Train(FederatedPhase):
         state, config = self.state, self.state.config
         report = TaskReport() if config.task_figures and number == self.num_rounds else None
         interference = self.interference if self.interference.due(number) else None
-        self.strategy.watchers = [part for part in (report, interference) if part]
+        watchers = (report, interference, self.pace.noise_scale)
+        self.strategy.watchers = [part for part in watchers if part]
         row = measured_when_due(super().run_round(number), config, state.measure)
         if report:
             report.save(run_path(config))
             found = report.save_arithmetic(run_path(config), state, self._start)
             state.notes["task-vectors"] = found
+            state.notes["outputs"] = table_digests(run_path(config))  # nothing else holds them
         if interference:
             interference.measure(number)
-        if self.strategy.algorithm.personal and number == self.num_rounds:
-            state.notes["personal"] = personal_figures(state, self.strategy.memories)
+        if adapted := self.pace.after_round(row.train_loss):
+            state.notes.setdefault("adapted", []).append({"round": number + 1, **adapted})
+        if number == self.num_rounds and has_own_models(config):
+            algorithm, memories = self.strategy.algorithm, self.strategy.memories
+            state.notes["personal"] = personal_figures(state, algorithm, memories)
+        if isinstance(self.strategy, PrivateStrategy):
+            row = replace(row, epsilon=spent(state, self.strategy, number))
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was measured of the updates' interference."""
-        return self.interference.state_dict()
+        """Return what was measured of the updates' interference, and how the pace adapted."""
+        return {**self.interference.state_dict(), "pace": self.pace.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what was measured."""
+        """Go on with what was measured, and at the same pace."""
         self.interference.load_state_dict(state)
+        self.pace.load_state_dict(state.get("pace", {}))
 
 
-def make_strategy(state: ServerState) -> FederatedStrategy:
+def make_strategy(state: ServerState, pace: Pace) -> FederatedStrategy:
     """Return the strategy around the algorithm of the configuration."""
     config = state.config
     algorithm = make_algorithm(config.strategy, vars(config))
     options: dict[str, Any] = {
         "fraction_train": config.fraction_train,
         "seed": config.seed,
-        "learning_rate": lambda server_round: learning_rate(config, server_round),
-        "local_steps": lambda server_round: local_steps(config, server_round),
+        "learning_rate": pace.learning_rate,
+        "local_steps": pace.local_steps,
+        "batch_size": pace.batch_size,
         "setup": state.setup,
         "expand": state.expand,
         "size": state.trained_by,
         "holders": state.holders,
+        "clients": state.taking_part,
         "segments": state.segments,
         **state.limits(),
     }
+    if config.dp_noise:
+        del options["min_clients_ok"]
+        strategy = PrivateStrategy(
+            state.exchange,
+            algorithm,
+            clip=config.update_bound,
+            noise=config.dp_noise,
+            poisson=config.dp_sampling == "poisson",
+            **options,
+        )
+        announce(config, strategy)
+        return strategy
+    if config.secure_aggregation:
+        return SecureStrategy(
+            state.exchange,
+            algorithm,
+            largest=config.secure_range,
+            most_held=max(len(part) for part in state.workspace.partitions),
+            share=config.secure_threshold,
+            timeout=config.round_timeout,
+            **options,
+        )
     if config.update_bound:
         options["accumulator"] = lambda: BoundedUpdates(
             algorithm.accumulator(),
@@ -194,5 +286,7 @@ def make_strategy(state: ServerState) -> FederatedStrategy:
             by_median=config.update_bound_kind == "median",
         )
     if config.superclient_clients > 1:
-        return SequentialStrategy(state.exchange, algorithm, timeout=ROUND_TIMEOUT, **options)
+        return SequentialStrategy(
+            state.exchange, algorithm, timeout=config.round_timeout, **options
+        )
     return FederatedStrategy(state.exchange, algorithm, **options)

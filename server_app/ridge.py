@@ -1,6 +1,6 @@
 """The ridge head from the clients' sums, before training and, where it is refreshed, during it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,8 +8,24 @@ from torch import Tensor
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.training.head_fit import empty_statistics, fit_head
+from server_app.missing import settle_missing
 from server_app.state import ServerState
 from strategies.reply_checks import check_statistics, check_vectors
+
+
+def groups_of(clients: Sequence[int], size: int) -> list[list[int]]:
+    """Return clients in groups of this size; what is left joins the last one if it is one client.
+
+    Of one client alone there is no sum.
+
+    >>> groups_of(range(7), 3)
+    [[0, 1, 2], [3, 4, 5, 6]]
+    """
+    groups = [list(clients[first : first + size]) for first in range(0, len(clients), size)]
+    if len(groups) > 1 and len(groups[-1]) == 1:
+        alone = groups.pop()
+        groups[-1] += alone
+    return groups
 
 
 class RidgeSums:
@@ -19,23 +35,27 @@ class RidgeSums:
         self.state = state
         self.statistics = empty_statistics(state.workspace)
 
-    def add(self, vectors: Iterable[tuple[int, Tensor]]) -> None:
-        """Add the sums of clients, given with their partition ids.
+    def __len__(self) -> int:
+        """Return the length of the vector that a client sends."""
+        return self.statistics.to_vector().numel()
+
+    def add(self, clients: Sequence[int], vectors: Iterable[tuple[int, Tensor]]) -> None:
+        """Add the sums that these clients sent, given with their partition ids.
 
         Raises
         ------
         RunError
-            When a client failed: without it, the head would depend on which ones did.
+            When one is missing: without it, the head would depend on which ones are. The key
+            `missing-clients` can allow it.
         """
         for _, vector in vectors:
             self.statistics = self.statistics + self.unpacked(vector)
-        if self.state.exchange.costs.errors:
-            raise RunError(f"the head needs every client: {self.state.exchange.costs.errors[0]}")
+        needs = "the head needs the sums of every client"
+        settle_missing(self.state, clients, "head", needs)
 
     def check(self, vector: Tensor) -> None:
         """Raise ReplyError unless a vector holds the sums of a client's features."""
-        size = self.statistics.to_vector().numel()
-        check_vectors({"sums": vector}, {"sums": size}, torch.float64)
+        check_vectors({"sums": vector}, {"sums": len(self)}, torch.float64)
         check_statistics(self.unpacked(vector), len(self.state.workspace.data.train))
 
     def unpacked(self, vector: Tensor) -> RidgeStatistics:
@@ -44,8 +64,16 @@ class RidgeSums:
         return RidgeStatistics.from_vector(vector, features, classes)
 
     def solve(self) -> None:
-        """Solve for the head and freeze it."""
+        """Solve for the head and freeze it.
+
+        Raises
+        ------
+        RunError
+            When the sums are those of no image.
+        """
         state = self.state
+        if not self.statistics.count:
+            raise RunError("the head has no image to be made from: no client sent its sums")
         # Its strength and temperature come from validation images under the weights of now.
         state.workspace.weights.load(state.weights)
         refreshed = state.notes.get("head", {}).get("solved", 0)

@@ -1,6 +1,6 @@
 """The state of the server between rounds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,15 @@ from engine.client_memory import ClientMemory, Setup, bytes_vector, client_memor
 from engine.replies import replies_as_they_come
 from engine.transport import MEMORY, SHARED, WIRE
 from fedta_app.config import RunConfig
-from fedta_app.errors import ConfigError
-from fedta_app.runs.loop import check_keys
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.runs.loop import check_keys, check_tensor, named_by_client
 from fedta_app.runs.metrics import Figures
 from fedta_app.training.evaluation import measure
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.flat import weights_sha256
 from fedta_app.vectors.layout import Segment
 from fedta_app.vectors.mask import FlatMask
-from strategies import Exchange, Nodes
-
-ROUND_TIMEOUT = 3600.0  # seconds to wait for the replies of a round
+from strategies import Exchange, Nodes, welcome_back
 
 
 @dataclass
@@ -37,7 +35,8 @@ class ServerState:
     head : str
         Digest of the frozen head; empty while there is none.
     mask : str
-        Digest of the mask of the weights that travel; if empty, all of them do.
+        Digest of the mask of the weights that are trained; if empty, all of them are. What is
+        trained travels, but for clients' personal layers.
     own_masks : dict from partition id to str
         Digests of the masks of the weights that clients train, where each has its own.
     notes : dict
@@ -78,17 +77,31 @@ class ServerState:
         """How many clients a training round asks, whose replies therefore fit into memory."""
         return self.exchange.nodes.count(self.config.fraction_train)
 
+    def taking_part(self) -> Sequence[int]:
+        """Return the clients that can train: all but those that lack the mask of their own."""
+        return sorted(self.own_masks) or range(len(self.exchange.nodes))
+
+    def welcome_back(self) -> None:
+        """Let nodes of a deployment that were started again take over their clients."""
+        found = welcome_back(self.grid, self.exchange.nodes, self.config.clients_per_node)
+        for partition in found:
+            print(f"the node with partition-id = {partition} is back", flush=True)
+
     def send(self, messages: Iterable[Message]) -> Iterable[Message]:
         """Send messages and return the replies in the order of their arrival."""
-        return replies_as_they_come(self.grid, messages, ROUND_TIMEOUT)
+        return replies_as_they_come(self.grid, messages, self.config.round_timeout)
 
     def setup(self, partition_id: int) -> Setup:
         """Return the digests of what a client needs to train, besides the weights."""
         return Setup(self.head, self.mask, self.own_masks.get(partition_id, ""))
 
+    def trained(self) -> FlatMask | None:
+        """Return the mask of the weights that are trained, or None if all of them are."""
+        return self.memory.mask(self.mask)
+
     def travelling(self) -> FlatMask | None:
         """Return the mask of the weights that travel, or None if all of them do."""
-        return self.memory.mask(self.mask)
+        return self.workspace.travelling(self.trained())
 
     def set_head(self, head: Tensor) -> None:
         """Freeze a head: a float32 vector of `workspace.head`'s layout."""
@@ -96,7 +109,21 @@ class ServerState:
         self.memory.load_head(self.head)
 
     def set_mask(self, mask: FlatMask) -> None:
-        """Let only these weights travel from now on."""
+        """Let only these weights be trained from now on.
+
+        Raises
+        ------
+        RunError
+            When personal layers would be all of them, or none.
+        """
+        if (layers := self.workspace.layers) is not None:
+            travelling, own = layers.split(mask)
+            if not (travelling.num_trained and own.num_trained):
+                share = "none" if travelling.num_trained else "all"
+                raise RunError(
+                    f"personal-layers = {self.config.personal_layers!r} does not fit the mask: "
+                    f"{share} of the {mask.num_trained} weights that it trains are personal"
+                )
         self.mask = self.memory.store.put(mask.to_bits())
 
     def measure(self, *, last: bool = False, at_start: bool = False) -> Figures:
@@ -186,7 +213,9 @@ class ServerState:
         return layout.segments(None if travelling is None else travelling.mask)
 
     def _own_mask(self, partition_id: int) -> FlatMask | None:
-        return self.memory.mask(self.own_masks.get(partition_id, ""))
+        """Return the mask of what travels of a client's own, or None where it has none."""
+        own = self.memory.mask(self.own_masks.get(partition_id, ""))
+        return None if own is None else self.workspace.travelling(own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights, the digests of head, masks and sent blobs, and the notes."""
@@ -200,12 +229,21 @@ class ServerState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises
+        ------
+        RunError
+            When a blob is missing or damaged: found later, it would be a client that failed.
+        """
         check_keys(state, ("weights", "head", "mask", "own-masks", "known", "notes"), "server")
-        self.weights.copy_(state["weights"])
+        self.weights.copy_(check_tensor(state["weights"], self.weights, "weights"))
         self.head, self.mask = state["head"], state["mask"]
-        self.own_masks = {int(pid): digest for pid, digest in state["own-masks"].items()}
-        self.exchange.known = {int(pid): set(told) for pid, told in state["known"].items()}
+        self.own_masks = named_by_client(state["own-masks"], str)
+        for digest in {self.head, self.mask, *self.own_masks.values()} - {""}:
+            self.memory.store.get(digest)
+        known = named_by_client(state["known"], list)
+        self.exchange.known = {pid: set(told) for pid, told in known.items()}
         self.notes.update(state["notes"])
         self.memory.load_head(self.head)
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fedta_app.errors import RunError
 from fedta_app.partition.superclients import group_clients
+from server_app.missing import settle_missing
 from server_app.phases import FederatedPhase
 from server_app.state import ServerState
 from strategies import SequentialStrategy
@@ -29,16 +30,20 @@ class Superclients(FederatedPhase):
         Raises
         ------
         RunError
-            When a client failed: without it, the groups would depend on which ones did.
+            When a client is missing: without it, the groups would depend on which ones are. The
+            key `missing-clients` can allow it; such a client is in no group, and does not train.
         """
         state = self.state
-        clients = list(range(len(state.exchange.nodes)))
+        clients = list(state.taking_part())
         found = self.ask(clients, "train.counts", self._check)
-        counts = [vector.clone() for _, vector in found]
-        if state.exchange.costs.errors:
-            raise RunError(f"superclients need every client: {state.exchange.costs.errors[0]}")
-        groups = group_clients(torch.stack(counts).numpy(), state.config.superclient_clients)
-        self._strategy.superclients = groups
+        counts = {client: vector.clone() for client, vector in found}
+        needs = "superclients need the class counts of every client"
+        settle_missing(state, clients, "counts", needs)
+        if not counts:
+            raise RunError("there are no superclients: no client sent its class counts")
+        rows, there = torch.stack([*counts.values()]).numpy(), [*counts]
+        groups = group_clients(rows, state.config.superclient_clients)
+        self._strategy.superclients = [[there[row] for row in group] for group in groups]
         sizes = [len(group) for group in groups]
         state.notes["superclients"] = {"number": len(groups), "largest": max(sizes)}
 

@@ -11,7 +11,10 @@ from fedta_app.analysis.task_figures import (
     save_mask_overlap_matrix,
     save_sign_conflict_matrix,
 )
+from fedta_app.files import file_sha256
 from server_app.state import ServerState
+
+_TABLES = ("cosine", "sign_conflict", "mask_overlap", "scaling", "negation")  # as CSV
 
 
 class TaskReport:
@@ -60,3 +63,9 @@ class TaskReport:
         save_points(folder / "negation.csv", negated)
         lost = forgotten(negated)
         return {"best-scale": best_scale(scaled)} | ({} if lost is None else {"forgotten": lost})
+
+
+def table_digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every table of `TaskReport` in a folder, by the name of the file."""
+    paths = [folder / f"{name}.csv" for name in _TABLES]
+    return {path.name: file_sha256(path) for path in paths if path.exists()}

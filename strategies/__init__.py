@@ -3,7 +3,7 @@
 from strategies.exchange import Exchange
 from strategies.federated import FederatedStrategy
 from strategies.named import FedAvg, MaskedFedAvg, TaskArithmetic, TiesFedAvg
-from strategies.nodes import Nodes, discover_nodes
+from strategies.nodes import Nodes, discover_nodes, welcome_back
 from strategies.sequential import SequentialStrategy
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "TaskArithmetic",
     "TiesFedAvg",
     "discover_nodes",
+    "welcome_back",
 ]

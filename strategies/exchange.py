@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.client_memory import Setup, bytes_vector
 from engine.shared_memory import SharingError
 from engine.transport import (
+    MEMORY,
     WIRE,
     TransportError,
     pack_many,
@@ -21,13 +22,16 @@ from engine.transport import (
     release,
     unpack_many,
 )
+from fedta_app.errors import RunError
 from fedta_app.progress import counting
 from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.metrics import CLIENT_PEAKS
 from strategies.nodes import Nodes
-from strategies.reply_checks import Check, NotFiniteError, ReplyError
+from strategies.reply_checks import Check, NotFiniteError, ReplyError, TooFewClientsError
 
 Entries = Mapping[str, int | float | str]
+_LONGEST_REASON = 300  # characters of a reason that is kept for summary.json
 REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
 
 
@@ -41,8 +45,12 @@ class RoundCosts:
         Why clients were left out: they failed, did not answer, or their reply was rejected.
     rejected : dict from partition id to str
         What is wrong with the replies that were rejected; they are in `errors` too.
+    missing : dict from partition id to str
+        What became of the last message to each client that has not answered it well, as in "did
+        not answer in time".
     not_finite : int
-        How many of these held numbers that are not finite, as when training diverges.
+        How many of the rejected replies held numbers that are not finite, as when training
+        diverges.
     memory_lost : list of int
         Clients whose memory is gone.
     peaks : dict from column of metrics.csv to float
@@ -54,6 +62,7 @@ class RoundCosts:
     clients_ok: int = 0
     errors: list[str] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
+    missing: dict[int, str] = field(default_factory=dict)
     not_finite: int = 0
     memory_lost: list[int] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
@@ -62,7 +71,15 @@ class RoundCosts:
         """Note that a client's reply was not used, and why."""
         self.rejected[partition_id] = str(error)
         self.not_finite += isinstance(error, NotFiniteError)
+        self.missing[partition_id] = f"sent {error}"
         self.errors.append(f"client {partition_id} sent {error}")
+
+    def fail(self, partition_id: int, reason: str) -> None:
+        """Note that a client failed, and the reason it gave."""
+        # Ray's reason is a traceback, whose last line is the error.
+        last = (reason.strip().splitlines() or [""])[-1][:_LONGEST_REASON]
+        self.missing[partition_id] = f"failed ({last or 'without a reason'})"
+        self.errors.append(reason or "a client failed without a reason")
 
     def add_peaks(self, record: Mapping[str, Any]) -> None:
         """Note what a client says of the memory that it took."""
@@ -85,6 +102,17 @@ class Answer(NamedTuple):
     partition_id: int
     reply: Message
     vectors: dict[str, Tensor]
+
+
+def too_few(costs: RoundCosts, good: int, least: int, server_round: int) -> RunError:
+    """Return the error of a round with fewer good replies than it needs, which says why."""
+    if not good and costs.not_finite == len(costs.errors) > 0:
+        return RunError(
+            f"{DIVERGED} in round {server_round} ({costs.errors[0]}): lower lr, or clip"
+        )
+    which = "no client" if not good else f"{good} of at least {least} clients"
+    reason = costs.errors[0] if costs.errors else "no more were asked"
+    return TooFewClientsError(f"{which} finished round {server_round}: {reason}")
 
 
 class Exchange:
@@ -117,6 +145,7 @@ class Exchange:
         self._settings = {**settings, "transport": transport}
         self._store = store
         self._asked: dict[int, Metadata] = {}  # of the last message to each client
+        self._named: dict[int, set[str]] = {}  # blobs that it referred to
 
     def begin_round(self) -> None:
         """Set the costs to zero."""
@@ -140,6 +169,7 @@ class Exchange:
             own = setup(partition_id)
             entries: dict[str, Any] = {**(config or {}), **self._settings, **own.to_config()}
             entries["partition-id"] = partition_id
+            self._named[partition_id] = own.digests()
             content = RecordDict({"config": ConfigRecord(entries)})
             if arrays is not None:
                 content["arrays"] = arrays(partition_id) if callable(arrays) else arrays
@@ -165,6 +195,11 @@ class Exchange:
         for a node that is gone. The vectors of a reply are valid until the next one is requested.
         Clients that failed, or did not answer in time, or whose reply `check` rejects by raising
         ReplyError, are counted and left out.
+
+        Raises
+        ------
+        RunError
+            When a client failed because of the disk that it shares with the server.
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
@@ -180,18 +215,19 @@ class Exchange:
             if asked.message_id in early:
                 yield from self._good(partition_id, early.pop(asked.message_id), check)
             else:
+                self.costs.missing[partition_id] = "did not answer in time"
                 self.costs.errors.append(f"client {partition_id} did not answer in time")
 
     def _good(self, partition_id: int, reply: Message, check: Check) -> Iterator[Answer]:
         if reply.has_error():
             # The client may have restarted on an empty disk: its blobs are sent again.
             self.known.pop(partition_id, None)
-            self.costs.errors.append(reply.error.reason or "a client failed without a reason")
+            for digest in self._named[partition_id]:
+                self._store.get(digest)  # raises RunError where the client could not read it either
+            self.costs.fail(partition_id, reply.error.reason or "")
             return
         if refusal := reply.content.config_records.get(REFUSAL):
-            self.known.pop(partition_id, None)
-            self.costs.errors.append(str(refusal.get("reason")))
-            self.costs.memory_lost.append(partition_id)
+            self._refused(partition_id, refusal)
             return
         arrays = reply.content.array_records.get("arrays", ArrayRecord())
         try:
@@ -203,10 +239,25 @@ class Exchange:
                 release(arrays, self.transport)
             return
         self.costs.clients_ok += 1
+        self.costs.missing.pop(partition_id, None)
         self.costs.add_peaks(reply.content.metric_records.get("peaks", {}))
         self.costs.bytes_up += sum(v.numel() * v.element_size() for v in vectors.values())
         yield Answer(partition_id, reply, vectors)
         release(arrays, self.transport)
+
+    def _refused(self, partition_id: int, refusal: Mapping[str, Any]) -> None:
+        """Count a client whose disk failed; raise RunError where it is this machine's disk."""
+        if self.one_machine:
+            raise RunError(str(refusal.get("reason")))
+        self.known.pop(partition_id, None)
+        self.costs.fail(partition_id, str(refusal.get("reason")))
+        if refusal.get("memory-lost"):
+            self.costs.memory_lost.append(partition_id)
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether the clients are known to work on this machine, as in a simulation."""
+        return self.transport == MEMORY or self.nodes.share_memory
 
     def remember(self, partition_id: int, setup: Setup) -> None:
         """Record that a client has received the blobs of a setup."""

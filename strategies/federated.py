@@ -1,10 +1,9 @@
 """A Flower strategy around an algorithm.
 
-`fedta_app.algorithms` holds the algorithms; here is what any of them needs of Flower: whom to ask,
-what to send, the order of the replies, and what has to outlive a round.
+Here is what any algorithm needs of Flower: whom to ask, what to send, and what outlives a round.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,11 @@ from torch import Tensor
 from engine.client_memory import Setup
 from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import Accumulator, Algorithm, Reply, Total, Vectors
-from fedta_app.errors import RunError
-from fedta_app.runs.directory import DIVERGED
-from fedta_app.runs.loop import check_keys
+from fedta_app.runs.loop import check_keys, check_tensor, named_by_client
 from fedta_app.vectors.arithmetic import blocks, stepped
 from fedta_app.vectors.layout import Segment
-from strategies.exchange import Exchange
+from strategies.exchange import Exchange, too_few
 from strategies.reading import WEIGHTS, Expand, ReplyReader
-from strategies.reply_checks import TooFewClientsError
 from strategies.watcher import Watcher
 
 
@@ -45,8 +41,8 @@ class FederatedStrategy(Strategy):
         Of the sampling.
     learning_rate : callable
         The learning rate of a round, sent to its clients.
-    local_steps : callable, optional
-        The local steps of a round, sent to its clients; else the configuration's.
+    local_steps, batch_size : callable, optional
+        Those of a round, sent to its clients; else the configuration's.
     setup : callable
         What a client needs besides the vectors, by partition id.
     expand : callable
@@ -55,6 +51,8 @@ class FederatedStrategy(Strategy):
         How many entries a client trains, by partition id and the number of those that travel.
     holders : callable
         Counts the clients that train each entry, where they have masks of their own; else None.
+    clients : callable, optional
+        Returns who can be sampled, sorted; by default all clients.
     segments : callable
         Says which of the entries that travel belong to one tensor; by default they are of one.
     message_type : str
@@ -77,7 +75,6 @@ class FederatedStrategy(Strategy):
     failed : int
         The last round in which too few did; 0 for none.
     watchers : list of Watcher
-        They see every update that is added.
     """
 
     def __init__(
@@ -89,10 +86,12 @@ class FederatedStrategy(Strategy):
         seed: int,
         learning_rate: Callable[[int], float],
         local_steps: Callable[[int], int] | None = None,
+        batch_size: Callable[[int], int] | None = None,
         setup: Callable[[int], Setup] = lambda partition_id: Setup(),
         expand: Expand = lambda partition_id, vector: (vector, None),
         size: Callable[[int, int], int] = lambda partition_id, travelling: travelling,
         holders: Callable[[], Tensor | None] = lambda: None,
+        clients: Callable[[], Sequence[int] | None] = lambda: None,
         segments: Callable[[], tuple[Segment, ...]] = lambda: (),
         message_type: str = MessageType.TRAIN,
         min_clients_ok: int = 1,
@@ -105,7 +104,7 @@ class FederatedStrategy(Strategy):
         self.fraction_train = fraction_train
         self.seed = seed
         self.learning_rate = learning_rate
-        self.local_steps = local_steps
+        self._paced = {"lr": learning_rate, "local-steps": local_steps, "batch-size": batch_size}
         self.setup = setup
         self.message_type = message_type
         self.min_clients_ok = min_clients_ok
@@ -116,11 +115,11 @@ class FederatedStrategy(Strategy):
         self.watchers: list[Watcher] = []
         self.state: Vectors | None = None
         self.memories: dict[int, str] = {}
-        self.memories_lost = 0
+        self.memories_lost = self.failed = 0
         self.answered: list[int] = []
-        self.failed = 0
         self._kept: dict[int, set[str]] = {}
         self._holders = holders
+        self._clients = clients
         self._find_segments = segments
         self._segments: tuple[Segment, ...] = ()
         self._sampled: list[int] = []
@@ -136,13 +135,17 @@ class FederatedStrategy(Strategy):
 
         After TooFewClientsError the same round asks other clients, as far as there are any.
         """
-        nodes, draw = self.exchange.nodes, (self.seed, self.message_type, server_round)
         others_than = self._sampled if self.failed == server_round else ()
         broadcast = self._begin(server_round, arrays)
-        self._sampled = nodes.sample(self.fraction_train, *draw, others_than=others_than)
+        self._sampled = self._sample(server_round, others_than)
         vectors = {WEIGHTS: self._weights, **broadcast}
         self._sent = pack_many(vectors, self.exchange.transport)
         return self._messages(self._sampled, self._sent, server_round, config)
+
+    def _sample(self, server_round: int, others_than: Collection[int]) -> list[int]:
+        """Return the clients of a round, sorted; others than those, as far as there are any."""
+        draw = (self.fraction_train, self.seed, self.message_type, server_round)
+        return self.exchange.nodes.sample(*draw, among=self._clients(), others_than=others_than)
 
     def _begin(self, server_round: int, arrays: ArrayRecord) -> Vectors:
         """Take over the weights of a round, and return what is broadcast beside them."""
@@ -154,6 +157,8 @@ class FederatedStrategy(Strategy):
             watcher.begin()
         if self.state is None:
             self.state = self.algorithm.init(self._weights.numel(), self._holders())
+        for name, vector in self.state.items():  # their length was not known when it was loaded
+            check_tensor(vector, self._weights, f"entries of {name!r}")
         return self.algorithm.broadcast(self.state, server_round)
 
     def _messages(
@@ -171,10 +176,10 @@ class FederatedStrategy(Strategy):
             setup=self._setup,
         )
 
-    def _settings(self, server_round: int) -> dict[str, int | float]:
+    def _settings(self, server_round: int) -> dict[str, Any]:
         """Return what the clients of a round are told besides the vectors."""
-        steps = {"local-steps": self.local_steps(server_round)} if self.local_steps else {}
-        return {"server-round": server_round, "lr": self.learning_rate(server_round), **steps}
+        paced = {name: of(server_round) for name, of in self._paced.items() if of is not None}
+        return {"server-round": server_round, **paced}
 
     def _setup(self, partition_id: int) -> Setup:
         memory = self.memories.get(partition_id, "")
@@ -227,26 +232,22 @@ class FederatedStrategy(Strategy):
         while lost:  # emptied, because the costs of a round that is repeated add up
             self.memories.pop(lost.pop(), None)
             self.memories_lost += 1
-        if len(self.answered) < self.min_clients_ok:
+        if (good := len(self.answered)) < self.min_clients_ok:
             self.failed = server_round
-            raise self._too_few(server_round)
+            raise too_few(self.exchange.costs, good, self.min_clients_ok, server_round)
         self.memories.update(self._new_memories)
         assert self.state is not None
-        total = self._at_the_start(combined.result())
+        total = self._at_the_start(self._total(combined, server_round))
         move, self.state = self.algorithm.step(self.state, total, server_round)
         new = self._moved(move.direction, move.scale)
-        return pack(new, MEMORY), MetricRecord({"train-loss": self._loss / self._examples})
+        metrics = MetricRecord()
+        if self._examples:
+            metrics["train-loss"] = self._loss / self._examples
+        return pack(new, MEMORY), metrics
 
-    def _too_few(self, server_round: int) -> RunError:
-        costs = self.exchange.costs
-        if not self.answered and costs.not_finite == len(costs.errors) > 0:
-            return RunError(
-                f"{DIVERGED} in round {server_round} ({costs.errors[0]}): lower lr, or clip"
-            )
-        found, least = len(self.answered), self.min_clients_ok
-        which = "no client" if not found else f"{found} of at least {least} clients"
-        reason = costs.errors[0] if costs.errors else "no more were asked"
-        return TooFewClientsError(f"{which} finished round {server_round}: {reason}")
+    def _total(self, combined: Accumulator, server_round: int) -> Total:
+        """Return the combined replies of a round."""
+        return combined.result()
 
     def _at_the_start(self, total: Total) -> Total:
         """Add the weights that the round started from, and which of them are of one tensor."""
@@ -275,8 +276,8 @@ class FederatedStrategy(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         check_keys(state, ("state", "memories", "memories-lost"), "algorithm")
-        self.state = state["state"]
-        self.memories = {int(pid): digest for pid, digest in state["memories"].items()}
+        self.state = None if state["state"] is None else dict(state["state"])
+        self.memories = named_by_client(state["memories"], str)
         self.memories_lost = int(state["memories-lost"])
 
     def keep_memories(self, named: Mapping[int, set[str]]) -> None:

@@ -6,19 +6,24 @@ Flower's simulation polls each node ten times a second, which is too slow for te
 """
 
 import math
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from engine.deployment import is_deployment
 from engine.replies import replies_as_they_come
 from engine.shared_memory import can_share
 from engine.transport import SHARED, pack, release
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.seeding import checked_seed, numpy_generator
 
+_BETWEEN_LOOKS = 1.0  # seconds
+_SHORT_TIMEOUT = 60.0  # a node that comes during a run must not hold it up
 _TIMEOUT = 600.0  # seconds: the first answer waits for every actor to import torch
 
 
@@ -30,11 +35,14 @@ class Nodes:
     by_partition : dict from the partition id of a client, 0..K-1, to node id
     share_memory : bool
         Whether all nodes can map this process's memory, as they can on the same machine.
+    spare : dict from node id to partition id
+        Nodes that came later, and whose partition another node holds.
     """
 
     def __init__(self, by_partition: dict[int, int], share_memory: bool = False) -> None:
         self.by_partition = by_partition
         self.share_memory = share_memory
+        self.spare: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.by_partition)
@@ -46,10 +54,17 @@ class Nodes:
         purpose: str,
         server_round: int,
         *,
+        among: Sequence[int] | None = None,
         others_than: Collection[int] = (),
     ) -> list[int]:
-        """Return `count(fraction)` sorted partition ids; see `choose`."""
-        return choose(len(self), fraction, seed, purpose, server_round, others_than=others_than)
+        """Return a share of the clients, by default of all, as sorted partition ids; see `choose`.
+
+        `among` is sorted.
+        """
+        clients = range(len(self)) if among is None else among
+        draw = (len(clients), fraction, seed, purpose, server_round)
+        places = [clients.index(client) for client in others_than]
+        return [clients[place] for place in choose(*draw, others_than=places)]
 
     def count(self, fraction: float) -> int:
         """Return how many clients a share of them is, at least one."""
@@ -78,6 +93,16 @@ def choose(
     return sorted(sorted(order, key=lambda one: one in others_than)[:size])
 
 
+def choose_each(number: int, probability: float, *key: int | str) -> list[int]:
+    """Return a sorted sample of 0..number-1 that has each with this probability (Poisson sampling).
+
+    It may be empty.
+    """
+    generator = numpy_generator("clients one by one", *key)
+    found: list[int] = (generator.random(number) < probability).nonzero()[0].tolist()
+    return found
+
+
 def _count(number: int, fraction: float) -> int:
     return max(1, round(fraction * number))
 
@@ -87,7 +112,9 @@ def num_nodes(num_clients: int, clients_per_node: int) -> int:
     return math.ceil(num_clients / max(1, clients_per_node))
 
 
-def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> Nodes:
+def discover_nodes(
+    grid: Grid, num_clients: int, clients_per_node: int = 1, patience: float = 0.0
+) -> Nodes:
     """Ask every node for its partition id, and whether it can map this process's memory.
 
     Parameters
@@ -96,19 +123,27 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
         K, or 0 for as many as the federation has room for.
     clients_per_node : int
         How many clients, of neighbouring partition ids, a node stands for; 0 is 1.
+    patience : float
+        Seconds in which the nodes of a deployment may still come; a simulation's are there.
 
     Raises
     ------
     ConfigError
-        When the federation has another number of nodes; the message holds the option to type.
+        When a simulation has another number of nodes; the message holds the option to type.
     RunError
-        When partitions are missing or held twice.
+        When nodes or partitions are missing, or a node cannot start.
     """
-    node_ids = list(grid.get_node_ids())
-    share = max(1, clients_per_node)
+    share, deployed = max(1, clients_per_node), is_deployment(grid)
+    wanted = num_nodes(num_clients, share) or 1
+    node_ids = _wait_for_nodes(grid, wanted, patience if deployed else 0.0)
     num_clients = num_clients or share * len(node_ids)
     needed = num_nodes(num_clients, share)
-    if len(node_ids) != needed:
+    if deployed and len(node_ids) < needed:
+        raise RunError(
+            f"num-clients = {num_clients} needs {needed} nodes, and {len(node_ids)} came within "
+            f"{patience:g} seconds (round-timeout): start the others, or lower num-clients"
+        )
+    if len(node_ids) != needed and not deployed:
         each = f" with clients-per-node = {share}" if share > 1 else ""
         several = math.ceil(num_clients / len(node_ids)) if node_ids else 0
         fits = several > 1 and num_nodes(num_clients, several) == len(node_ids)
@@ -117,24 +152,75 @@ def discover_nodes(grid: Grid, num_clients: int, clients_per_node: int = 1) -> N
             f"num-clients = {num_clients}{each} does not match the federation of {len(node_ids)} "
             f'nodes: add --federation-config "num-supernodes={needed}" to flwr run{or_else}'
         )
+    found, share_memory = _partitions(grid, node_ids, share=can_share())
+    found = {partition: node for partition, node in found.items() if partition < needed}
+    if len(found) < needed:
+        raise RunError(
+            f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
+            f"its own partition-id from 0 to {needed - 1}"
+        )
+    return Nodes({client: found[client // share] for client in range(num_clients)}, share_memory)
+
+
+def welcome_back(grid: Grid, nodes: Nodes, clients_per_node: int) -> list[int]:
+    """Let nodes of a deployment that have come since take over the clients of nodes that are gone.
+
+    A node that was started again may have another id. One that does not answer is asked again the
+    next time; one whose partition another node still holds waits.
+
+    Returns
+    -------
+    list of int
+        The partition ids of those that took over.
+    """
+    if not is_deployment(grid):
+        return []
+    there, share = set(grid.get_node_ids()), max(1, clients_per_node)
+    new = sorted(there - {*nodes.by_partition.values(), *nodes.spare})
+    with suppress(RunError):
+        if new:
+            found, _ = _partitions(grid, new, share=False, timeout=_SHORT_TIMEOUT)
+            nodes.spare |= {node_id: partition for partition, node_id in found.items()}
+    back = []
+    for node_id, partition in sorted(nodes.spare.items()):
+        clients = range(share * partition, min(share * (partition + 1), len(nodes)))
+        if node_id in there and clients and nodes.by_partition[clients[0]] not in there:
+            nodes.by_partition |= dict.fromkeys(clients, node_id)
+            del nodes.spare[node_id]
+            back.append(partition)
+    return back
+
+
+def _wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
+    """Return the ids of the nodes, once there are enough of them, or after so many seconds."""
+    end, said = time.monotonic() + patience, -1
+    while True:
+        found = sorted(grid.get_node_ids())
+        if len(found) >= wanted or time.monotonic() >= end:
+            return found
+        if len(found) != said:
+            said = len(found)
+            print(f"waiting for nodes: {said} of {wanted} are there", flush=True)
+        time.sleep(_BETWEEN_LOOKS)
+
+
+def _partitions(
+    grid: Grid, node_ids: Sequence[int], *, share: bool, timeout: float = _TIMEOUT
+) -> tuple[dict[int, int], bool]:
+    """Return the nodes by the partition that they hold, and whether all share this memory."""
     content = RecordDict()
-    if can_share():
+    if share:
         content["arrays"] = pack(torch.arange(8), SHARED)
     questions = [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
-    found, share_memory = {}, can_share()
-    for reply in replies_as_they_come(grid, questions, _TIMEOUT):
+    found = {}
+    for reply in replies_as_they_come(grid, questions, timeout):
         if reply.has_error():
             # Ray's reason is a traceback, whose last line is the error.
             reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
             raise RunError(f"a client did not start: {reason}")
         answer: Mapping[str, Any] = reply.content.config_records["config"]
         found[int(answer["partition-id"])] = reply.metadata.src_node_id
-        share_memory = share_memory and answer["shares-memory"] is True
+        share = share and answer["shares-memory"] is True
     for arrays in content.array_records.values():
         release(arrays, SHARED)
-    if sorted(found) != list(range(len(node_ids))):
-        raise RunError(
-            f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
-            f"its own partition-id from 0 to {len(node_ids) - 1}"
-        )
-    return Nodes({client: found[client // share] for client in range(num_clients)}, share_memory)
+    return found, share

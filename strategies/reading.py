@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from flwr.app import Message
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class ReplyReader:
     size: Callable[[int, int], int]
     most_examples: int
     most_steps: int
+    dtype: torch.dtype | None = None  # of an update; by default that of the weights
 
     def check(self, partition_id: int, message: Message, vectors: Vectors, weights: Tensor) -> None:
         """Raise ReplyError unless a reply is one of the algorithm, over the client's entries.
@@ -38,7 +40,7 @@ class ReplyReader:
         """
         size = self.size(partition_id, weights.numel())
         names = (WEIGHTS, *self.algorithm.sends)
-        check_vectors(vectors, dict.fromkeys(names, size), weights.dtype)
+        check_vectors(vectors, dict.fromkeys(names, size), self.dtype or weights.dtype)
         self.trained(message)
         memory = message.content.config_records.get("memory")
         if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):

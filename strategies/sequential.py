@@ -171,7 +171,12 @@ class SequentialStrategy(FederatedStrategy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self.superclients = state["superclients"]
+        groups = state["superclients"]
+        if sorted(client for group in groups for client in group) != list(
+            range(len(self.exchange.nodes))
+        ):
+            raise ValueError("the superclients are not groups of the clients")
+        self.superclients = groups
         super().load_state_dict({key: state[key] for key in state if key != "superclients"})
 
     def summary(self) -> None:

@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER: list[set[str]] = [
     {"fedta_app.errors"},
     {"fedta_app.seeding", "fedta_app.files", "fedta_app.discovery", "fedta_app.progress"},
+    {"fedta_app.hashed_files"},
     {"fedta_app.vectors", "fedta_app.plotting", "fedta_app.cache"},
     {"fedta_app.device"},
     {
         "fedta_app.data", "fedta_app.partition", "fedta_app.models", "fedta_app.sensitivity",
-        "fedta_app.optim", "fedta_app.heads", "fedta_app.aggregation",
+        "fedta_app.optim", "fedta_app.heads", "fedta_app.aggregation", "fedta_app.secure",
     },
     {"fedta_app.masks", "fedta_app.algorithms"},
     {"fedta_app.entry"},
@@ -25,6 +26,7 @@ ORDER: list[set[str]] = [
     {"fedta_app.keys"},
     {"fedta_app.combinations"},
     {"fedta_app.config"},
+    {"fedta_app.pace"},
     {"fedta_app.runs"},
     {"fedta_app.finished"},
     {"fedta_app.training"},

@@ -1,5 +1,6 @@
 """The jobs that contenders do: a preset of ours, as a configuration and as a task for the peers."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,18 @@ def prepared(job: Job, data_dir: str) -> Iterator[Prepared]:
         yield Prepared(
             job, task, {"dataset": data.name, "data-dir": data_dir}, min(map(len, clients))
         )
+
+
+def set_words(values: Mapping[str, Any]) -> list[str]:
+    """Return a configuration as words of `experiments run`.
+
+    Examples
+    --------
+    >>> set_words({"head": "ridge", "augment": False})
+    ['--set', 'head="ridge"', '--set', 'augment=false']
+    """
+    texts = {key: json.dumps(value) for key, value in values.items()}  # TOML takes them too
+    return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
 
 
 def load(dataset: str, data_dir: str, config: RunConfig) -> DataSplits:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -52,7 +53,9 @@ class Memory:
         )
 
 
-def run_apart(command: Sequence[str], *, watch: bool = False) -> Memory:
+def run_apart(
+    command: Sequence[str], *, watch: bool = False, patience: float = _PATIENCE
+) -> Memory:
     """Run a command from the repository's root in a fresh process; CPU only.
 
     Parameters
@@ -60,6 +63,8 @@ def run_apart(command: Sequence[str], *, watch: bool = False) -> Memory:
     watch : bool
         Sample the memory of the process and all its children, ten times a second. It costs time:
         do not do both, watch and take times.
+    patience : float
+        Seconds after which the command has failed.
 
     Returns
     -------
@@ -85,7 +90,7 @@ def run_apart(command: Sequence[str], *, watch: bool = False) -> Memory:
     )
     watcher = _Watcher(process.pid) if watch and sys.platform == "linux" else None
     try:
-        output, _ = process.communicate(timeout=_PATIENCE)
+        output, _ = process.communicate(timeout=None if math.isinf(patience) else patience)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

@@ -108,7 +108,11 @@ class Server:
         weights, buffer = self.weights.clone(), torch.zeros_like(start)
         weights[mask] = start
         for step in range(steps):
-            gradient = self.corrected(rule, client.gradient(weights)[mask], weights[mask])
+            at = weights
+            if rule.ahead:
+                at = weights.clone()
+                at[mask] -= rule.ahead * client.gradient(weights)[mask]
+            gradient = self.corrected(rule, client.gradient(at)[mask], weights[mask])
             buffer = gradient if step == 0 else self.momentum * buffer + gradient
             weights[mask] -= self.lr * buffer
         return weights[mask]

@@ -1,11 +1,13 @@
-"""Run `python -m experiments` with a clock on what a run is for: training rounds and measurements.
+"""Run cells one after the other, with a clock on what they are for: training and measurements.
 
-    python -m benchmarks.harness.timed_cells FILE run TABLE/PRESET ...
+    python -m benchmarks.harness.timed_cells COMMANDS RESULT
 
-FILE gets the seconds that rounds of training took, and measurements with them, round 0 included.
-What is left of the wall time is start-up, data, head and mask.
+COMMANDS is a JSON file with a list of commands, each a list of words as after `python -m
+experiments`. RESULT gets a list with the wall time of each in seconds, and what of it rounds of
+training took, and measurements with them, round 0 included. What is left is data, head and mask.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -39,9 +41,14 @@ class Clock:
 
 
 if __name__ == "__main__":
+    commands, result = map(Path, sys.argv[1:])
     clock = Clock()
     for phase in (Start, Train, centralized.Train):
         clock.watch(phase, "run_round")
-    status = main(sys.argv[2:])
-    write_atomically(Path(sys.argv[1]), f"{clock.seconds}\n")
-    sys.exit(status)
+    seconds = []
+    for words in json.loads(commands.read_text()):
+        began, before = time.perf_counter(), clock.seconds
+        if status := main(words):
+            sys.exit(status)
+        seconds.append((time.perf_counter() - began, clock.seconds - before))
+    write_atomically(result, json.dumps(seconds) + "\n")

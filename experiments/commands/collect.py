@@ -9,7 +9,7 @@ from typing import Any
 from experiments import RESULTS
 from experiments.commands.cells import chosen_cells
 from experiments.exit_status import ExitStatus
-from experiments.reporting.collect import collect, record_folder
+from experiments.reporting.collect import LastData, collect, record_folder
 from experiments.running.cells import (
     Cell,
     FinishedRuns,
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
     """Copy what the reports need of each finished cell into the folder of records."""
     cells, out = chosen_cells(options), (options.out or RESULTS).absolute()
     finished = FinishedRuns(cells[0].results)
-    first = cells[0].config.seed
+    first, last = cells[0].config.seed, LastData()
     missing, replaced, again = [], set[str](), 0
     for cell in cells:
         if (path := finished.path(cell)) is None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         if before := read_config(record_folder(cell, out)):
             again += 1
             replaced.update(_in_words(differing_keys(cell.config, before)))
-        collect(cell, path, out, with_classes=cell.config.seed == first)
+        collect(cell, path, out, with_classes=cell.config.seed == first, last=last)
     if replaced:
         print(
             f"warning: records with {', '.join(sorted(replaced))} were in {out}, and are replaced: "

@@ -4,7 +4,8 @@ import argparse
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -17,6 +18,9 @@ from experiments.running.presets import check_pattern, load_table, parse_overrid
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import typed_command
 from fedta_app.runs.provenance import code_facts
+
+if TYPE_CHECKING:
+    from experiments.running.tune import Chosen
 
 _LONGEST_NAME = 60  # characters of a name that is made of overrides
 
@@ -56,19 +60,11 @@ def run(options: argparse.Namespace) -> ExitStatus:
     if status != ExitStatus.FINISHED:
         return status
     best = study.chosen()
-    why_not = ""
-    if not best.trained:
-        start = "unknown" if best.start is None else f"{best.start:.1%}"
-        why_not = f"the best trial is no better than no training (round 0: {start})"
-    elif name:
-        under = ", ".join(f"{key} = {value!r}" for key, value in overrides.items())
-        why_not = f"the search has a name of its own, {name}" + (
-            under and f" (it was with {under})"
-        )
+    why_not = _why_not_written(best, name, overrides)
     folder = (options.out or RESULTS) / "tuning" / label.replace("/", "-")
-    save_study(folder, best, label, _searched(cell, space, overrides, why_not))
-    words = ", ".join(f"{key} = {value}" for key, value in best.values.items())
-    print(f"best trial: {words} (validation accuracy {best.accuracy:.1%}); kept in {folder}")
+    searched = _searched(cell, space, overrides, why_not)
+    save_study(folder, best, label, {**searched, "at-edge": best.at_edge})
+    _say(best, folder)
     pattern = options.pattern or cell.preset.name
     if why_not:
         print(f"warning: no preset takes these values: {why_not}")
@@ -80,6 +76,27 @@ def run(options: argparse.Namespace) -> ExitStatus:
     print(f"written to {path}:")
     print("\n".join(f"  {line}" for line in changed) or "  no preset changed by it", flush=True)
     return ExitStatus.FINISHED
+
+
+def _why_not_written(best: "Chosen", name: str, overrides: Mapping[str, Any]) -> str:
+    """Return why no preset takes the best values; empty if it does."""
+    if not best.trained:
+        start = "unknown" if best.start is None else f"{best.start:.1%}"
+        return f"the best trial is no better than no training (round 0: {start})"
+    if not name:
+        return ""
+    under = ", ".join(f"{key} = {value!r}" for key, value in overrides.items())
+    return f"the search has a name of its own, {name}" + (under and f" (it was with {under})")
+
+
+def _say(best: "Chosen", folder: Path) -> None:
+    words = ", ".join(f"{key} = {value}" for key, value in best.values.items())
+    print(f"best trial: {words} (validation accuracy {best.accuracy:.1%}); kept in {folder}")
+    for key, which in best.at_edge.items():
+        print(
+            f"warning: {key} = {best.values[key]} is the {which} of the values that were tried, so "
+            "that a better one may lie beyond: search on with a longer --grid; no trial runs again"
+        )
 
 
 def _overrides(cell: Cell, space: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,8 @@ class Training:
         save : callable
             Called every `save_seconds`, and at the end.
         save_seconds, max_minutes : float
-            Wall clock: a process that was paused saves, or stops, at its next step.
+            Wall clock: a process that was paused saves, or stops, at its next step. At least one
+            step is taken.
 
         Returns
         -------
@@ -144,7 +145,7 @@ class Training:
             Whether all steps are done.
         """
         started = saved = time.monotonic()
-        while self.step < self.steps and time.monotonic() - started < 60 * max_minutes:
+        while self.step < self.steps:
             self._train_step()
             epoch_ends = self.step % self.steps_per_epoch == 0
             if self.step % ROW_STEPS == 0 or epoch_ends:
@@ -153,6 +154,8 @@ class Training:
             if time.monotonic() - saved >= save_seconds:
                 save()
                 saved = time.monotonic()
+            if time.monotonic() - started >= 60 * max_minutes:
+                break  # after a step: the same command again and again gets to the end
         save()
         return self.step == self.steps
 

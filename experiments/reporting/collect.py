@@ -4,9 +4,9 @@ A run directory holds weights, paths and event files; a record what a table need
 can only be checked while the weights are there.
 """
 
-import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,39 @@ import torch
 from experiments.reporting.records import (
     CELLS,
     CLASSES_FILE,
+    FILES,
     MASK_FILE,
     MATRICES,
     POINTS,
     RecordError,
+    record_sha256,
 )
-from experiments.running.cells import Cell, read_summary
+from experiments.running.cells import Cell
 from fedta_app.analysis import block_density, mask_overlap_matrix
+from fedta_app.analysis.interference import Interference
 from fedta_app.config import RunConfig, keys_that_decide
-from fedta_app.files import read_toml, write_atomically
+from fedta_app.data.loading import DataSplits
+from fedta_app.errors import first_line
+from fedta_app.files import file_sha256, read_toml, write_atomically
 from fedta_app.finished.reading import Run
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
+from fedta_app.runs.metrics import Row, write_csv
+from fedta_app.runs.records import (
+    METRICS,
+    SUMMARY,
+    checked,
+    disagreement,
+    figures,
+    read_summary,
+    stored_rows,
+    write_summary,
+)
 from fedta_app.seeding import numpy_generator
+from fedta_app.training.datasets import data_key
 from fedta_app.training.workspace import Workspace, build_workspace
-from fedta_app.vectors import FlatMask
+from fedta_app.vectors import FlatMask, weights_sha256
 
 MASK_SAMPLE = 2**16  # weights whose bits are kept: 8 KiB, and overlaps to half a percent point
 _MOST_OWN_MASKS = 20  # clients whose masks are compared
@@ -47,7 +64,22 @@ def record_folder(cell: Cell, results: Path) -> Path:
     return results / cell.preset.table / CELLS / cell.preset.name / f"seed{cell.config.seed}"
 
 
-def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Path:
+class LastData:
+    """The data of the cell before, which are read again only where the next cell's differ."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._data: DataSplits | None = None
+
+    def workspace(self, config: RunConfig) -> Workspace:
+        """Return the workspace of a configuration."""
+        key = data_key(config)
+        built = build_workspace(config, self._data if key == self._key else None)
+        self._key, self._data = key, built.data
+        return built
+
+
+def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: LastData) -> Path:
     """Write the record of a cell from its finished run, and return the record's folder.
 
     Parameters
@@ -58,17 +90,24 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
         Where the tables' records are.
     with_classes : bool
         Keep which client holds how many images of which class.
+    last : LastData
+        The same one for all cells of a table.
 
     Raises
     ------
     RecordError
-        When the weights that the run started from are not found any more.
+        When the checkpoint is gone, or the weights that the run started from.
+    CheckpointError
+        When the checkpoint is damaged.
     """
     folder = record_folder(cell, results)
     config = RunConfig.from_mapping(read_toml(path / "config.toml"))
-    summary, checkpoint = read_summary(path), load_checkpoint(path / "checkpoint")
-    assert checkpoint is not None
-    workspace = build_workspace(config.with_values(device="cpu"))
+    checkpoint = load_checkpoint(path / "checkpoint")
+    if checkpoint is None:
+        raise RecordError(f"{path} has no checkpoint any more, which the record is checked against")
+    summary, rows = _as_the_checkpoint_says(path, checkpoint)
+    _check_points(path, summary)
+    workspace = last.workspace(config.with_values(device="cpu"))
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +124,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
             summary["own-masks"] = overlap
     if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
         summary["task-vectors"] = vectors
-    for name in POINTS:
-        if (points := path / f"{name}.csv").exists():
-            write_atomically(folder / points.name, points.read_bytes())
+    _keep_points(path, checkpoint, folder)
     if with_classes and config.engine != "centralized":
         labels, classes = workspace.data.train.labels.numpy(), workspace.data.num_classes
         counts = class_counts(labels, workspace.partitions, classes).tolist()
@@ -98,11 +135,63 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool) -> Pat
     for session in summary["sessions"]:
         if command := session.get("command"):
             session["command"] = portable_command(command)
-    text = json.dumps(without_paths(summary), indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / "summary.json", text)
-    write_atomically(folder / "metrics.csv", (path / "metrics.csv").read_bytes())
+    write_csv(folder / METRICS, rows)
     write_atomically(folder / "config.toml", _portable(config, cell.preset.label))
+    summary["files"] = {
+        name: record_sha256(folder / name) for name in FILES if (folder / name).exists()
+    }
+    write_summary(folder, without_paths(summary))
     return folder
+
+
+def _as_the_checkpoint_says(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Row]]:
+    """Return the summary and the rows of a run; the checkpoint decides, since it has a hash."""
+    summary, rows = read_summary(path), stored_rows(checkpoint.state, checkpoint.step)
+    said = disagreement(path, checkpoint.state)
+    sha256 = _final_sha256(path, checkpoint)
+    if not said and summary.get("final-weights-sha256") != sha256:
+        said = f"{path / SUMMARY} does not name the weights of the checkpoint"
+    if said:
+        print(f"note: {said}: what the checkpoint holds is kept in its place", flush=True)
+        held = {"initial-weights-sha256": checkpoint.state.get("initial-weights-sha256")}
+        held["identity"] = checkpoint.state.get("identity")
+        summary |= {**figures(rows), **held, "final-weights-sha256": sha256}
+    return summary, rows
+
+
+def _final_sha256(path: Path, checkpoint: Checkpoint) -> str:
+    """Return the sha256 of all weights in a checkpoint, as the run computes it."""
+    kept = _server(checkpoint)
+    head = kept["head"]
+    if isinstance(head, str):  # of a federation: the name of a blob
+        data = BlobStore(path / "blobs").get(head) if head else b""
+        head = torch.frombuffer(bytearray(data), dtype=torch.float32) if data else None
+    return weights_sha256(torch.cat([part for part in (kept["weights"], head) if part is not None]))
+
+
+def _keep_points(path: Path, checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the tables of points; the rows of interference.csv are in the checkpoint."""
+    for name in POINTS:
+        if (points := path / f"{name}.csv").exists():
+            write_atomically(folder / points.name, points.read_bytes())
+    train = checkpoint.state["parts"].get("phase/train", {})
+    if rows := [checked(Interference, row) for row in train.get("interference", [])]:
+        columns = [entry.name for entry in fields(Interference)]
+        write_csv(folder / "interference.csv", rows, columns)
+
+
+def _check_points(path: Path, summary: dict[str, Any]) -> None:
+    """Refuse a table of points that is not the one that the run wrote."""
+    for name, sha256 in summary.pop("outputs", {}).items():
+        try:
+            same = file_sha256(path / name) == sha256
+        except OSError:
+            same = False
+        if not same:
+            raise RecordError(
+                f"{path / name} is missing, or not what the run wrote: nothing else holds it, so "
+                "start the run over with --no-resume, or leave it out"
+            )
 
 
 def _portable(config: RunConfig, name: str) -> str:
@@ -191,5 +280,8 @@ def _task_vectors(path: Path) -> dict[str, float]:
     for name in MATRICES:
         file = path / f"{name.replace('-', '_')}.csv"
         if file.exists():
-            means[name] = round(float(np.nanmean(np.genfromtxt(file, delimiter=","))), 6)
+            try:
+                means[name] = round(float(np.nanmean(np.genfromtxt(file, delimiter=","))), 6)
+            except (OSError, ValueError) as error:
+                raise RecordError(f"{file} is damaged ({first_line(error)})") from error
     return means

@@ -12,7 +12,6 @@ from experiments.reporting.intervals import interval
 from experiments.reporting.line_figures import line_style
 from experiments.reporting.records import partition_name
 from experiments.reporting.variants import Variant
-from experiments.running.cells import read_summary
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import FOLDER
 from fedta_app.plotting import (
@@ -26,6 +25,7 @@ from fedta_app.plotting import (
 )
 from fedta_app.runs.curves_figure import round_label
 from fedta_app.runs.directory import run_path
+from fedta_app.runs.records import read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

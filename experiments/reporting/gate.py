@@ -8,7 +8,7 @@ from experiments.reporting.records import Record
 from fedta_app.config import RunConfig
 from fedta_app.data.sets import DATASETS
 from fedta_app.masks.selection import round_density
-from fedta_app.training.chance import highest_by_chance
+from fedta_app.training.evaluation import highest_by_chance
 
 _START_TOLERANCE = 0.002  # a ridge head is the same up to the order of a sum: ties may fall apart
 

@@ -145,22 +145,19 @@ def departures(records: Sequence[Record]) -> dict[str, Value]:
     RecordError
         When they do so by different values.
     """
-    found = [_departure(record) for record in records]
-    values = {}
-    for key in sorted(set().union(*found)):
-        ran: dict[Value, Record] = {}
+    departed: dict[str, tuple[Record, Value]] = {}
+    for record in records:
+        for key, value in _departure(record).items():
+            departed.setdefault(key, (record, value))
+    for key, (odd, value) in sorted(departed.items()):
         for record in records:
-            keys = deciding_keys(record.config)
-            if key in keys:  # nothing reads it in the others
-                ran.setdefault(keys[key], record)
-        if len(ran) > 1:
-            (one, first), (other, second), *_ = ran.items()
-            raise RecordError(
-                f"{first.label} ran with {key} = {one!r} and {second.label} with {other!r}, and "
-                "not both as their presets say: run one of them again"
-            )
-        values[key] = next(iter(ran))
-    return values
+            other = deciding_keys(record.config).get(key, value)  # that, where nothing reads it
+            if other != value:
+                raise RecordError(
+                    f"{odd.label} ran with {key} = {value!r}, which is not what its preset says, "
+                    f"and {record.label} with {other!r}: run one of them again"
+                )
+    return {key: value for key, (_, value) in sorted(departed.items())}
 
 
 def _departure(record: Record) -> dict[str, Any]:

@@ -6,8 +6,12 @@ summary.json     likewise, without paths, and with what `experiments.reporting.c
 mask.bits        which of a fixed sample of the weights the mask trains, one bit each
 classes.csv      clients x classes, for the first seed
 scaling.csv, negation.csv, interference.csv    where the run saved them
+
+summary.json ends with a sha256 of itself, and has one of every other file; records of earlier
+releases have neither.
 """
 
+import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +24,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from experiments import RESULTS
-from experiments.running.cells import by_identity, finished_folders, read_rows, read_summary
+from experiments.running.cells import by_identity, finished_folders
 from experiments.running.presets import Preset, Table
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
+from fedta_app.runs.records import METRICS, SUMMARY, read_rows, read_summary
 
 CELLS = "cells"
 MASK_FILE = "mask.bits"
@@ -31,6 +36,10 @@ CLASSES_FILE = "classes.csv"
 MATRICES = ("cosine", "sign-conflict")  # of the clients' task vectors in the last round
 TASK_FIGURES = (*MATRICES, "best-scale", "forgotten")
 POINTS = ("scaling", "negation", "interference")  # CSV files that fedta_app.analysis makes
+FILES = (METRICS, "config.toml", MASK_FILE, CLASSES_FILE, *(f"{name}.csv" for name in POINTS))
+
+
+_NEEDED = ("name", "seed", "final", "identity", "weights", "sessions", "bytes-up", "bytes-down")
 
 
 class RecordError(ValueError):
@@ -174,10 +183,26 @@ def _no_records(table: Table, results: Path) -> str:
     )
 
 
+def record_sha256(path: Path) -> str:
+    """Return the sha256 of a file of a record, whatever git made of its line ends."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def _check_whole(folder: Path, summary: dict[str, Any], rows: Sequence[Any]) -> None:
+    """Raise RecordError if a file of a record is damaged, or was edited."""
+    if summary.get("status") != "finished" or not rows:
+        raise RecordError(f"{folder} is not the record of a finished cell, or is damaged")
+    if lacking := [name for name in _NEEDED if name not in summary]:
+        raise RecordError(f"{folder / SUMMARY} is damaged: it lacks {lacking[0]!r}")
+    for name, sha256 in summary.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or record_sha256(path) != sha256:
+            raise RecordError(f"{path} is not what `collect` wrote: collect the cell again")
+
+
 def _read(folder: Path, preset: Preset) -> Record:
     summary, rows = read_summary(folder), read_rows(folder)
-    if summary.get("status") != "finished" or not rows:
-        raise RecordError(f"{folder} is not the record of a finished cell")
+    _check_whole(folder, summary, rows)
     config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
     if config.seed != summary["seed"] or folder.name != f"seed{config.seed}":
         raise RecordError(f"{folder} holds the record of another seed")

@@ -19,10 +19,11 @@ from experiments.reporting.frames import verdict
 from experiments.reporting.intervals import holm, interval, paired_test, smallest_detectable
 from experiments.reporting.records import RecordError
 from experiments.reporting.versions import cells_by_version, code_versions, codes_of
-from experiments.running.cells import SEED_FOLDER, read_rows, read_summary, run_folders
+from experiments.running.cells import SEED_FOLDER, run_folders
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
+from fedta_app.runs.records import read_rows, read_summary
 
 _NOT_READ = "not read"
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.running.cells import Cell, read_summary
+from experiments.running.cells import Cell
 from fedta_app.runs.provenance import code_facts, uncommitted
+from fedta_app.runs.records import read_summary
 
 Code = Mapping[str, Any]  # the entry "code" of a summary, or of one of its sessions
 

@@ -1,6 +1,5 @@
 """The cells of a table (a preset with a seed), and how far the run of each is."""
 
-import csv
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import as_folder, expanded, read_toml
 from fedta_app.runs.directory import LOCK_FILE, cache_path, results_path, run_path
-from fedta_app.runs.metrics import ADDED, COLUMNS
+from fedta_app.runs.records import read_rows, read_summary
 
 SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
 
@@ -245,31 +244,6 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:  # missing, or not ours
         return []
-
-
-def read_rows(folder: Path) -> tuple[dict[str, str], ...]:
-    """Return the rows of metrics.csv, or none if it is missing or damaged."""
-    try:
-        with (folder / "metrics.csv").open() as stream:
-            rows = tuple(csv.DictReader(stream))
-        for row in rows:
-            if None in row.values():
-                return ()  # the row was cut off
-            for name in COLUMNS:
-                if name in row or name not in ADDED:
-                    _ = row[name] if name == "phase" else float(row[name] or 0)
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return rows
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return summary.json, or an empty dictionary if it is missing or damaged."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary
 
 
 def _locked(folder: Path) -> bool:

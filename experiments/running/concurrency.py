@@ -8,25 +8,25 @@ while memory lasts, and their total steps per second are compared.
 
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.running.signals import undisturbed
 from fedta_app.config import RunConfig
+from fedta_app.device.cpus import usable_cpus
+from fedta_app.device.cuda import resolve_device
 from fedta_app.errors import RunError, first_line
 from fedta_app.progress import counting, phase
 from fedta_app.training.client import train_client
 from fedta_app.training.steps import steps_of
-from fedta_app.training.workspace import build_workspace, resolve_device
+from fedta_app.training.workspace import build_workspace
 
 _MOST = 8  # clients at a time on one GPU
 _WORTH = 1.05  # one more client at a time should give 5% more steps per second
@@ -34,18 +34,6 @@ _SECONDS = 3.0  # per number of clients
 _PATIENCE = 600.0  # seconds for a process to start, since compilation can take minutes
 _MEMORY = 0.9  # share of the free memory that clients may take
 _measured: dict[tuple[object, ...], tuple[float, str]] = {}  # by the keys that decide the speed
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use: a cluster binds a job to some, or sets a quota."""
-    number = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        number = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(number, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # there is no quota
-        return number
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 
-from experiments.running.cells import Progress, State, finished_folders, read_rows, read_summary
+from experiments.running.cells import Progress, State, finished_folders
 from experiments.running.timing import Parts, measure_parts
 from fedta_app.analysis.task_arithmetic import images_measured
 from fedta_app.config import RunConfig
+from fedta_app.device.cuda import resolve_device
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.masks import needs_scores
 from fedta_app.progress import phase
 from fedta_app.runs.provenance import device_name
-from fedta_app.training.workspace import resolve_device
+from fedta_app.runs.records import read_rows, read_summary
 
 _THREADS = torch.get_num_threads()
 

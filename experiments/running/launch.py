@@ -9,16 +9,22 @@ from typing import Any
 import torch
 
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import read_summary
-from experiments.running.concurrency import usable_cpus
 from experiments.running.signals import on_interrupt
 from fedta_app.config import RunConfig
+from fedta_app.device.cpus import usable_cpus
 from fedta_app.device.cuda import has_bf16
-from fedta_app.errors import ConfigError, RunError
+from fedta_app.errors import ConfigError, RunError, disk_sentence
 from fedta_app.progress import phase
-from fedta_app.runs.checkpoint import load_checkpoint
-from fedta_app.runs.directory import STOP_FILE, check_resumable, check_writable, run_path
+from fedta_app.runs.checkpoint import newest_whole
+from fedta_app.runs.directory import (
+    STOP_FILE,
+    check_resumable,
+    check_writable,
+    run_path,
+    started_once,
+)
 from fedta_app.runs.loggers import check_logger
+from fedta_app.runs.records import read_summary
 from fedta_app.runs.session import INTERRUPTED
 from fedta_app.training.workspace import Workspace, shared_workspace
 
@@ -51,7 +57,7 @@ def preflight(
     check_writable(config)
     check_resumable(config)
     if config.resume:
-        load_checkpoint(run_path(config) / "checkpoint")
+        newest_whole(run_path(config) / "checkpoint")
     if build:
         with phase("loading data and model", sys.stderr):
             workspace = shared_workspace(config)
@@ -112,10 +118,18 @@ def launch(
         Remove a request to stop that an earlier session left in the run directory.
     """
     directory = run_path(config)
-    before = read_summary(directory)
-    if forget_stop:
-        (directory / STOP_FILE).unlink(missing_ok=True)
-    with _stop_on_interrupt(directory, before):
+    with started_once(directory):
+        before = read_summary(directory)
+        if forget_stop:
+            (directory / STOP_FILE).unlink(missing_ok=True)
+        _run_on_engine(config, before, client_cpus=client_cpus, client_gpus=client_gpus)
+        return _status(directory, before)
+
+
+def _run_on_engine(
+    config: RunConfig, before: dict[str, Any], *, client_cpus: int, client_gpus: float | None
+) -> None:
+    with _stop_on_interrupt(run_path(config), before):
         if config.engine == "flower":
             from experiments.running.concurrency import client_share
             from experiments.running.flower import run_on_flower
@@ -129,7 +143,6 @@ def launch(
             from fedta_app.centralized import run_centralized
 
             run_centralized(config)
-    return _status(directory, before)
 
 
 def run_here(config: RunConfig) -> None:
@@ -149,9 +162,10 @@ def attempt(config: RunConfig, **options: Any) -> ExitStatus:
     try:
         return launch(config, **options)
     except Exception as error:
-        if not isinstance(error, ValueError | RunError):
+        if not isinstance(error, ValueError | RunError | OSError):
             traceback.print_exc()
-        print(f"failed: {error}", file=sys.stderr, flush=True)
+        reason = disk_sentence(error) if isinstance(error, OSError) else error
+        print(f"failed: {reason}", file=sys.stderr, flush=True)
         return ExitStatus.FAILED
 
 

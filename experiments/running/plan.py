@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
 from experiments.running.launch import check_clients
-from fedta_app.training.schedule import schedule_warning
+from fedta_app.pace.schedule import schedule_warning
 
 
 def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> None:

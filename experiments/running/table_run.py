@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import Cell, FinishedRuns, State, progress, read_summary
+from experiments.running.cells import Cell, FinishedRuns, State, progress
 from experiments.running.launch import attempt, preflight, why_failed
 from experiments.running.workers import Workers
 from fedta_app.config import RunConfig
-from fedta_app.errors import ConfigError
+from fedta_app.errors import CheckpointError, ConfigError
 from fedta_app.runs.command import to_continue
+from fedta_app.runs.records import disagreement, read_summary
 
 BEFORE, ELSEWHERE = "finished before", "running in another process"
 
@@ -121,12 +122,22 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     """Return the outcome of a cell before the runs; its status is None if it has to be run."""
     if not cell.config.resume:
         return Outcome(cell, cell.path)
-    if path := finished.path(cell):
+    if (path := finished.path(cell)) and (odd := _to_mend(path)):
+        print(f"{odd}: the run is opened again, which writes it anew", flush=True)
+    elif path:
         elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
         return Outcome(cell, path, ExitStatus.FINISHED, BEFORE + elsewhere)
     if progress(cell.config).state is State.RUNNING:
         return Outcome(cell, cell.path, ExitStatus.STOPPED, ELSEWHERE)
     return Outcome(cell, cell.path)
+
+
+def _to_mend(path: Path) -> str:
+    """Return what is wrong with the records of a finished run; empty if nothing is."""
+    try:
+        return disagreement(path)
+    except CheckpointError as error:
+        return str(error).partition(": ")[0]
 
 
 def _preflight(configs: Sequence[RunConfig], client_cpus: int, client_gpus: float | None) -> None:

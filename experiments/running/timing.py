@@ -17,7 +17,6 @@ import torch
 
 from engine.client_memory import forget_run
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import read_rows
 from experiments.running.launch import launch, why_failed
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
@@ -26,6 +25,7 @@ from fedta_app.files import expanded
 from fedta_app.masks import needs_scores
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.metrics import Row
+from fedta_app.runs.records import read_rows
 from fedta_app.runs.session import RunSession
 from fedta_app.training.datasets import find_dataset
 from fedta_app.training.facts import run_facts
@@ -166,6 +166,7 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
     values: dict[str, Any] = {
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
         "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "local_steps_from": 0,
+        "adacomm_rounds": 0, "noise_scale_rounds": 0,
         "partition": "iid", "score_threshold": 0.0, "task_figures": False,
         # Too few images to tell whether a probe of two rounds is at chance, which is refused.
         "eval_size": 9,

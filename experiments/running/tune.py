@@ -34,17 +34,19 @@ from optuna.trial import TrialState
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import (
     State,
+    by_identity,
     deciding_keys,
+    finished_folders,
     identity,
     progress,
-    read_rows,
-    read_summary,
+    run_folders,
 )
 from experiments.running.launch import attempt, preflight
 from fedta_app.config import KEYS, RunConfig, unknown_key_sentence
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
+from fedta_app.runs.records import read_rows, read_summary
 from fedta_app.seeding import derive_seed
 
 Space = Mapping[str, Any]
@@ -70,6 +72,21 @@ class Chosen(NamedTuple):
         """Whether the best trial is better than no training."""
         return self.start is not None and self.accuracy > self.start
 
+    @property
+    def at_edge(self) -> dict[str, str]:
+        """The keys whose best value is an extreme of those tried: beyond it may lie a better one.
+
+        To each such key "smallest" or "largest".
+        """
+        found = {}
+        for key, value in self.values.items():
+            tried = {trial[key] for trial in self.trials}
+            if isinstance(value, bool | str) or len(tried) < 2:
+                continue
+            if value in (min(tried), max(tried)):
+                found[key] = "smallest" if value == min(tried) else "largest"
+        return found
+
 
 class Study:
     """The search of one preset.
@@ -93,6 +110,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = run_path(self._config).parent
         folder.mkdir(parents=True, exist_ok=True)
+        # Of equal ones the last: a finished one, if there is any.
+        self._earlier = by_identity([*run_folders(folder), *finished_folders(folder)])
         self._study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name=f"{label} {self._digest()}",
@@ -169,9 +188,15 @@ class Study:
         return ExitStatus.FINISHED
 
     def _config_of(self, values: Mapping[str, Any]) -> RunConfig:
-        """Return the configuration of a trial, whose run is named by what it computes."""
+        """Return the configuration of a trial, whose run is named by what it computes.
+
+        A run of the same that has another name, because fedta had fewer keys then, is taken over.
+        """
         config = self._config.with_values(**{k.replace("-", "_"): v for k, v in values.items()})
-        return config.with_values(name=f"{config.name}/{identity(config)[:12]}")
+        found = identity(config)
+        earlier = self._earlier.get(found)
+        name = earlier.parent.name if earlier else found[:12]
+        return config.with_values(name=f"{config.name}/{name}")
 
     def chosen(self) -> Chosen:
         """Return the best trial so far; of equal ones the first."""

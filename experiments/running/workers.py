@@ -14,11 +14,12 @@ from typing import Any
 
 from experiments import ROOT
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import read_summary
 from experiments.running.launch import attempt, has_begun
 from experiments.running.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
+from fedta_app.device.cpus import usable_cpus
 from fedta_app.runs.directory import STOP_FILE, run_path
+from fedta_app.runs.records import read_summary
 
 _STATUSES = (ExitStatus.FINISHED, ExitStatus.STOPPED, ExitStatus.INTERRUPTED)  # beside FAILED
 
@@ -38,7 +39,7 @@ class Workers:
         self._stopping = False
         self._environment = dict(os.environ)
         # More threads than cores are several times slower.
-        share = max(1, (os.cpu_count() or 1) // jobs)
+        share = max(1, usable_cpus() // jobs)
         self._environment.setdefault("OMP_NUM_THREADS", str(share))
         paths = [str(ROOT), self._environment.get("PYTHONPATH", "")]
         self._environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

@@ -68,10 +68,14 @@ class LocalRule:
         its images.
     personal : PersonalModel or None
         Weights of the client's own, which it trains besides.
+    ahead : float
+        Every gradient is that at the weights which one plain step of this learning rate leads to,
+        on a batch of its own; 0: that at the weights.
     """
 
     loss: Loss | None = None
     correction: Correction | None = None
+    ahead: float = 0.0
     wants_start_loss: bool = False
     personal: "PersonalModel | None" = None
 
@@ -200,14 +204,14 @@ class MeanOfReplies:
         self._everybody = MeanAccumulator()
         self._trained = MaskedMeanAccumulator(coverage_exponent or 0.0)
         self._masked = coverage_exponent is not None
-        self._by_examples = by_examples
+        self.by_examples = by_examples
         self._clients = 0
         self._lr = 0.0
 
     def add(self, reply: Reply, weight: float | None = None) -> None:
         """Take one client's reply, by another weight where one is given."""
         if weight is None:
-            weight = reply.num_examples if self._by_examples else 1
+            weight = reply.num_examples if self.by_examples else 1
         self._clients += 1
         self._lr = reply.lr
         self._masked = self._masked and reply.trained is not None
@@ -240,6 +244,11 @@ class Algorithm:
     # not where an algorithm takes an update for the work of one client from the round's weights.
     sequential: ClassVar[bool] = True
     personal: ClassVar[bool] = False  # whether clients keep weights of their own, as `PERSONAL`
+
+    @property
+    def adaptation(self) -> float:
+        """The learning rate of the step that makes the global model a client's own; 0: none."""
+        return 0.0
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

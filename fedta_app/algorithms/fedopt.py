@@ -1,9 +1,11 @@
 r"""Server optimisers: the mean update of a round is a gradient for an optimiser on the server.
 
 FedAvgM: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
-Visual Classification", 2019, arXiv 1909.06335. FedAdagrad, FedAdam, FedYogi: Reddi et al.,
-"Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295, Algorithm 2. With
-:math:`\Delta` the mean update, :math:`\eta_g` the server's learning rate:
+Visual Classification", 2019, arXiv 1909.06335. SlowMo: Wang et al., "SlowMo: Improving
+Communication-Efficient Distributed SGD with Slow Momentum", ICLR 2020, arXiv 1910.00643,
+Algorithm 1. FedAdagrad, FedAdam, FedYogi: Reddi et al., "Adaptive Federated Optimization", ICLR
+2021, arXiv 2003.00295, Algorithm 2. With :math:`\Delta` the mean update, :math:`\eta_g` the
+server's learning rate:
 
 .. math::
 
@@ -82,6 +84,34 @@ class FedAvgM(ServerOptimizer):
             velocity = torch.add(total.mean, old, alpha=self.server_momentum)
         velocity = keep_untrained(velocity, old, total)
         return self._move(velocity, total), {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class SlowMo(FedAvgM):
+    r"""Momentum on the server that keeps gradients, whatever the learning rate was.
+
+    With :math:`\Delta` the mean update of the round, :math:`\gamma` its local learning rate and
+    :math:`\alpha` the server's,
+
+    .. math::
+
+        u \leftarrow \beta u - \Delta / \gamma, \qquad w \leftarrow w - \alpha \gamma u
+
+    With a constant rate this is FedAvgM. Under a schedule FedAvgM moves on by the long updates of
+    earlier rounds when the rate has fallen, and SlowMo by their gradients at the rate of now.
+    Clients begin each round with momentum 0 of their own (the paper's "reset"). With beta = 0 (the
+    paper: 0.4 to 0.8) and a server learning rate of 1 this is FedAvg, bit for bit.
+    """
+
+    name: ClassVar[str] = "slowmo"
+
+    def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
+        """Add the mean update in units of the rate to the momentum, and move along it."""
+        if not self.server_momentum:
+            return super().step(state, total, server_round)
+        gradient = total._replace(mean=total.mean.div_(total.lr))
+        move, state = super().step(state, gradient, server_round)
+        return Move(move.direction, move.scale * total.lr), state
 
 
 @dataclass(frozen=True)

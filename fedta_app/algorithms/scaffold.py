@@ -62,7 +62,9 @@ class _Controlled(LocalRule):
     def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
         """Keep the new control, c_k - c - update / norm."""
         control = update.div(-lr * norm_of_steps(steps, self._momentum))
-        return {}, {"control": control if self._difference is None else control - self._difference}
+        if self._difference is not None:
+            control -= self._difference
+        return {}, {"control": control}
 
 
 class _Gradients:

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from fedta_app.analysis.matrices import cosine_matrix, sign_conflict_matrix
 from fedta_app.files import write_atomically
-from fedta_app.plotting import draw_line, heat_map, name_cells, new_figure, numbers, save_figure
+from fedta_app.plotting import (
+    draw_line,
+    heat_map,
+    name_cells,
+    new_figure,
+    numbers,
+    save_figure,
+    show_percent,
+)
 
 Losses = Callable[[Tensor], Sequence[float]]  # weights (N,) -> the loss of each client
 _MOST_NUMBERS = 12
@@ -154,7 +162,8 @@ def save_interference_figure(
     change.axhline(0, color="0.5", linewidth=0.8)
     change.set_title("Change of loss by adding one update", fontsize="medium")
     change.set_ylabel("cross-entropy")
-    drift.set_title("Validation accuracy after the round", fontsize="medium")
+    drift.set_title("The head after the round", fontsize="medium")
+    show_percent(drift, "validation accuracy")
     grid = matrix.numpy()
     reach = float(np.nanmax(abs(grid))) or 1.0
     texts = numbers(grid, 2) if len(grid) <= _MOST_NUMBERS else {}

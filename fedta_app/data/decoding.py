@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedta_app.cache import ArrayCache
+from fedta_app.device.cpus import usable_cpus
 from fedta_app.errors import DataError, first_line
 from fedta_app.progress import counting, phase
 
@@ -119,7 +120,7 @@ def _decode_all(name: str, files: Sequence[Path], images: Pixels) -> None:
     def place(number: int) -> None:
         images[number] = decode(files[number], size)
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow lets other threads work while it decodes
+    pool = ThreadPoolExecutor(usable_cpus())  # Pillow lets other threads work while it decodes
     try:
         with (
             phase(f"decoding {name}"),

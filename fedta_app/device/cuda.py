@@ -15,11 +15,25 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from fedta_app.device.cpu_kernels import has_bf16_units
+from fedta_app.errors import ConfigError
 
 # Deterministic algorithms need it, and cuBLAS reads it only at its start.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 _AMPERE = (8, 0)  # the first compute capability with bf16 and TF32 in its matrix units
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name, or raise ConfigError if it is missing."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device = {name!r} is not allowed: this machine has {torch.cuda.device_count()} CUDA "
+            "devices that torch can use; device is auto, cpu, or a CUDA device that is there"
+        )
+    return torch.device(name)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -80,3 +94,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generators, which dropout uses, and restore them afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fedta_app.config import RunConfig
-from fedta_app.errors import RunError
+from fedta_app.errors import CheckpointError, RunError, first_line
 from fedta_app.files import expanded, read_toml
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import build_model
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.finished_model import FOLDER, WEIGHTS, KeptModel, read_model
+from fedta_app.runs.records import disagreement, is_summary
 from fedta_app.vectors import FlatMask
 from fedta_app.vectors.layout import Layout
 
@@ -55,6 +57,8 @@ class Run:
         try:
             summary: dict[str, Any] = json.loads(path.read_text())
             _ = summary["status"], summary["final"]
+            if not is_summary(summary):
+                raise ValueError("it is not what the run wrote")
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -88,7 +92,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError) as error:
-            raise RunError(f"{path} is damaged ({error})") from error
+            raise RunError(f"{path} is damaged ({first_line(error)})") from error
         return frame
 
     @cached_property
@@ -213,8 +217,13 @@ def load_run(path: str | Path, *, unfinished: bool = False) -> Run:
         raise RunError(_no_run(folder))
     run = Run(folder)
     _ = run.config, run.metrics
-    if run.status != "finished" and not unfinished:
-        raise _unfinished(run)
+    if run.status != "finished":
+        if not unfinished:
+            raise _unfinished(run)
+        return run
+    with suppress(CheckpointError):  # nothing to compare with, and models are files of their own
+        if odd := disagreement(folder):
+            raise RunError(f"{odd}: the command that started the run writes it anew")
     return run
 
 

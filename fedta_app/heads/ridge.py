@@ -101,10 +101,23 @@ class RidgeStatistics:
         total.class_counts = self.class_counts + other.class_counts
         return total
 
+    def scaled(self, factor: float) -> "RidgeStatistics":
+        """Return the statistics in which every example counts `factor` times, above 0."""
+        total = RidgeStatistics(self.gram.shape[0], len(self.class_counts))
+        total.gram = factor * self.gram
+        total.class_sums = factor * self.class_sums
+        total.class_counts = factor * self.class_counts
+        return total
+
     @property
     def count(self) -> int:
         """Number of examples."""
-        return int(self.class_counts.sum())
+        return int(self._weight)
+
+    @property
+    def _weight(self) -> float:
+        """Sum of the weights of the examples, which are 1 unless they were scaled."""
+        return float(self.class_counts.sum())
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return the weight (C, d) and bias (C,) that minimise ``error + ridge * |weight|^2``.
@@ -175,10 +188,10 @@ class RidgeStatistics:
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         """Return the Gram matrix (d, d) and the class sums (C, d) of the centred features."""
-        if self.count == 0:
+        if self._weight == 0:
             raise ValueError("the statistics hold no examples; add some before solving")
-        mean = self.class_sums.sum(0) / self.count
-        gram = self.gram - self.count * torch.outer(mean, mean)
+        mean = self.class_sums.sum(0) / self._weight
+        gram = self.gram - self._weight * torch.outer(mean, mean)
         return gram, self.class_sums - torch.outer(self.class_counts, mean)
 
     def _by_eigenvalues(
@@ -193,7 +206,7 @@ class RidgeStatistics:
         return weight
 
     def _bias(self, weight: Tensor) -> Tensor:
-        return (self.class_counts - weight @ self.class_sums.sum(0)) / self.count
+        return (self.class_counts - weight @ self.class_sums.sum(0)) / self._weight
 
 
 @torch.no_grad()

@@ -3,16 +3,27 @@
 from dataclasses import dataclass
 
 from fedta_app.algorithms import algorithms
-from fedta_app.conditions import ATTACKED, BOUNDED, FEDERATED, strategy_reads
+from fedta_app.conditions import (
+    ATTACKED,
+    BOUNDED,
+    FEDERATED,
+    PERSONAL,
+    PRIVATE,
+    SECURE,
+    strategy_reads,
+)
 from fedta_app.entry import (
     BELOW_ONE,
+    INNER_SHARE,
     NOT_NEGATIVE,
     POSITIVE,
     UP_TO_ONE,
     Range,
     choice,
+    flag,
     number,
     or_zero,
+    text,
     whole,
 )
 
@@ -39,6 +50,17 @@ class AlgorithmKeys:
     pull: float = number(0.01, NOT_NEGATIVE, "result",
         "to the global weights: mu of fedprox (0: FedAvg), alpha of feddyn, lambda of ditto",
         read_when=strategy_reads("pull"), synonyms="mu proximal-mu prox-mu")
+    personal_lr: float = number(0.01, NOT_NEGATIVE, "result time",
+        "alpha of per-fedavg, of the step that makes the model a client's own; 0: FedAvg",
+        read_when=strategy_reads("personal_lr"), synonyms="inner-lr")
+    personal_layers: str = text("none",
+        "none, or of head, norm and names of weights with *, separated by commas", "result time",
+        "what stays with each client: head (FedPer, FedRep), norm (FedBN), names with *; none",
+        check=lambda value: all(map(str.strip, value.split(","))),
+        read_when=FEDERATED, synonyms="personal fedper fedrep fedbn")
+    personal_steps: int = whole(0, 0, "result time",
+        "FedRep: steps of personal-layers alone, before local-steps of the rest; 0: both at once",
+        read_when=PERSONAL, synonyms="head-steps")
     prior_strength: float = number(1.0, NOT_NEGATIVE, "result",
         "tau of logit-adjustment; 0: that is FedAvg", read_when=strategy_reads("prior_strength"))
     prior_smoothing: float = number(0.1, POSITIVE, "result",
@@ -79,6 +101,25 @@ class AlgorithmKeys:
     update_bound_kind: str = choice("median", ("median", "fixed"), "result",
         "whether that is a multiple of the round's median norm, or a norm",
         read_when=BOUNDED)
+    dp_noise: float = number(0.0, or_zero("a number", "for no noise"), "result",
+        "DP: deviation of the noise on the sum of updates, in update-bounds; 0: none",
+        read_when=FEDERATED, synonyms="noise-multiplier dp")
+    dp_sampling: str = choice("poisson", ("poisson", "fixed"), "result",
+        "DP: each client is sampled on its own, or a fixed number of them is",
+        read_when=PRIVATE)
+    dp_delta: float = number(1e-5, INNER_SHARE, "result",
+        "DP: delta at which metrics.csv has epsilon; below 1 / num-clients",
+        read_when=PRIVATE)
+    secure_aggregation: bool = flag(False, "result time",
+        "simulate secure aggregation: the server sees sums of clients, masked one by one",
+        read_when=FEDERATED, synonyms="secagg secure-agg")
+    secure_range: float = number(1.0, POSITIVE, "result",
+        "largest entry of an update in a secure sum; what is larger is cut to it",
+        read_when=SECURE)
+    secure_threshold: float = number(0.67,
+        Range("a share above 0.5, at most 1", lambda v: 0.5 < v <= 1), "result",
+        "share of a secure sum's clients that must answer, or it cannot be opened",
+        read_when=SECURE)
     attackers: float = number(0.0, Range("a share from 0 to below 0.5", lambda v: 0 <= v < 0.5),
         "result", "share of clients that are hostile, to evaluate defences; 0: none",
         read_when=FEDERATED)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from fedta_app.conditions import (
+    ADACOMM,
+    EVERYBODY,
     FEDERATED,
     MASKED,
+    NOISE_SCALE,
     PROBE,
     REFRESHED,
     RIDGE,
@@ -39,16 +42,34 @@ class TrainingKeys:
     min_clients_ok: int = whole(1, 1, "result",
         "good replies that a round needs; with fewer it is repeated once, with other clients",
         read_when=FEDERATED)
+    round_timeout: float = number(3600.0, Range("a number of seconds above 0", POSITIVE.check),
+        "place", "seconds to wait for the replies to a round's messages; later ones failed",
+        read_when=FEDERATED, synonyms="timeout deadline")
+    missing_clients: str = choice("refuse", ("refuse", "go-on"), "result",
+        "where a phase needs every client and some are missing: refuse, or go-on without",
+        read_when=EVERYBODY)
     local_steps: int = whole(4, 0, "result time step",
         "J, mini-batches per client and round; 0: one pass over its images",
         synonyms="j steps epochs local-epochs")
     local_steps_from: int = whole(0, 0, "result time",
         "post-local SGD: rounds of one local step before those of local-steps; 0: none",
         scales_with_rounds=True, read_when=FEDERATED, synonyms="post-local")
+    adacomm_rounds: int = whole(0, 0, "result time",
+        "AdaComm: rounds after which local-steps follow the training loss down; 0: never",
+        read_when=FEDERATED, synonyms="adacomm adaptive-communication")
+    adacomm_factor: float = number(0.5, SHARE, "result time",
+        "what local-steps are then multiplied by where the loss did not lower them",
+        read_when=ADACOMM)
     num_server_rounds: int = whole(30, 1, "result count", "rounds of training",
         scales_with_rounds=True, synonyms="rounds num-rounds n-rounds server-rounds global-rounds")
     batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step",
         synonyms="b bs batch")
+    noise_scale_rounds: int = whole(0, 0, "result time",
+        "rounds after which batch-size becomes the gradient noise scale; 0: never",
+        read_when=FEDERATED, synonyms="gradient-noise-scale adaptive-batch-size")
+    most_batch_size: int = whole(0, 0, "result time",
+        "largest such batch-size; 0: the images of the largest client", read_when=NOISE_SCALE,
+        synonyms="max-batch-size")
     lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD",
         synonyms="learning-rate local-lr client-lr eta")
     lr_batch_size: int = whole(0, 0, "result",
@@ -92,6 +113,9 @@ class TrainingKeys:
     head_refresh_clients: str = choice("all", ("all", "sampled"), "result time",
         "whose images the head is then solved from: all, or the round's",
         read_when=REFRESHED)
+    personal_ridge: float = number(0.0, or_zero("a weight", "for none"), "result time",
+        "at the end, ridge heads of clients' own: weight of all clients' sums in them; 0: none",
+        read_when=FEDERATED & RIDGE)
     probe_rounds: int = whole(20, 1, "result count",
         "rounds of FedAvg on the head alone, for head probe", read_when=PROBE)
     probe_lr: float = number(0.1, POSITIVE, "result", "learning rate of those rounds",

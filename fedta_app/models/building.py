@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from fedta_app.errors import ModelError, first_line
-from fedta_app.files import expanded, file_sha256
+from fedta_app.files import file_sha256
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.names import Design, misleading_names, own_design, timm_design, wrong_size
-from fedta_app.models.weights_files import fetch_from_hub, load_weights, read_weights, state_sha256
+from fedta_app.models.weights_files import (
+    fetch_from_hub,
+    load_weights,
+    read_weights,
+    state_sha256,
+    weights_path,
+)
 from fedta_app.seeding import checked_seed, derive_seed
 
 __all__ = [
@@ -267,12 +273,12 @@ def _load(
     if weights == "random":
         sha256 = state_sha256(model.state_dict())
         return WeightsSource("random", "", sha256, pretrained=False, head_loaded=False), set()
-    if weights == "pretrained":
+    path = weights_path(weights)
+    if path:
+        kind, location = "file", str(path)
+    else:
         kind = "pretrained"
         location, path = _find_pretrained(design)
-    else:
-        kind, path = "file", expanded(weights, f"weights = {weights!r}")
-        location = str(path)
     state = read_weights(path)
     head_loaded = load_weights(model, state, head=head, source=f"weights = {weights!r}")
     source = WeightsSource(kind, location, file_sha256(path), True, head_loaded)

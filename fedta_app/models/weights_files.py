@@ -21,6 +21,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from fedta_app.errors import ModelError, first_line
+from fedta_app.files import expanded
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _WRAPPERS = ("teacher", "state_dict", "model")
@@ -38,6 +39,33 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_path(weights: str) -> Path | None:
+    """Return the path in a value of the key `weights`; None for "pretrained" and "random".
+
+    Raises
+    ------
+    ConfigError, ModelError
+        If there is no such file, or its suffix is not that of a weights file.
+    """
+    if weights in ("pretrained", "random"):
+        return None
+    path = expanded(weights, f"weights = {weights!r}")
+    _check_path(path)
+    return path
+
+
+def _check_path(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(
+            f"weights = {str(path)!r} is not allowed: there is no such file; weights is "
+            "'pretrained', 'random', or the path of a weights file"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"weights = {str(path)!r} is not allowed: a weights file ends in {', '.join(SUFFIXES)}"
+        )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -62,15 +90,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         If the file is missing, has another suffix, is corrupt, holds no tensors, or holds several
         that would have the same name.
     """
-    if not path.is_file():
-        raise ModelError(
-            f"weights = {str(path)!r} is not allowed: there is no such file; weights is "
-            "'pretrained', 'random', or the path of a weights file"
-        )
-    if path.suffix not in SUFFIXES:
-        raise ModelError(
-            f"weights = {str(path)!r} is not allowed: a weights file ends in {', '.join(SUFFIXES)}"
-        )
+    _check_path(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except Exception as error:  # whatever a corrupt file makes the readers raise

@@ -76,11 +76,20 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
-    """Restore what `optimizer_state` returned; the optimizer takes over its tensors."""
+    """Restore what `optimizer_state` returned; the optimizer takes over its tensors.
+
+    Raises
+    ------
+    ValueError
+        When a tensor has not the shape of its parameter.
+    """
     state = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in kept.items():
         number, _, slot = name.partition("/")
         if slot:
+            if value.shape != parameters[int(number)].shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}")
             state["state"].setdefault(int(number), {})[slot] = value
     if kept["step"]:
         for group in state["param_groups"]:

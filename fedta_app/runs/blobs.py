@@ -12,8 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedta_app.errors import RunError
-from fedta_app.files import write_atomically
+from fedta_app.hashed_files import read_hashed, write_hashed
 
+_START_OVER = "put back what was there, or start the run over with resume = false"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -23,17 +24,20 @@ class BlobStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, data: bytes) -> str:
-        """Store the bytes, unless they are there already, and return their sha256."""
-        digest = hashlib.sha256(data).hexdigest()
-        path = self.folder / digest
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
-        return digest
+    def put(self, *parts: bytes | memoryview) -> str:
+        """Store the bytes, one part after the other, and return their sha256.
 
-    def get(self, digest: str) -> bytes:
-        """Return the bytes of a digest.
+        Nothing is written where a single part is there already, and whole.
+        """
+        if len(parts) == 1:
+            digest = hashlib.sha256(parts[0]).hexdigest()
+            if self._holds(digest, parts[0]):
+                return digest
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return write_hashed(self.folder / "blob", parts, named_by_hash=True)
+
+    def get(self, digest: str) -> memoryview:
+        """Return the bytes of a digest, in memory that the caller may write to.
 
         Raises
         ------
@@ -42,17 +46,24 @@ class BlobStore:
         """
         if not _DIGEST.fullmatch(digest):  # it may come from another machine
             raise RunError(f"{digest!r} is not the sha256 of a blob")
+        path = self.folder / digest
         try:
-            data = (self.folder / digest).read_bytes()
+            data, found = read_hashed(path)
         except OSError as error:
-            raise RunError(f"{self.folder / digest} cannot be read: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise RunError(f"{self.folder / digest} is damaged: delete it, and start the run over")
+            raise RunError(f"{path} cannot be read ({error.strerror}): {_START_OVER}") from error
+        if found != digest:
+            raise RunError(f"{path} is damaged: {_START_OVER}")
         return data
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Delete all other blobs."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
-                if path.name not in digests:
+                if path.name not in digests and not path.is_dir():
                     path.unlink(missing_ok=True)
+
+    def _holds(self, digest: str, data: bytes | memoryview) -> bool:
+        try:
+            return (self.folder / digest).read_bytes() == data
+        except OSError:
+            return False

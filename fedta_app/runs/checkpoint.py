@@ -5,26 +5,30 @@
 
 A state is a tree of dictionaries whose leaves are tensors and JSON values; in state.json, a tensor
 is replaced by its name. The step is the number of rows in metrics.csv. The two newest checkpoints
-are kept. No pickle is ever loaded.
+are kept: where the newest is damaged, a run goes on from the one before it. No pickle is ever
+loaded.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fedta_app.errors import CheckpointError
-from fedta_app.files import file_sha256, remove_tree, sync_folder, write_atomically
+from fedta_app.files import remove_tree, sync_folder, write_atomically
+from fedta_app.hashed_files import read_hashed, write_hashed
+from fedta_app.vectors.tensor_bytes import tensor_parts, tensors_in
 
 KEEP = 2
 FORMAT = 2
 _TENSOR = "tensor in weights.safetensors"
+_STEP = re.compile(r"step-(\d{6,})")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,30 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / f".step-{checkpoint.step:06d}.tmp"
     remove_tree(temporary)
     temporary.mkdir()
-    tensors: dict[str, Tensor] = {}
-    values = _without_tensors(checkpoint.state, "", tensors)
-    weights = save(tensors)
-    write_atomically(temporary / "weights.safetensors", weights)
-    stored = {
-        "format": FORMAT,
-        "step": checkpoint.step,
-        "weights-sha256": hashlib.sha256(weights).hexdigest(),
-        "state": values,
-    }
-    stored["sha256"] = _digest(stored)
-    write_atomically(temporary / "state.json", json.dumps(stored, indent=1))
-    remove_tree(final)
-    temporary.rename(final)
+    try:
+        _write(temporary, checkpoint)
+        remove_tree(final)
+        temporary.rename(final)
+    except BaseException:
+        remove_tree(temporary)  # it may be what fills the disk
+        raise
     sync_folder(folder)
     for old in _steps(folder)[:-KEEP]:
         remove_tree(old)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    tensors: dict[str, Tensor] = {}
+    values = _without_tensors(checkpoint.state, "", tensors)
+    weights = write_hashed(folder / "weights.safetensors", tensor_parts(tensors))
+    stored = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "weights-sha256": weights,
+        "state": values,
+    }
+    stored["sha256"] = _digest(stored)
+    write_atomically(folder / "state.json", json.dumps(stored, indent=1))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -67,11 +78,41 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     Raises
     ------
     CheckpointError
-        When the newest does not match its hashes (the message says what to delete to continue from
-        the one before), or was written by another release.
+        When the newest is damaged, or was written by another release.
     """
     steps = _steps(folder)
     return _load(steps[-1]) if steps else None
+
+
+def newest_whole(folder: Path) -> Checkpoint | None:
+    """Load the newest checkpoint that is not damaged, or return None where there is none at all.
+
+    Raises
+    ------
+    CheckpointError
+        When all are damaged, or the newest was written by another release.
+    """
+    check_format(folder)
+    first: CheckpointError | None = None
+    for path in reversed(_steps(folder)):
+        try:
+            return _load(path)
+        except CheckpointError as error:
+            first = first or error
+    if first is None:
+        return None
+    raise first
+
+
+def set_aside_after(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, which are damaged, and return where they are now."""
+    moved = []
+    for path in _steps(folder):
+        if _number(path) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            remove_tree(aside)
+            moved.append(path.rename(aside))
+    return moved
 
 
 def check_format(folder: Path) -> None:
@@ -85,10 +126,29 @@ def check_format(folder: Path) -> None:
     for path in _steps(folder)[-1:]:
         try:
             number = _read_values(path).get("format", 1)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # damaged: `load_checkpoint` says how
+        except _DAMAGE:
+            return  # damaged: loading it says how
         if number != FORMAT:
             raise _another_format(path, number)
+
+
+def newest_values(folder: Path) -> dict[str, Any] | None:
+    """Return the state of the newest checkpoint without its tensors, None where there is none.
+
+    One that another release wrote counts as none: what it holds is that release's business.
+
+    Raises
+    ------
+    CheckpointError
+        When it is damaged.
+    """
+    for path in _steps(folder)[-1:]:
+        try:
+            stored = _read_values(path)
+            return _state(stored) if stored.get("format", 1) == FORMAT else None
+        except _DAMAGE as error:
+            raise _damaged(path, error) from error
+    return None
 
 
 def kept_values(folder: Path) -> list[dict[str, Any]]:
@@ -96,14 +156,33 @@ def kept_values(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in _steps(folder):
         try:
-            found.append(_read_values(path)["state"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found.append(_state(_read_values(path)))
+        except _DAMAGE:
             continue
     return found
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    """Return the checkpoints in a folder, the newest last.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder cannot be read: a run that took it for empty would start over.
+    """
+    try:
+        found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {folder} cannot be read: {error.strerror}"
+        ) from error
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _read_values(path: Path) -> dict[str, Any]:
@@ -114,30 +193,44 @@ def _read_values(path: Path) -> dict[str, Any]:
     return stored
 
 
+def _state(stored: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(state := stored["state"], dict):
+        raise TypeError("its state is no mapping")
+    return state
+
+
 def _load(path: Path) -> Checkpoint:
     try:
         stored = _read_values(path)
         if stored.get("format", 1) != FORMAT:
             raise _another_format(path, stored.get("format", 1))
-        weights = path / "weights.safetensors"
-        if file_sha256(weights) != stored["weights-sha256"]:
+        if stored["step"] != _number(path):
+            raise ValueError(f"it is of step {stored['step']}")
+        weights, sha256 = read_hashed(path / "weights.safetensors")
+        if sha256 != stored["weights-sha256"]:
             raise ValueError("weights.safetensors does not match its sha256")
-        tensors = load(weights.read_bytes())
-        state = _with_tensors(stored["state"], tensors)
+        tensors = tensors_in(weights)
+        state = _with_tensors(_state(stored), tensors)
         if tensors:
             raise ValueError(f"the state does not refer to the tensor {min(tensors)}")
         return Checkpoint(stored["step"], state)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint {path} is damaged ({error}): delete that folder to continue from "
-            "the one before it, or set resume = false to start over"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
 
 
-def _another_format(path: Path, number: int) -> CheckpointError:
-    release = "fedta 0.1.0" if number < FORMAT else "a later release of fedta"
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    why = str(error).partition("\n")[0]
+    return CheckpointError(
+        f"the checkpoint {path} is damaged ({why}): delete that folder to continue from "
+        "the one before it, or set resume = false to start over"
+    )
+
+
+def _another_format(path: Path, number: Any) -> CheckpointError:
+    earlier = isinstance(number, int) and number < FORMAT
+    release = "fedta 0.1.0" if earlier else "a later release of fedta"
     return CheckpointError(
         f"the checkpoint {path} was written by {release}, which reads it: continue the run with "
         "that release, choose another name, or set resume = false to start over"

@@ -2,16 +2,22 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, to_toml
 from fedta_app.errors import ConfigError, RunError
-from fedta_app.files import as_folder, expanded, read_toml, write_atomically
+from fedta_app.files import as_folder, expanded, read_toml, remove_temporary, write_atomically
+from fedta_app.runs.checkpoint import kept_values
 
+CONFIG = "config.toml"
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
+START_LOCK = ".start"  # held by a command from before the run until it has read how it ended
 DIVERGED = "training diverged"  # in the error, by which tuning recognises it
 _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be ending
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
@@ -54,18 +60,38 @@ def check_resumable(config: RunConfig) -> None:
         When the directory holds a run with other values of the keys that decide a result.
     """
     path = run_path(config)
-    stored = path / "config.toml"
-    if not config.resume or not stored.exists():
+    if not config.resume or (started := started_with(path)) is None:
         return
     # A key that did not exist when the run was started has its default, which changes nothing.
-    before = {**RunConfig().to_mapping(), **read_toml(stored)}
-    changed = difference(before, config.to_mapping())
+    changed = difference({**RunConfig().to_mapping(), **started}, config.to_mapping())
     if changed:
         raise ConfigError(
             f"{path} holds a run with another configuration ({'; '.join(changed)}): "
             "restore the values, choose another name (--name NAME, or the key name), or set "
             "resume = false to start over"
         )
+
+
+def started_with(path: Path) -> dict[str, Any] | None:
+    """Return the keys that the run in a directory was started with; None if it holds no run.
+
+    A checkpoint holds them, under its hash. config.toml alone does before the first checkpoint,
+    and where an earlier release wrote the checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        When the checkpoint does not hold them, and config.toml is missing or cannot be read.
+    """
+    states = kept_values(path / "checkpoint")
+    if states and isinstance(held := states[-1].get("config"), dict):
+        return held
+    if states and not (path / CONFIG).exists():
+        raise ConfigError(
+            f"{path / CONFIG} is missing, and the checkpoint, of an earlier release, does not say "
+            "how the run was started: put the file back, or set resume = false to start over"
+        )
+    return read_toml(path / CONFIG) if (path / CONFIG).exists() else None
 
 
 def check_writable(config: RunConfig) -> None:
@@ -92,12 +118,15 @@ class RunDirectory:
         check_writable(config)
         check_resumable(config)
         self.path = run_path(config)
-        self._lock = self._acquire()
-        if not config.resume and any(
-            (self.path / n).exists() for n in ("config.toml", "checkpoint")
-        ):
-            self._move_aside()
-        write_atomically(self.path / "config.toml", to_toml(config))
+        self._lock = _acquire(self.path / LOCK_FILE)
+        try:
+            if not config.resume and any((self.path / n).exists() for n in (CONFIG, "checkpoint")):
+                self._move_aside()
+            remove_temporary(*self._folders())
+            write_atomically(self.path / CONFIG, to_toml(config))
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def checkpoints(self) -> Path:
@@ -116,26 +145,11 @@ class RunDirectory:
         """Unlock the directory."""
         self._lock.release()
 
-    def _acquire(self) -> FileLock:
-        """Lock the directory; the operating system releases the lock when this process ends."""
-        lock = FileLock(
-            self.path / LOCK_FILE,
-            timeout=_LOCK_PATIENCE,
-            thread_local=False,
-            # A soft lock, which is a marker file, would outlive a process that is killed.
-            fallback_to_soft=False,
-        )
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(
-                f"{self.path} is in use by another process that runs the same seed of the same "
-                "name: wait for it, or choose another name"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        return lock
+    def _folders(self) -> list[Path]:
+        """Return the folders that a run writes files into."""
+        own = [self.path / name for name in ("checkpoint", "blobs", "model")]
+        clients = self.path / "clients"
+        return [self.path, *own, *(clients.iterdir() if clients.is_dir() else ())]
 
     def _move_aside(self) -> None:
         number = 1
@@ -143,7 +157,47 @@ class RunDirectory:
             number += 1
         aside.mkdir()
         # config.toml goes last: if this is interrupted, the rest is still known as the old run.
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.toml"):
-            if entry.name not in (LOCK_FILE, STOP_FILE):
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == CONFIG):
+            if entry.name not in (LOCK_FILE, START_LOCK, STOP_FILE):
                 entry.rename(aside / entry.name)
         print(f"resume = false: the earlier run is kept in {aside}", flush=True)
+
+
+@contextmanager
+def started_once(path: Path) -> Iterator[None]:
+    """Within the block, no other command starts or ends the run in a directory.
+
+    A second start would open the records anew before the first has read how its run ended.
+
+    Raises
+    ------
+    RunError
+        When another command holds it for longer than a killed process takes to end.
+    """
+    lock = _acquire(path / START_LOCK)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(path: Path) -> FileLock:
+    """Lock a file; the operating system releases the lock when this process ends."""
+    lock = FileLock(
+        path,
+        timeout=_LOCK_PATIENCE,
+        thread_local=False,
+        # A soft lock, which is a marker file, would outlive a process that is killed.
+        fallback_to_soft=False,
+    )
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"{path.parent} is in use by another process that runs the same seed of the same "
+            "name: wait for it, or choose another name"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise RunError(f"{path} cannot be locked: {error.strerror}") from error
+    return lock

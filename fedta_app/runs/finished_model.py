@@ -57,6 +57,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any
     # Copies, because parameters that share one vector cannot be saved by themselves.
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     stored = {"format": FORMAT, **facts, "weights-sha256": state_sha256(tensors)}
+    stored["sha256"] = _sha256(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_ENTRY: json.dumps(stored, sort_keys=True)}))
 
@@ -72,8 +73,13 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
+        sha256 = facts.pop("sha256", None)  # earlier releases did not write it
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, AttributeError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error})") from error
+    if sha256 not in (None, _sha256(facts)):
+        raise RunError(f"{path} is damaged: what it says of its model does not match its sha256")
     if facts.get("format") != FORMAT:
         raise RunError(f"{path} is not a model that this release of fedta kept")
     return facts
@@ -140,16 +146,17 @@ class ModelKeeper:
         path = self._folder / "best.safetensors"
         if self._choice != "best-and-last" or best is None:
             return
+        why = "the run was continued with other bits, or with another keep-model"
         if path.exists():
-            facts = read_facts(path)
-            if (facts["phase"], facts["round"], facts["figures"]) == _place(best):
-                return
+            try:
+                facts = read_facts(path)
+                if (facts["phase"], facts["round"], facts["figures"]) == _place(best):
+                    return
+            except RunError as error:
+                why = str(error)
             path.unlink()
-        print(
-            f"warning: the weights of the best round ({best.phase} {best.round}) were not kept: "
-            "the run was continued with other bits, or with another keep-model",
-            flush=True,
-        )
+        place = f"{best.phase} {best.round}"
+        print(f"warning: the weights of the best round ({place}) were not kept: {why}", flush=True)
 
     def _write(self, weights: str, row: Row) -> None:
         phase, number, figures = _place(row)

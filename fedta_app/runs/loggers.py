@@ -7,6 +7,8 @@ of the session, with one warning, and the run goes on.
 
 import importlib
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -52,28 +54,52 @@ def axis(row: Row) -> str:
 
 
 class TensorBoard:
-    """Event files in a folder, whose step is the round of the phase.
+    """An event file in a folder, whose step is the round of the phase.
 
     A session that is resumed has the events of earlier ones purged, and writes their rows anew:
     TensorBoard could purge the lost rounds of a phase only together with those of the others.
+
+    The file is written here, and not by a thread of TensorBoard's, whose errors nobody could catch.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
         # TensorBoard takes a second to import: only a run that writes events pays for it.
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=0)
-        for row in rows:
-            self.add(row)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Files are read by the number in their names: the clock may have been set back.
+        found = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        later = [int(number) + 1 for number in found if number.isdecimal()]
+        number = max(int(time.time()), *later, 0)
+        host = f"{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / f"events.out.tfevents.{number}.{host}"
+        begin = Event(file_version="brain.Event:2")
+        purge = Event(session_log=SessionLog(status=SessionLog.START), step=0)  # of what was read
+        self._write([begin, purge, *(event for row in rows for event in _events(row))])
 
     def add(self, row: Row) -> None:
         """Write the measured figures of a row."""
-        for name, value in scalars(row).items():
-            self._writer.add_scalar(name, value, row.round)
+        self._write(_events(row))
+
+    def _write(self, events: Sequence[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with self._path.open("ab") as stream:
+            writer = RecordWriter(stream)
+            for event in events:
+                event.wall_time = time.time()
+                writer.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Flush the events to disk."""
-        self._writer.close()
+        """Do nothing: every row was written when it was added."""
+
+
+def _events(row: Row) -> list[Any]:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(row).items()]
+    return [Event(summary=Summary(value=[point]), step=row.round) for point in points]
 
 
 class WeightsAndBiases:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from fedta_app import progress
-from fedta_app.errors import CheckpointError, RunError
+from fedta_app.errors import CheckpointError, RunError, first_line
 from fedta_app.runs.checkpoint import Checkpoint
 from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.finished_model import ModelKeeper
@@ -160,17 +160,45 @@ class RoundLoop:
             raise _diverged(number, f"{tensor} is not finite")
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        self._current = int(checkpoint.state["phase"])
-        self._phases[self._current].round = int(checkpoint.state["round"])
-        parts, stored = self._all_parts(), checkpoint.state["parts"]
+        """Take over a checkpoint, whose hashes are right but which may be another run's.
+
+        Raises
+        ------
+        CheckpointError
+            When it is not one of this run.
+        """
+        self._go_to(checkpoint.state.get("phase"), checkpoint.state.get("round"), checkpoint.step)
+        parts, stored = self._all_parts(), checkpoint.state.get("parts")
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step} has no parts")
         if odd := sorted(parts.keys() ^ stored.keys()):
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step} and this run disagree on {odd[0]!r}: "
                 "it belongs to another configuration, so choose another name"
             )
         for name, part in parts.items():
-            part.load_state_dict(stored[name])
+            try:
+                part.load_state_dict(stored[name])
+            except (CheckpointError, RunError):
+                raise
+            except Exception as error:  # whatever values of a wrong type or shape lead to
+                raise CheckpointError(
+                    f"the checkpoint of step {checkpoint.step} holds a {name!r} that is not one of "
+                    f"this run ({first_line(error)}): start the run over, with resume = false"
+                ) from error
         self._check_finite(None, self._phases[self._current].round)
+
+    def _go_to(self, phase: Any, number: Any, step: int) -> None:
+        """Set phase and round; raise CheckpointError unless they are those of so many rows."""
+        if type(phase) is int and type(number) is int and 0 <= phase < len(self._phases):
+            before = sum(earlier.num_rounds for earlier in self._phases[:phase])
+            if 0 <= number <= self._phases[phase].num_rounds and before + number == step:
+                self._current, self._phases[phase].round = phase, number
+                return
+        raise CheckpointError(
+            f"the checkpoint of step {step} is of phase {phase!r}, round {number!r}, which this "
+            "run does not have then: start the run over, with resume = false"
+        )
 
 
 def _not_finite(state: Mapping[str, Any], place: str = "") -> Iterator[str]:
@@ -201,6 +229,36 @@ def _diverged(number: int, reason: str) -> RunError:
     return RunError(f"{DIVERGED} in round {number} ({reason}): lower lr, or clip")
 
 
+def check_tensor(stored: Any, like: Tensor, name: str) -> Tensor:
+    """Return a tensor of a checkpoint; a smaller one would be broadcast where it is copied.
+
+    Raises
+    ------
+    CheckpointError
+        When it is not of the type and the shape of another.
+    """
+    if not isinstance(stored, Tensor) or (stored.dtype, stored.shape) != (like.dtype, like.shape):
+        raise CheckpointError(
+            f"the checkpoint's {name} are not {like.dtype} of shape {tuple(like.shape)}: start "
+            "the run over, with resume = false"
+        )
+    return stored
+
+
+def named_by_client(stored: Mapping[str, Any], kind: type[str] | type[list[str]]) -> dict[int, Any]:
+    """Return values of a checkpoint by partition id; each is a str, or a list of them.
+
+    Raises
+    ------
+    TypeError
+        When one is not.
+    """
+    for value in stored.values():
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in value):
+            raise TypeError(f"{value!r} is no {kind.__name__} of digests")
+    return {int(partition_id): value for partition_id, value in stored.items()}
+
+
 def check_keys(state: Mapping[str, Any], expected: Sequence[str], part: str) -> None:
     """Check that the stored state of a part has exactly the expected keys.
 
@@ -209,6 +267,8 @@ def check_keys(state: Mapping[str, Any], expected: Sequence[str], part: str) -> 
     CheckpointError
         When a key is missing or unknown; the message names the first such key.
     """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"the checkpoint's {part} is no mapping: start the run over")
     if odd := sorted(state.keys() ^ set(expected)):
         where = "lacks" if odd[0] in expected else "has an unknown"
         raise CheckpointError(f"the checkpoint's {part} {where} {odd[0]!r}: start the run over")

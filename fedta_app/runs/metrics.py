@@ -28,7 +28,8 @@ class Row:
     from the row before to this one, and `gpu_memory_mb` what torch held on its GPU; clients are
     part of it where they live in that process. On Flower's engine they have their own, and
     `client_memory_mb` is the most that one of those processes took (`fedta_app.runs.memory`). The
-    clients whose reply was rejected are among those that failed.
+    clients whose reply was rejected are among those that failed. `epsilon` is that of the updates
+    of all rounds so far, where they get noise (`strategies.private`).
     """
 
     round: int
@@ -48,6 +49,7 @@ class Row:
     clients_ok: int = 0
     clients_failed: int = 0
     clients_rejected: int = 0
+    epsilon: float | None = None
 
     def measured(self, **figures: Unpack[Figures]) -> "Row":
         """Return a copy of the row with the figures of an evaluation."""
@@ -61,16 +63,22 @@ class Row:
 COLUMNS = tuple(entry.name for entry in fields(Row))
 CLIENT_PEAKS = ("client_memory_mb", "client_gpu_memory_mb")  # sent by clients with their replies
 COSTS = ("seconds", "memory_mb", "gpu_memory_mb", *CLIENT_PEAKS)  # differ when a run is repeated
-ADDED = ("val_loss", *COSTS[1:], "clients_rejected")  # columns that the first records lack
+# Columns that the first records lack.
+ADDED = ("val_loss", *COSTS[1:], "clients_rejected", "epsilon")
 
 
-def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows, instances of a dataclass with these fields, to a CSV file, atomically."""
+def csv_text(rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> str:
+    """Return rows, instances of a dataclass with these fields, as CSV."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] = COLUMNS) -> None:
+    """Write what `csv_text` returns, atomically."""
+    write_atomically(path, csv_text(rows, columns))
 
 
 def best_row(rows: list[Row]) -> Row | None:

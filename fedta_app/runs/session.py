@@ -1,32 +1,32 @@
 """A session: one stretch of a run, from its start or last checkpoint to its end or a stop."""
 
 import datetime
-import json
-import math
 import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 from fedta_app.config import RunConfig
-from fedta_app.errors import RunError
-from fedta_app.files import write_atomically
+from fedta_app.errors import RunError, disk_sentence
+from fedta_app.files import unless_refused
 from fedta_app.runs.checkpoint import (
     Checkpoint,
     check_format,
-    load_checkpoint,
+    newest_whole,
     save_checkpoint,
+    set_aside_after,
 )
 from fedta_app.runs.command import to_continue, typed_command
 from fedta_app.runs.curves_figure import save_curves
 from fedta_app.runs.directory import RunDirectory, run_path
 from fedta_app.runs.loggers import check_logger, open_loggers
 from fedta_app.runs.memory import peaks, reset_peaks
-from fedta_app.runs.metrics import Row, best_row, write_csv
+from fedta_app.runs.metrics import Row, write_csv
 from fedta_app.runs.provenance import code_facts, uncommitted, versions
+from fedta_app.runs.records import METRICS, figures, stored_rows, stored_sessions, write_summary
 
 INTERRUPTED = "interrupted"
 State = Callable[[], dict[str, Any]]  # returns tensors and JSON values to be saved
@@ -80,10 +80,15 @@ class RunSession:
     def _open(self, facts: Mapping[str, Any]) -> None:
         """Load the last checkpoint, and start the records."""
         config = self.config
-        self.checkpoint = load_checkpoint(self.directory.checkpoints) if config.resume else None
-        stored = self.checkpoint.state if self.checkpoint else {}
-        self.rows = [Row(**row) for row in stored.get("rows", [])]
-        self._history: list[dict[str, Any]] = stored.get("sessions", [])
+        self.checkpoint = newest_whole(self.directory.checkpoints) if config.resume else None
+        self.rows: list[Row] = []
+        self._history: list[dict[str, Any]] = []
+        stored: dict[str, Any] = {}
+        if self.checkpoint:
+            stored = self.checkpoint.state
+            self.rows = stored_rows(stored, self.checkpoint.step)
+            self._history = stored_sessions(stored)
+            self._warn_of_damage(self.checkpoint)
         self._code = code_facts(config)  # read now, because the checkout may change during the run
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
@@ -96,7 +101,7 @@ class RunSession:
         self._saved_step = len(self.rows) if self.checkpoint else -1
         first = self._history[0].get("id") if self._history else self._id
         self._loggers = open_loggers(config, self.directory.path, self.rows, str(first))
-        write_csv(self.directory.path / "metrics.csv", self.rows)
+        write_csv(self.directory.path / METRICS, self.rows)
         self._write_summary("running", "", None)
         if changed := not typed_command() and uncommitted(self._code):
             print(f"warning: {changed}", flush=True)  # the command line says it for all its runs
@@ -104,6 +109,15 @@ class RunSession:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
             self._warn_of_another_processor()
         reset_peaks()
+
+    def _warn_of_damage(self, checkpoint: Checkpoint) -> None:
+        """Move damaged checkpoints after this one out of the way, and say so."""
+        for aside in set_aside_after(self.directory.checkpoints, checkpoint.step):
+            print(
+                f"warning: a checkpoint was damaged and is now {aside}; the run goes on from the "
+                "one before it, to the same bits",
+                flush=True,
+            )
 
     def _warn_of_another_processor(self) -> None:
         """Print a warning if another processor will give other bits than an unbroken run."""
@@ -119,9 +133,10 @@ class RunSession:
 
     def _check_identity(self, stored: Any) -> None:
         if stored is not None and stored != self._facts["identity"]:
+            before = stored if isinstance(stored, dict) else {}
             changed = [
-                key for key, value in self._facts["identity"].items() if stored[key] != value
-            ]
+                key for key, value in self._facts["identity"].items() if before.get(key) != value
+            ] or ["what it knows of its data and weights"]
             raise RunError(
                 f"{self.directory.path} cannot be resumed: {' and '.join(changed)} changed since "
                 "it was started; restore what was there, or choose another name"
@@ -140,7 +155,7 @@ class RunSession:
         self._intervals.append((row.phase, now - self._last_step))
         self._last_step = now
         self.rows.append(row)
-        write_csv(self.directory.path / "metrics.csv", self.rows)
+        write_csv(self.directory.path / METRICS, self.rows)
         self._loggers.add(row)
         if (len(self.rows) - 1) % self.config.checkpoint_every == 0:
             self._save(state)
@@ -161,7 +176,8 @@ class RunSession:
         """Save the last state and write the summary: "finished", or "stopped" with a reason."""
         self._save(state)
         self._close(status, reason, sha256)
-        save_curves(self.directory.path / "curves.png", self.rows, self.config)
+        with unless_refused():
+            save_curves(self.directory.path / "curves.png", self.rows, self.config)
         where = self._where(self.rows[-1]) if self.rows else "nothing yet"
         if status == "finished":
             print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)
@@ -175,19 +191,23 @@ class RunSession:
         try:
             yield
         except BaseException as error:
-            self._close("failed", f"{type(error).__name__}: {error}", None)
+            with suppress(OSError):  # the disk may be what failed
+                self._close("failed", _reason(error), None)
             raise
 
     def _close(self, status: str, reason: str, sha256: str | None) -> None:
-        self._write_summary(status, reason, sha256)
-        self._loggers.close()
-        self.directory.close()
+        try:
+            self._write_summary(status, reason, sha256)
+        finally:
+            self._loggers.close()
+            self.directory.close()
 
     def _save(self, state: State) -> None:
         if self._saved_step == len(self.rows):
             return
         stored = {
             **state(),
+            "config": self.config.to_mapping(),
             "rows": [asdict(row) for row in self.rows],
             "sessions": [*self._history, self._session()],
             "identity": self._facts["identity"],
@@ -220,26 +240,21 @@ class RunSession:
         }
 
     def _write_summary(self, status: str, reason: str, sha256: str | None) -> None:
-        best = best_row(self.rows)
         summary = {
             "status": status,
             "reason": reason,
             "name": self.config.name,
             "seed": self.config.seed,
-            "final": asdict(self.rows[-1]) if self.rows else None,
-            "best-by-validation": asdict(best) if best else None,
+            **figures(self.rows),
             "initial-weights-sha256": self.initial_sha256,
             "final-weights-sha256": sha256,
             **self._facts,
             **self._notes,
-            "bytes-down": sum(row.bytes_down for row in self.rows),
-            "bytes-up": sum(row.bytes_up for row in self.rows),
             "code": self._code,
             "versions": versions(),
             "sessions": [*self._history, self._session()],
         }
-        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
-        write_atomically(self.directory.path / "summary.json", text + "\n")
+        write_summary(self.directory.path, summary)
 
     def _where(self, row: Row) -> str:
         return f"{row.phase} round {row.round}"
@@ -253,13 +268,10 @@ class RunSession:
         return " | ".join(part for part in parts if part)
 
 
-def _finite(value: Any) -> Any:
-    """Return the value with None for NaN and infinity, which JSON cannot represent."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return disk_sentence(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _figures(row: Row) -> str:

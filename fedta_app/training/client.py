@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from fedta_app.training.attacks import attack_, is_attacker
 from fedta_app.training.steps import evaluate, make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
+
+LAYERS = "layers"  # the name of a client's personal layers in its memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def train_client(
     server_round: int,
     lr: float,
     local_steps: int | None = None,
+    batch_size: int | None = None,
     algorithm: Algorithm | None = None,
     received: Vectors = NOTHING,
     memory: Vectors = NOTHING,
@@ -65,6 +69,8 @@ def train_client(
         All weights, or with `down` its packed entries; the other weights are never changed.
     local_steps : int, optional
         J in this round, 0 for one pass over the images; by default `local-steps`.
+    batch_size : int, optional
+        Images in a mini-batch of this round; by default `batch-size`.
     algorithm : Algorithm, optional
         FedAvg by default.
     received, memory : mapping of str to Tensor
@@ -72,39 +78,55 @@ def train_client(
     down : FlatMask, optional
         Which weights `global_weights` holds; all of them by default.
     up : FlatMask, optional
-        Which weights are trained and returned, a subset of `down`; by default the same.
+        Which weights are trained and returned, a subset of `down`; by default the same. Personal
+        layers of the workspace are trained, as far as these masks have them, and travel neither
+        way: `global_weights`, `received` and the update are without them.
     outbox : callable, optional
         Given a tensor of the update's shape, returns the tensor to write the update to, such as
         shared memory. By default that is the given tensor itself.
     """
-    weights = workspace.weights
+    config, weights, layers = workspace.config, workspace.weights, workspace.layers
     device = weights.vector.device
     trained = up or down
+    down, up = workspace.travelling(down), workspace.travelling(up) if up else None
+    returned = up or down
     load_weights(workspace, global_weights, down)
-    if trained is None or up is None:
+    if returned is None or up is None:
         before = global_weights.to(device)  # all weights that travelled are trained
     else:
         before = up.gather(weights.vector)
+    if layers is not None:
+        layers.load(weights.vector, trained, memory.get(LAYERS))
     images = workspace.client_data(partition_id)
     algorithm = algorithm or Algorithm()
     rule = algorithm.local(before, _over(received, down, up, device), _to(memory, device))
     rule.begin(torch.bincount(images.labels, minlength=workspace.data.num_classes))
-    run = partial(_train, workspace, images, lr=lr, local_steps=local_steps, trained=trained)
+    run = partial(
+        _train, workspace, images, over=returned,
+        lr=lr, local_steps=local_steps, batch_size=batch_size,
+    )  # fmt: skip
     key = (server_round, partition_id)
-    own: Vectors = NOTHING
+    own: dict[str, Tensor] = {}
     if rule.personal is not None:  # first, because the update may share the model's memory
         load_weights(workspace, rule.personal.weights, trained)
-        run(rule.personal.rule, key=(*key, PERSONAL))
-        own = {PERSONAL: _trained_weights(workspace, trained).clone()}
+        run(rule.personal.rule, key=(*key, PERSONAL), trained=trained)
+        own[PERSONAL] = _trained_weights(workspace, trained).clone()
         load_weights(workspace, before, trained)
     start_loss = _loss_over(workspace, images) if rule.wants_start_loss else 0.0
-    loss = run(rule, key=key)
-    after = _trained_weights(workspace, trained)
+    first = layers.split(trained).own if layers is not None and config.personal_steps else None
+    if first is not None and first.num_trained:  # nothing, where a client's own mask has none
+        alone = LocalRule()
+        alone.loss = rule.loss
+        run(alone, key=(*key, LAYERS), local_steps=config.personal_steps, trained=first)
+    loss = run(rule, key=key, trained=trained if first is None else returned)
+    if layers is not None:
+        own[LAYERS] = layers.split(trained).own.gather(weights.vector)
+    after = _trained_weights(workspace, returned)
     update = torch.sub(after, before, out=outbox(after))
-    steps = steps_of(workspace.config, len(images), local_steps)
+    steps = steps_of(config, len(images), local_steps)
     sent, kept = rule.finish(update, steps, lr)
-    if is_attacker(workspace.config, partition_id):
-        attack_(update, workspace.config.attack, lr * steps)
+    if is_attacker(config, partition_id):
+        attack_(update, config.attack, lr * steps)
     return LocalResult(update, len(images), steps, loss, sent, {**kept, **own}, start_loss)
 
 
@@ -113,25 +135,23 @@ def _train(
     images: ImageSet,
     rule: LocalRule,
     *,
-    lr: float,
-    key: tuple[int | str, ...],
-    local_steps: int | None,
     trained: FlatMask | None,
+    over: FlatMask | None,
+    **pace: Any,
 ) -> float:
-    """Train the model from its current weights, without momentum at first; return the mean loss."""
+    """Train the model from its current weights, without momentum at first; return the mean loss.
+
+    Parameters
+    ----------
+    over : FlatMask or None
+        The entries that the rule's vectors hold; those that are trained besides are personal.
+    **pace
+        The key, the rate, the steps and the batch size of `train_steps`.
+    """
     masks = None if trained is None else workspace.weights.views(trained.mask)
     optimizer = make_optimizer(workspace.config, workspace.model, masks)
     with optimizer.skip_frozen_tensors():
-        return train_steps(
-            workspace,
-            optimizer,
-            images,
-            lr=lr,
-            key=key,
-            local_steps=local_steps,
-            rule=rule,
-            trained=trained,
-        )
+        return train_steps(workspace, optimizer, images, rule=rule, trained=over, **pace)
 
 
 def _trained_weights(workspace: Workspace, trained: FlatMask | None) -> Tensor:

@@ -44,13 +44,31 @@ def load_run_data(config: RunConfig) -> DataSplits:
         check_classes(config, dataset.classes)
         _check_reads(config.model, dataset)
         folder = expanded(config.data_dir, f"data-dir = {config.data_dir!r}")
-        split = config.seed if config.val_seed < 0 else config.val_seed
+        split = _split_seed(config)
         data = load_data(dataset, folder, val_size=config.val_size, seed=split)
         if config.partition == "natural" and config.engine != "centralized":
             return draw_clients(data, config.num_clients, config.seed)
         return data
     except (DataError, PartitionError) as error:
         raise type(error)(in_keys(str(error))) from error
+
+
+def data_key(config: RunConfig) -> tuple[object, ...]:
+    """Return what `load_run_data` depends on: where it is equal, so are the data."""
+    natural = config.partition == "natural" and config.engine != "centralized"
+    drawn = (config.num_clients, config.seed) if natural else ()
+    return (
+        config.dataset,
+        config.data_dir,
+        config.image_size,
+        config.val_size,
+        _split_seed(config),
+        *drawn,
+    )
+
+
+def _split_seed(config: RunConfig) -> int:
+    return config.seed if config.val_seed < 0 else config.val_seed
 
 
 def _check_reads(model: str, dataset: Dataset) -> None:

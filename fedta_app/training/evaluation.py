@@ -1,5 +1,6 @@
 """Measuring the global model on validation and test images, and when that is due."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
 from fedta_app.runs.loop import Phase
 from fedta_app.runs.metrics import Figures, Row
-from fedta_app.training.chance import highest_by_chance
 from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import Workspace
 
@@ -42,6 +42,25 @@ def measure(
     if when == "always" or (when == "end" and last):
         figures["test_loss"], figures["test_accuracy"] = evaluate(workspace, images("test"))
     return figures
+
+
+def highest_by_chance(num_classes: int, images: int) -> float | None:
+    """Return the accuracy up to which a model may be guessing: 1 / classes + 3 standard errors.
+
+    Return None if so few images cannot tell a guess from a model that has learned something: where
+    the errors are larger than a quarter of the way from 1 / classes to 1.
+
+    Examples
+    --------
+    >>> round(highest_by_chance(100, 10_000), 4)
+    0.013
+    >>> highest_by_chance(2, 20) is None
+    True
+    """
+    chance = 1 / num_classes
+    errors = 3 * math.sqrt(chance * (1 - chance) / images)
+    enough = images >= num_classes and errors <= (1 - chance) / 4
+    return chance + errors if enough else None
 
 
 def check_above_chance(workspace: Workspace, accuracy: float) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedta_app.data.folder import FOLDER
+from fedta_app.pace.schedule import schedule_warning
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.provenance import device_name
-from fedta_app.training.schedule import schedule_warning
 from fedta_app.training.workspace import Workspace
 
 

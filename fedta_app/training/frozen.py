@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedta_app.cache import Array, ArrayCache
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
+from fedta_app.device.cpus import usable_cpus
 from fedta_app.device.cuda import resolve_precision, to_device
 from fedta_app.models.building import features
 from fedta_app.models.weights_files import state_sha256
@@ -205,12 +206,17 @@ def one_view(tokens: Tensor, generator: torch.Generator | None) -> Tensor:
 def _each(
     compute: Callable[[tuple[int, int]], None], jobs: list[tuple[int, int]], device: torch.device
 ) -> Iterator[None]:
-    """Do the jobs: on a CPU side by side, each by one thread, so that their number is no matter."""
+    """Do the jobs: on a CPU side by side, each by one thread, so that their number is no matter.
+
+    All CPUs take part, whatever `threads` is: it happens once per machine, and others wait for it.
+    """
     if device.type != "cpu":
         yield from map(compute, jobs)
         return
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(
+        usable_cpus(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         try:
             yield from pool.map(compute, jobs)
         finally:

@@ -133,3 +133,41 @@ def fit_head(
             f"{temperature:g}: set head-temperature or ridge to another value, or 0 to choose it"
         )
     return FittedHead(vector, ridge, temperature)
+
+
+class PersonalHeads:
+    r"""Ridge heads of clients' own, at the weights that the model has now.
+
+    With A and B the sums of features and targets of all clients (`RidgeStatistics`), and
+    :math:`A_k`, :math:`B_k` those of client k, its head solves
+
+    .. math::
+
+        (A_k + s A + \lambda_k I)\, W = B_k + s B,
+
+    with an intercept that is not penalised. :math:`\lambda_k` is the same share of the mean
+    variance of the features as for the head of all clients, whatever the number of images. For
+    large s that is this head, for small s the client's alone.
+
+    Parameters
+    ----------
+    share : float
+        s, above 0.
+    """
+
+    def __init__(self, workspace: Workspace, share: float) -> None:
+        self._workspace = workspace
+        total = head_statistics(workspace, head_images(workspace, None))
+        fitted = fit_head(workspace, total)
+        self._relative = fitted.ridge / total.scale()
+        self._temperature = fitted.temperature
+        self._shared = total.scaled(share)
+
+    def load(self, partition_id: int) -> None:
+        """Load a client's head into the model, whose other weights are those of the start."""
+        images = head_images(self._workspace, partition_id)
+        sums = head_statistics(self._workspace, images) + self._shared
+        weight, bias = sums.solve(self._relative * sums.scale())
+        assert self._workspace.head is not None
+        vector = torch.cat([weight.flatten(), bias]) / self._temperature
+        self._workspace.head.load(vector.float())

@@ -1,25 +1,27 @@
 """Mini-batch SGD for the local steps of a client and for the baseline; evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedta_app.algorithms.base import Correction, LocalRule, Loss
+from fedta_app.algorithms.base import Correction, LocalRule
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
-from fedta_app.device.cuda import repeatable, to_device
+from fedta_app.device.cuda import repeatable, seeded, to_device
 from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
+from fedta_app.training.ahead import FP16_SCALE, StepAhead
 from fedta_app.training.passes import autocast
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
 
-# torch's 65536 can overflow at first, and a client has few steps to waste on that.
-_FP16_SCALE = 1024.0
+# Puts the gradients of a batch, inputs and labels, into `.grad`, and returns the mean loss.
+Backward = Callable[[Tensor, Tensor, torch.amp.GradScaler], Tensor]
 
 
 def mini_batches(
@@ -83,6 +85,7 @@ def train_steps(
     lr: float,
     key: tuple[int | str, ...],
     local_steps: int | None = None,
+    batch_size: int | None = None,
     rule: LocalRule | None = None,
     trained: FlatMask | None = None,
 ) -> float:
@@ -95,6 +98,8 @@ def train_steps(
         a word for a second training of the client in the round.
     local_steps : int, optional
         As in `steps_of`.
+    batch_size : int, optional
+        Images in a mini-batch, where a round has another number than the configuration.
     rule : LocalRule, optional
         The algorithm's loss, and its correction of the gradients.
     trained : FlatMask, optional
@@ -104,27 +109,43 @@ def train_steps(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler = torch.amp.GradScaler(
-        workspace.device.type, init_scale=_FP16_SCALE, enabled=workspace.precision == "fp16"
+        workspace.device.type, init_scale=FP16_SCALE, enabled=workspace.precision == "fp16"
     )
-    order = torch_generator(config.seed, "batches", *key)
-    augmentation = torch_generator(config.seed, "augmentation", *key)
-    steps = steps_of(config, len(images), local_steps)
+    steps, size = steps_of(config, len(images), local_steps), batch_size or config.batch_size
     total = torch.zeros((), device=workspace.device)
     correct = None
     if rule is not None and rule.correction is not None:
         correct = GradientCorrection(workspace, rule.correction, trained)
     loss = None if rule is None else rule.loss
+    passes: Backward = partial(workspace.passes, loss=loss)
+    if rule is not None and rule.ahead:
+        others = _batches(workspace, images, steps, (*key, "ahead"), size)
+        passes = StepAhead(workspace, rule.ahead, others, loss, trained)
     model.train()
-    dropout = _seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
+    early: AbstractContextManager[None] = nullcontext()
+    plain = not (scaler.is_enabled() or (rule and rule.ahead))  # one pass, of unscaled gradients
+    if correct is not None and plain and workspace.device.type == "cpu":
+        early, correct = correct.in_backward(), None
+    dropout = seeded(workspace.device, derive_seed(config.seed, "dropout", *key))
     steady = repeatable(workspace.device, config.deterministic)
-    with dropout, steady, counting("steps", steps) as done:
+    with dropout, steady, early, counting("steps", steps) as done:
         # The CPU never waits for the GPU in this loop, except for the scaler of fp16.
-        for positions in mini_batches(len(images), config.batch_size, steps, order):
-            batch = images.subset(to_device(positions, workspace.device))
-            inputs = workspace.inputs(batch.images, augmentation)
-            total += _step(workspace, optimizer, scaler, inputs, batch.labels, loss, correct)
+        for inputs, labels in _batches(workspace, images, steps, key, size):
+            total += _step(workspace, optimizer, scaler, inputs, labels, passes, correct)
             done.add()
     return float(total) / steps
+
+
+def _batches(
+    workspace: Workspace, images: ImageSet, steps: int, key: tuple[int | str, ...], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the inputs and labels of mini-batches, drawn and augmented by the key."""
+    seed = workspace.config.seed
+    order = torch_generator(seed, "batches", *key)
+    augmentation = torch_generator(seed, "augmentation", *key)
+    for positions in mini_batches(len(images), size, steps, order):
+        batch = images.subset(to_device(positions, workspace.device))
+        yield workspace.inputs(batch.images, augmentation), batch.labels
 
 
 def _step(
@@ -133,11 +154,11 @@ def _step(
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     labels: Tensor,
-    loss: Loss | None,
+    passes: Backward,
     correct: "GradientCorrection | None",
 ) -> Tensor:
     optimizer.zero_grad()
-    mean_loss = workspace.passes(inputs, labels, scaler, loss)
+    mean_loss = passes(inputs, labels, scaler)
     if correct is not None or workspace.config.clip_norm:
         scaler.unscale_(optimizer)
     if correct is not None:
@@ -159,6 +180,7 @@ class GradientCorrection:
     """Adds pull * (w - centre) + shift to the gradients of the trained entries.
 
     For frozen entries that sum is zero: the centre is the weight itself, and the shift is zero.
+    Layers that stay with the client are left out.
     """
 
     def __init__(
@@ -166,6 +188,8 @@ class GradientCorrection:
     ) -> None:
         weights = workspace.weights
         self._parameters = [workspace.model.get_parameter(name) for name in weights.names]
+        personal = workspace.layers.names if workspace.layers else frozenset[str]()
+        self._corrected = [i for i, name in enumerate(weights.names) if name not in personal]
         self._pull = correction.pull
         self._centre = self._shift = None
         if correction.pull and correction.centre is not None:
@@ -178,7 +202,7 @@ class GradientCorrection:
     @torch.no_grad()
     def __call__(self) -> None:
         """Correct all gradients that are not None, in place."""
-        there = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        there = [i for i in self._corrected if self._parameters[i].grad is not None]
         gradients: list[Tensor] = [self._parameters[i].grad for i in there]  # type: ignore[misc]
         if self._centre is not None:
             weights: list[Tensor] = [self._parameters[i] for i in there]
@@ -188,6 +212,32 @@ class GradientCorrection:
         if self._shift is not None:
             torch._foreach_add_(gradients, [self._shift[i] for i in there])
 
+    @contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Within the block, correct each gradient as soon as a backward pass has made it.
+
+        It gives the same bits. On a CPU the gradient is in its cache then, where all of them
+        together have to be fetched from memory and written back once more.
+        """
+        handles = [
+            self._parameters[i].register_post_accumulate_grad_hook(partial(self._correct, i))
+            for i in self._corrected
+            if self._parameters[i].requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def _correct(self, i: int, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if self._centre is not None:
+            parameter.grad.add_(parameter - self._centre[i], alpha=self._pull)
+        if self._shift is not None:
+            parameter.grad.add_(self._shift[i])
+
 
 def _whole(packed: Tensor, trained: FlatMask | None, base: Callable[[], Tensor]) -> Tensor:
     """Return a packed vector over all weights, with the values of `base` at frozen entries."""
@@ -196,14 +246,6 @@ def _whole(packed: Tensor, trained: FlatMask | None, base: Callable[[], Tensor])
     whole = base()
     trained.scatter_(whole, packed.to(whole.device))
     return whole
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which dropout uses, and restore them afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def evaluate(workspace: Workspace, images: ImageSet) -> tuple[float, float]:

@@ -12,31 +12,26 @@ from fedta_app.config import RunConfig
 from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
-from fedta_app.device.cuda import resolve_precision, set_float32_policy, to_device
+from fedta_app.device.cuda import (
+    resolve_device,
+    resolve_precision,
+    set_float32_policy,
+    to_device,
+)
 from fedta_app.errors import ConfigError
 from fedta_app.models.blocks import split_blocks
 from fedta_app.models.building import BuiltModel, build_model
+from fedta_app.models.personal_layers import PersonalLayers, personal_layers
+from fedta_app.models.weights_files import weights_path
 from fedta_app.partition.sharing import counted_once
 from fedta_app.seeding import numpy_generator, torch_generator
 from fedta_app.training.datasets import divide, load_run_data
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
 from fedta_app.vectors.flat import FlatWeights
+from fedta_app.vectors.mask import FlatMask
 
 _DEFAULT_THREADS = torch.get_num_threads()
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of that name, or raise ConfigError if it is missing."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device = {name!r} is not allowed: this machine has {torch.cuda.device_count()} CUDA "
-            "devices that torch can use; device is auto, cpu, or a CUDA device that is there"
-        )
-    return torch.device(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +54,8 @@ class Workspace:
         The frozen blocks, where only the last `trained-blocks` are trained.
     model : nn.Module
         What is trained, on the device: the whole model, or the blocks behind the stem.
+    layers : PersonalLayers or None
+        The tensors of `weights` that stay with each client, where there are some.
     """
 
     config: RunConfig
@@ -70,12 +67,17 @@ class Workspace:
     kernels: str
     stem: Stem | None
     model: torch.nn.Module
+    layers: PersonalLayers | None
     _start_features: dict[str, ImageSet] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
         """The precision of the forward pass, with "auto" resolved."""
         return resolve_precision(self.config.precision, self.device)
+
+    def travelling(self, trained: FlatMask | None) -> FlatMask | None:
+        """Return which of the trained weights travel; None, there and here, for all weights."""
+        return trained if self.layers is None else self.layers.split(trained).travelling
 
     @property
     def layout(self) -> str:
@@ -225,8 +227,8 @@ class Workspace:
         return self.built.mean or self.data.mean, self.built.std or self.data.std
 
 
-def build_workspace(config: RunConfig) -> Workspace:
-    """Load the data, build the model and check that they fit the configuration.
+def build_workspace(config: RunConfig, data: DataSplits | None = None) -> Workspace:
+    """Load the data, unless given, build the model and check that they fit the configuration.
 
     Raises
     ------
@@ -237,7 +239,8 @@ def build_workspace(config: RunConfig) -> Workspace:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
-    data = load_run_data(config)
+    weights_path(config.weights)  # raises before images are read, which can take an hour
+    data = data or load_run_data(config)
     built = build_model(
         config.model,
         weights=config.weights,
@@ -267,7 +270,9 @@ def build_workspace(config: RunConfig) -> Workspace:
         stem = make_stem(frozen, config, device, about)
     weights, head = _split_weights(config, model, built.head)
     data = data.to(device)
-    workspace = Workspace(config, device, data, built, weights, head, kernels, stem, model)
+    patterns = "none" if config.engine == "centralized" else config.personal_layers
+    layers = personal_layers(patterns, model, weights, head=built.head)
+    workspace = Workspace(config, device, data, built, weights, head, kernels, stem, model, layers)
     if config.engine != "centralized":
         _ = workspace.partitions  # raises if the data cannot be partitioned
     return workspace

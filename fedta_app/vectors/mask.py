@@ -32,8 +32,16 @@ class FlatMask:
         self._indices = mask.nonzero().view(-1)
 
     @classmethod
-    def from_bits(cls, bits: bytes, size: int, device: torch.device) -> "FlatMask":
-        """Return the mask of N = `size` entries that `to_bits` packed."""
+    def from_bits(cls, bits: bytes | memoryview, size: int, device: torch.device) -> "FlatMask":
+        """Return the mask of N = `size` entries that `to_bits` packed.
+
+        Raises
+        ------
+        ValueError
+            When there are more or fewer bytes than that takes.
+        """
+        if len(bits) != -(-size // 8):
+            raise ValueError(f"{len(bits)} bytes are not the bits of a mask of {size} entries")
         values = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_)
         return cls(torch.from_numpy(values).to(device))
 

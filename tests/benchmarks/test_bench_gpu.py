@@ -54,6 +54,7 @@ def test_matrix_rates_are_measured_in_every_precision() -> None:
         assert matrix_rate(precision, torch.device("cpu"), 64, repeats=2) > 0
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_runs_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

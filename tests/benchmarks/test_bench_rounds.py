@@ -137,6 +137,7 @@ def test_contenders_share_the_partition(tiny: Prepared) -> None:
         assert len(data.client(client)[1].unique()) == 1
 
 
+@pytest.mark.slow
 def test_bare_loop_and_in_process_engine_of_a_tiny_job(
     tiny: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

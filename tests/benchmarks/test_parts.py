@@ -11,6 +11,7 @@ from benchmarks import (
     bench_aggregation,
     bench_blocks,
     bench_clients,
+    bench_memory,
     bench_precision,
     bench_table,
     bench_transport,
@@ -47,6 +48,7 @@ def test_transports_reports_every_one(tmp_path: Path) -> None:
     assert {"device", "processor", "cores", "versions", "code", "command"} < set(result)
 
 
+@pytest.mark.slow
 def test_precision_compares_every_variant(tmp_path: Path) -> None:
     out = tmp_path / "precision.json"
     bench_precision.main(["--pairs", "1", "--batch", "2", "--json", str(out)])
@@ -121,6 +123,26 @@ def test_many_clients_are_divided_by_few(capsys: pytest.CaptureFixture[str]) -> 
     assert row["startup"] == [10.0, 15.0]
     bench_clients.show("in-process", row)
     assert "s/round                  1.000     1.500    1.50 x" in capsys.readouterr().out
+
+
+def test_what_clients_keep_is_timed_by_the_difference_of_neighbours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        bench_memory, "Runner",
+        lambda ready: FakeRunner(2.0 if ready.job.changes["strategy"] == "scaffold" else 1.5),
+    )  # fmt: skip
+    tiny = {"model": "cnn", "batch-size": 4, "num-clients": 10}
+    found = bench_memory.time_per_client(tiny, str(tmp_path), repeats=2, rounds=3)
+    assert found["a-client"] == pytest.approx(0.05)
+    assert found["seconds"] == {"fedavg": [1.5, 1.5], "scaffold": [2.0, 2.0]}
+
+
+@pytest.mark.slow
+def test_the_disk_grows_with_the_clients_that_were_sampled(tmp_path: Path) -> None:
+    few, many = (bench_memory.bytes_on_disk(number, 2, str(tmp_path)) for number in (100, 2000))
+    assert 10 <= many["that-keep-something"] <= 20
+    assert many["bytes"] <= 2 * few["bytes"]
 
 
 def test_ten_clients_a_round_whatever_the_federation() -> None:

@@ -19,6 +19,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return app_with(PAGE, tmp_path_factory.mktemp("app"))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_in_their_order(app: Path) -> None:
     run_console(PAGE, app)
     report = (app / "results" / "stripes" / "report.md").read_text()

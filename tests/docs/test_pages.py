@@ -88,7 +88,8 @@ def test_python_imports_what_there_is(page: Path) -> None:
 # Words that look like keys: options of the command line and of Flower, and other files' keys.
 _OTHERS = {
     "client-cpus", "client-gpus", "client-resources-num-gpus", "final-weights-sha256",
-    "label-distance", "mixed-code", "num-supernodes", "partition-id", "weights-command",
+    "flower-supernode", "label-distance", "mixed-code", "num-supernodes", "partition-id",
+    "weights-command",
 }  # fmt: skip
 
 

@@ -68,3 +68,35 @@ def test_in_process_a_client_runs_when_its_reply_is_asked_for(count):
     for number, _ in enumerate(replies_as_they_come(grid, messages, timeout=1)):
         assert asked == nodes[: number + 1]
     assert asked == nodes
+
+
+class ReadyGrid:
+    """Has every answer at once, and gives one for each look."""
+
+    def push_messages(self, messages):
+        self.ids = [str(number) for number, _ in enumerate(messages)]
+        return self.ids
+
+    def pull_messages(self, message_ids):
+        return [Reply(self.ids.pop(0))]
+
+
+def test_replies_that_came_while_the_server_was_busy_are_not_late():
+    replies = replies_as_they_come(ReadyGrid(), ["a", "b"], timeout=0.1)
+    next(replies)
+    time.sleep(0.2)  # adds up the first one
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["1"]
+
+
+def test_the_wait_ends_on_time_even_between_two_looks():
+    """After 200 seconds without a reply the looks are a second apart: the clock is replaced."""
+    clock = [0.0]
+
+    class Clock:
+        monotonic = staticmethod(lambda: clock[0])
+        sleep = staticmethod(lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.replies.time", Clock)
+        assert not list(replies_as_they_come(SlowGrid(silent={"0"}), ["a"], timeout=200.5))
+    assert clock[0] == pytest.approx(200.5)

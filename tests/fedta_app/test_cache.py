@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedta_app import cache as fedta_cache
+from fedta_app import hashed_files
 from fedta_app.cache import Array, ArrayCache
+from fedta_app.files import file_sha256
 
 KEY = {"kind": "test", "of": 1}
 SHAPE, SIZE = (4, 8), 4 * 8 * 4
@@ -78,6 +81,20 @@ def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: object) -> No
     assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
     assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
     assert fill.calls == 2
+
+
+def test_a_process_hashes_an_entry_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(fedta_cache, "file_sha256", count)
+    monkeypatch.setattr(hashed_files, "file_sha256", count)
+    for _ in range(3):
+        ArrayCache(tmp_path, 1e6).array(KEY, SHAPE, "float32", Counter())
+    assert len(hashed) == 2  # when it was written, and when it was first read
 
 
 def test_writing_into_a_mapped_array_does_not_change_the_file(tmp_path: Path) -> None:

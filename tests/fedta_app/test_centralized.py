@@ -59,7 +59,14 @@ def test_pretrained_weights_at_chance_are_refused(
         run(tmp_path, head="ridge")
 
 
-@pytest.mark.parametrize("values", [{}, SPARSE, {"optimizer": "lars"}, {"optimizer": "lamb"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        SPARSE,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"optimizer": "lamb"})),
+        {"optimizer": "lars"},
+    ],
+)
 def test_a_stop_after_every_round_changes_no_bit(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

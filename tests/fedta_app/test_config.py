@@ -174,6 +174,12 @@ def test_a_round_cannot_need_more_clients_than_it_asks(
         RunConfig.from_mapping({**values, "min-clients-ok": asked + 1})
 
 
+@pytest.mark.parametrize("key", [1, None, b"seed", ("seed",), "a\nb"])
+def test_keys_that_are_no_words_are_refused_in_one_line(key: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]* is not a key of the run configuration: keys"):
+        RunConfig.from_mapping({key: 1})
+
+
 def some_configurations(number: int) -> list[RunConfig]:
     """Return valid configurations, drawn from the options of the keys that have some."""
     draw, found = random.Random(0), list[RunConfig]()
@@ -183,9 +189,15 @@ def some_configurations(number: int) -> list[RunConfig]:
         values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
         values |= {"shared-fraction": draw.choice((0.0, 0.1))}
         values |= {"update-bound": draw.choice((0.0, 1.0)), "attackers": draw.choice((0.0, 0.1))}
+        values |= {"secure-aggregation": False}  # it goes with few of the others
+        values |= {"adacomm-rounds": draw.choice((0, 1))}
+        if draw.random() < 0.2:  # it needs rounds of one step
+            values |= {"noise-scale-rounds": 1, "local-steps": 1}
+        values |= {"personal-layers": draw.choice(("none", "none", "norm"))}
+        values |= {"dp-noise": draw.choice((0.0, 0.0, 1.0))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
-    return found
+    return [*found, RunConfig(secure_aggregation=True)]
 
 
 def test_every_key_is_read_somewhere_and_idle_elsewhere_unless_it_is_always_read() -> None:

@@ -1,27 +1,25 @@
 """A masked run on digits that takes seconds, and what it leaves."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from client_app.app import app as client_app
-from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
-from server_app.app import app as server_app
+from tests.runs import summary_of
 
+CLIENTS = 10
 MASKED = {
     "name": "test",
     "partition": "classes",
-    "num-clients": 20,
+    "num-clients": CLIENTS,
     "num-classes-per-client": 1,
-    "fraction-train": 0.25,
+    "fraction-train": 0.5,
     "num-server-rounds": 2,
     "local-steps": 2,
     "lr": 0.05,
@@ -39,11 +37,7 @@ BACKBONE = 135_488  # weights of vit_digits without its head
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    config = {**MASKED, "results-dir": str(folder), **values}
-    run_in_process(server_app, client_app, config, int(config["num-clients"]))
-    summary: dict[str, Any] = json.loads(
-        (folder / f"test/seed{config.get('seed', 0)}/summary.json").read_text()
-    )
+    summary = summary_of(folder, {**MASKED, **values})
     assert summary["status"] == "finished"
     return summary
 

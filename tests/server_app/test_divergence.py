@@ -72,8 +72,8 @@ def huge_at_last(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function after which the last round has a huge learning rate."""
 
     def change() -> None:
-        for place in ("server_app.phases", "fedta_app.centralized"):
-            monkeypatch.setattr(f"{place}.learning_rate", lambda c, r: HUGE if r == 2 else c.lr)
+        for place in ("fedta_app.pace.pace", "fedta_app.centralized"):
+            monkeypatch.setattr(f"{place}.learning_rate", lambda c, r, *_: HUGE if r == 2 else c.lr)
 
     return change
 

@@ -195,7 +195,7 @@ def test_nodes_that_stand_for_several_clients_change_no_bit(
 ) -> None:
     masked = {
         "weights": "pretrained", "head": "ridge", "mask-rule": "least-sensitive",
-        "mask-scope": "client",
+        "mask-scope": "client", "calibration-rounds": 1,
     }  # fmt: skip
     together = run(
         tmp_path / "a", num_nodes=num_nodes, **masked, **{"clients-per-node": clients_per_node}

@@ -14,7 +14,7 @@ from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.session import RunSession
 from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.workspace import build_workspace
-from tests.server_app.masked import MASKED, final_weights, rows, run
+from tests.server_app.masked import CLIENTS, MASKED, final_weights, rows, run
 
 DENSE = {"mask-rule": "none", "strategy": "fedavg", "num-server-rounds": 3, "lr": 0.02}
 SUMS_BYTES = 8 * (64 * 65 // 2 + 10 * 64 + 10)  # of 64 features and 10 classes
@@ -54,20 +54,21 @@ def test_it_is_the_head_of_all_images_under_the_final_weights(
 def test_its_traffic_is_counted_where_it_is_due(tmp_path: Path) -> None:
     run(tmp_path / "never", **DENSE)
     run(tmp_path / "second", **DENSE, **{"head-refresh": 2})
-    for column, once in (("bytes_up", 20 * SUMS_BYTES), ("bytes_down", 20 * 135_488 * 4)):
+    for column, once in (("bytes_up", CLIENTS * SUMS_BYTES), ("bytes_down", CLIENTS * 135_488 * 4)):
         plain, more = (
             [int(row[column]) for row in rows(tmp_path / name, "train")]
             for name in ("never", "second")
         )
         assert more[0] == plain[0]
         assert more[1] - plain[1] >= once
-        assert more[1] - plain[1] <= once + 20 * 3000  # the head itself, sent to whom it concerns
+        head = CLIENTS * 3000  # at most, to whom it concerns
+        assert more[1] - plain[1] <= once + head
 
 
 def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:
     values = {**DENSE, "head-refresh": 3, "head-refresh-clients": "sampled"}
     summary = run(tmp_path, **values)
-    assert summary["head"]["images"] == 5 * 63  # five of 20 clients
+    assert summary["head"]["images"] == 5 * 126  # five of ten clients
 
 
 @pytest.mark.slow

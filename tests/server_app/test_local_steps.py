@@ -14,10 +14,10 @@ from engine.inprocess import run_in_process
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.finished.reading import load_run
+from fedta_app.pace.schedule import local_steps
 from fedta_app.runs.directory import run_path
 from fedta_app.seeding import torch_generator
 from fedta_app.training.client import train_client
-from fedta_app.training.schedule import local_steps
 from fedta_app.training.steps import mini_batches
 from fedta_app.training.workspace import Workspace, build_workspace
 from server_app.app import app as server_app

@@ -25,6 +25,7 @@ from fedta_app.training.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
 from tests.server_app.masked import (
     BACKBONE,
+    CLIENTS,
     MASKED,
     bits_of,
     final_weights,
@@ -79,15 +80,14 @@ def test_only_trained_values_travel(tmp_path: Path) -> None:
 def test_what_a_client_was_told_is_not_told_again(tmp_path: Path) -> None:
     run(tmp_path, **{"num-server-rounds": 6, "fraction-train": 1.0, "eval-every": 6})
     down = [int(row["bytes_down"]) for row in rows(tmp_path, "train")]
-    values = 20 * 4 * round_density(0.9, BACKBONE)
-    assert down == [values + 20 * BACKBONE // 8, *[values] * 5]
+    values = CLIENTS * 4 * round_density(0.9, BACKBONE)
+    assert down == [values + CLIENTS * BACKBONE // 8, *[values] * 5]
 
 
 def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_path: Path) -> None:
     masks = {}
     partitions: list[dict[str, Any]] = [
         {"partition": "iid"},
-        {"num-classes-per-client": 5},
         {"num-classes-per-client": 1},
     ]
     everyone = {"num-server-rounds": 1, "calibration-examples": 0}  # all images of all clients
@@ -141,10 +141,10 @@ def test_the_start_is_the_same_for_every_partition(
 def test_masks_of_their_own_travel_once_as_bits(tmp_path: Path) -> None:
     run(tmp_path, **{"mask-scope": "client", "fraction-train": 1.0})
     (calibrate,) = rows(tmp_path, "calibrate")
-    assert int(calibrate["bytes_up"]) == 20 * BACKBONE // 8
+    assert int(calibrate["bytes_up"]) == CLIENTS * BACKBONE // 8
     first, second = rows(tmp_path, "train")
-    assert int(first["bytes_up"]) == 20 * 4 * round_density(0.9, BACKBONE)
-    assert int(first["bytes_down"]) - int(second["bytes_down"]) == 20 * BACKBONE // 8
+    assert int(first["bytes_up"]) == CLIENTS * 4 * round_density(0.9, BACKBONE)
+    assert int(first["bytes_down"]) - int(second["bytes_down"]) == CLIENTS * BACKBONE // 8
 
 
 def test_a_probe_beats_chance_and_is_frozen(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_agreement_rule_costs_a_second_vector(tmp_path: Path) -> None:
     run(tmp_path / "least")
     ours = [int(row["bytes_up"]) for row in rows(tmp_path / "ours", "calibrate")]
     least = [int(row["bytes_up"]) for row in rows(tmp_path / "least", "calibrate")]
-    assert least == [20 * 4 * BACKBONE] * 2
+    assert least == [CLIENTS * 4 * BACKBONE] * 2
     assert ours == [2 * value for value in least]
 
 
@@ -204,7 +204,7 @@ def test_a_stop_after_every_round_changes_no_bit(
     config = {**MASKED, "results-dir": str(tmp_path / "broken"), **values}
     for _ in range(40):
         shared_workspace.cache_clear()  # as in a process of its own
-        run_in_process(server_app, client_app, config, 20)
+        run_in_process(server_app, client_app, config, CLIENTS)
         path = tmp_path / "broken/test/seed0/summary.json"
         broken = json.loads(path.read_text())
         if broken["status"] == "finished":

@@ -9,18 +9,25 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save
+from torch.nn.functional import cross_entropy
 
-from client_app.app import app as client_app
-from engine.client_memory import forget_run
-from engine.inprocess import run_in_process
+from engine.client_memory import ClientMemory
 from fedta_app.config import RunConfig
-from fedta_app.errors import RunError
+from fedta_app.errors import ConfigError, RunError
 from fedta_app.finished.reading import load_run
+from fedta_app.models.building import features
 from fedta_app.runs.blobs import BlobStore
+from fedta_app.training.head_fit import (
+    PersonalHeads,
+    head_images,
+    head_statistics,
+    pooled_head,
+)
 from fedta_app.training.workspace import Workspace, build_workspace
 from fedta_app.vectors import FlatMask
 from server_app import phases
-from server_app.app import app as server_app
+from strategies.exchange import Exchange
+from tests.runs import summary_of
 
 RUN: dict[str, Any] = {
     "name": "test", "strategy": "ditto", "pull": 0.1, "partition": "classes", "num-clients": 10,
@@ -39,10 +46,7 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    forget_run()
-    run_in_process(server_app, client_app, {**RUN, "results-dir": str(folder), **values}, 10)
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
-    return summary
+    return summary_of(folder, {**RUN, **values})
 
 
 def server_state(folder: Path) -> dict[str, Any]:
@@ -103,22 +107,23 @@ def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on machines of clients' own; and nothing else of the run changes."""
+    monkeypatch.setattr(Exchange, "one_machine", False)
     plain = run(tmp_path / "plain")
 
-    def unreadable(self: BlobStore, digest: str) -> bytes:
+    def unreadable(self: BlobStore, digest: str) -> memoryview:
         raise RunError("no such file")
 
-    def not_finite(self: BlobStore, digest: str) -> bytes:
-        return save({"personal": torch.tensor([float("nan")])})
+    def not_finite(self: BlobStore, digest: str) -> memoryview:
+        return memoryview(bytearray(save({"personal": torch.tensor([float("nan")])})))
 
     figures = phases.personal_figures
     for name, get in (("unread", unreadable), ("diverged", not_finite)):
 
-        def measure(state: Any, memories: Any, get: Any = get) -> Any:
+        def measure(*arguments: Any, get: Any = get) -> Any:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(BlobStore, "get", get)
-                patch.setattr(type(state.memory), "load_head", lambda self, digest: None)
-                return figures(state, memories)
+                patch.setattr(ClientMemory, "load_head", lambda self, digest: None)
+                return figures(*arguments)
 
         monkeypatch.setattr(phases, "personal_figures", measure)
         other = run(tmp_path / name)
@@ -132,3 +137,103 @@ def test_test_images_stay_unread_and_other_algorithms_say_nothing(tmp_path: Path
     found = run(tmp_path / "never", **{"measure-test": "never"})["personal"]
     assert set(found["own"]) == set(found["global"]) == {"val_accuracy"}
     assert "personal" not in run(tmp_path / "plain", strategy="fedavg")
+
+
+def test_per_fedavgs_is_that_after_a_step_on_each_clients_images(tmp_path: Path) -> None:
+    """For all clients, with the gradient by autograd over all images of one at a time."""
+    values: dict[str, Any] = {"strategy": "per-fedavg", "personal-lr": 0.05}
+    found = run(tmp_path / "ours", **values)["personal"]
+    assert found["clients"] == 10 and (found["unread"], found["diverged"]) == (0, 0)
+    config = RunConfig.from_mapping({**RUN, **values, "results-dir": str(tmp_path / "ours")})
+    space = build_workspace(config)
+    space.built.model.load_state_dict(load_run(tmp_path / "ours/test/seed0").model().state_dict())
+    end, ours = space.weights.vector.clone(), []
+    for client in range(10):
+        space.weights.load(end)
+        parameters = list(space.model.parameters())
+        images = space.data.train.subset(space.client_positions(client))
+        loss = cross_entropy(space.model(space.inputs(images.images)), images.labels)
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.05 * gradient
+        ours.append(accuracy(space, 1, client))
+    known = [value for value in ours if value is not None]
+    assert found["own"]["test_accuracy"] == pytest.approx(np.mean(known))
+    assert found["own"]["test_accuracy"] > found["global"]["test_accuracy"]
+    neutral = run(tmp_path / "neutral", **{**values, "personal-lr": 0.0})
+    plain = run(tmp_path / "plain", strategy="fedavg")
+    assert neutral["final-weights-sha256"] == plain["final-weights-sha256"]
+    assert "personal" not in neutral
+
+
+def test_ridge_heads_of_clients_own_are_those_of_weighted_least_squares(tmp_path: Path) -> None:
+    """In NumPy over all images, where a client's own count 1 + s and all others s."""
+    values: dict[str, Any] = {"strategy": "fedavg", "head": "ridge", "ridge": 0.01, "lr": 0.002}
+    share = 0.02
+    found = run(tmp_path / "ours", **values, **{"personal-ridge": share})
+    plain = run(tmp_path / "plain", **values)
+    assert found["final-weights-sha256"] == plain["final-weights-sha256"]
+    assert "personal" not in plain and found["personal"]["clients"] == 10
+    assert found["bytes-down"] == plain["bytes-down"]
+    space = build_workspace(
+        RunConfig.from_mapping({**RUN, **values, "results-dir": str(tmp_path / "ours")})
+    )
+    models = [load_run(tmp_path / name / "test/seed0").model() for name in ("ours", "plain")]
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    space.built.model.load_state_dict(states[1])
+    assert space.head is not None
+    images, frozen, ours, everybodys = space.data.train, space.head.vector.clone(), [], []
+    with torch.no_grad():
+        found_features = features(space.model.eval(), space.inputs(images.images))
+    x, targets = found_features.double().numpy(), np.eye(10)[images.labels.numpy()]
+    for client in range(10):
+        space.head.load(frozen)
+        everybodys.append(accuracy(space, 1, client))
+        weights = np.full(len(x), share)
+        weights[space.partitions[client]] += 1
+        means = [np.average(part, axis=0, weights=weights) for part in (x, targets)]
+        centred, wanted = x - means[0], targets - means[1]
+        gram = centred.T @ (weights[:, None] * centred)
+        ridge = 0.01 * np.trace(gram) / len(gram)
+        solution = np.linalg.solve(
+            gram + ridge * np.eye(len(gram)), centred.T @ (weights[:, None] * wanted)
+        )
+        head = np.concatenate([solution.T.ravel(), means[1] - means[0] @ solution])
+        space.head.load(torch.from_numpy(head).float())
+        ours.append(accuracy(space, 1, client))
+    for kind, numbers in (("own", ours), ("global", everybodys)):
+        known = [number for number in numbers if number is not None]
+        assert found["personal"][kind]["test_accuracy"] == pytest.approx(np.mean(known))
+    assert found["personal"]["own"] != found["personal"]["global"]
+
+
+def test_with_a_large_share_a_clients_head_is_that_of_all_and_with_a_small_one_its_own(
+    tmp_path: Path,
+) -> None:
+    values = {**RUN, "strategy": "fedavg", "head": "ridge", "ridge": 0.01}
+    space = build_workspace(RunConfig.from_mapping({**values, "results-dir": str(tmp_path)}))
+    assert space.head is not None
+    total = pooled_head(space)
+    own = head_statistics(space, head_images(space, 3))
+    weight, bias = own.solve(0.01 * own.scale())
+    alone = torch.cat([weight.flatten(), bias]).float() / total.temperature
+    for share, expected in ((1e9, total.vector), (1e-12, alone)):
+        PersonalHeads(space, share).load(3)
+        torch.testing.assert_close(space.head.vector, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"strategy": "fedavg"}, "head = 'random': head is ridge there"),
+        ({"head": "ridge"}, "strategy = 'ditto', by which clients have models of their own"),
+        ({"strategy": "fedavg", "head": "ridge", "personal-layers": "norm"}, "one of the two"),
+    ],
+)
+def test_ridge_heads_of_clients_own_are_refused_where_they_mean_nothing(
+    values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        RunConfig.from_mapping({**RUN, **values, "personal-ridge": 0.1})

@@ -93,7 +93,7 @@ def test_the_round_goes_on_as_if_that_client_had_failed(
 
 
 EVERYBODY: dict[str, tuple[str, dict[str, Any], Vector, str]] = {
-    "ridge sums of NaN": ("train.head", {}, with_nan, "the head needs every client"),
+    "ridge sums of NaN": ("train.head", {}, with_nan, "the head needs the sums of every client"),
     "ridge sums of another sign": (
         "train.head", {}, lambda v: -v, "client 1 sent class counts that are not whole numbers",
     ),

@@ -1,7 +1,6 @@
 """FedSeq: chains of clients against loops, and what a chain may not change."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from torch import Tensor
 
 import server_app.phases
 import server_app.superclient_phase
-from client_app.app import app as client_app
-from engine.client_memory import forget_run
-from engine.inprocess import run_in_process
 from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, RunError
@@ -22,9 +18,9 @@ from fedta_app.runs.directory import run_path
 from fedta_app.runs.session import RunSession
 from fedta_app.training import client as local
 from fedta_app.training.workspace import build_workspace
-from server_app.app import app as server
 from strategies import SequentialStrategy
 from strategies.sequential import chain_order
+from tests.runs import summary_of
 from tests.server_app.failing import fail_for
 
 RUN: dict[str, Any] = {
@@ -36,11 +32,7 @@ SEQUENTIAL = {"superclient-clients": 3}
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    forget_run()
-    config = {**RUN, "results-dir": str(folder), **values}
-    run_in_process(server, client_app, config, int(config["num-clients"]))
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
-    return summary
+    return summary_of(folder, {**RUN, **values})
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -198,5 +190,7 @@ def test_superclients_need_every_client(tmp_path: Path, monkeypatch: pytest.Monk
         raise MemoryError("out of memory, for example")
 
     monkeypatch.setattr(torch, "bincount", broken)
-    with pytest.raises(RunError, match="superclients need every client: MemoryError"):
+    with pytest.raises(
+        RunError, match=r"superclients need the class counts .* failed .MemoryError"
+    ):
         run(tmp_path, **SEQUENTIAL)

@@ -36,7 +36,7 @@ def test_masks_and_traffic_count_the_trained_blocks(tmp_path: Path) -> None:
     assert weights.shape == (33_600,)  # a block of vit_digits, and the norm behind it
     assert summary["mask"]["of"] == 33_600 and summary["mask"]["trained"] == 3_360
     up = [int(row["bytes_up"]) for row in rows(tmp_path / "dense", "train")]
-    assert up == [2 * 33_600 * 4] * 2
+    assert up == [5 * 33_600 * 4] * 2
     masked = final_weights(tmp_path / "masked")
     assert not torch.equal(bits_of(weights), bits_of(masked))
     mask = load_run(tmp_path / "masked/test/seed0").mask

@@ -18,11 +18,16 @@ CASES: dict[str, dict[str, Any]] = {
     "agreement": {"mask-rule": "agreement"},
     "ties": {"strategy": "ties", "mask-scope": "client"},
     "superclients": {"superclient-clients": 3, "strategy": "fedprox"},
+    "secure": {"secure-aggregation": True, "strategy": "fedavg"},
     "task-arithmetic": {"strategy": "task-arithmetic", "server-scale": 0.3},
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ["masked-fedavg", "own masks", "superclients"]
+ALL = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_memory_shared_memory_and_wire_give_the_same_bits(tmp_path, case):
     transports = ["memory", "wire", *(["shared"] if can_share() else [])]
     found = {

@@ -88,7 +88,10 @@ BAD: dict[str, tuple[Reply, str]] = {
     "a matrix": (lambda m: answer(m, wire([[1.0] * SIZE])), "of shape (1, 3)"),
     "a number": (lambda m: answer(m, wire(1.0)), "of shape ()"),
     "doubles": (lambda m: answer(m, wire([1.0] * SIZE, dtype=torch.float64)), "torch.float64"),
-    "integers": (lambda m: answer(m, wire([1] * SIZE, dtype=torch.int32)), "is 'int32' of shape"),
+    "integers": (
+        lambda m: answer(m, wire([1] * SIZE, dtype=torch.int32)),
+        "as torch.int32 of shape",
+    ),
     "NaN": (lambda m: answer(m, wire([1.0, math.nan, 1.0])), "not finite"),
     "infinity": (lambda m: answer(m, wire([1.0, -math.inf, 1.0])), "not finite"),
     "another transport": (lambda m: answer(m, pack(torch.ones(SIZE), MEMORY)), "was agreed on"),
@@ -194,12 +197,29 @@ class TestTooFew:
     def test_a_memory_that_was_lost_counts_once(self) -> None:
         fedavg = strategy(min_clients_ok=2)
         first, second, third = ask(fedavg)
-        lost = RecordDict({"refusal": ConfigRecord({"reason": "client 3 lost its memory"})})
+        refusal = ConfigRecord({"reason": "client 3 lost its memory", "memory-lost": True})
+        lost = RecordDict({"refusal": refusal})
         replies = [Message(copy.deepcopy(lost), reply_to=message) for message in (second, third)]
         with pytest.raises(TooFewClientsError):
             fedavg.aggregate_train(1, [answer(first), *replies])
         fedavg.aggregate_train(1, [answer(message) for message in ask(fedavg)])
         assert fedavg.memories_lost == 2
+
+    def test_a_disk_that_fails_is_the_clients_own_or_ends_the_run(self) -> None:
+        """On one machine it is the server's disk too."""
+        refusal = RecordDict({"refusal": ConfigRecord({"reason": "blobs/x is damaged"})})
+        for one_machine in (False, True):
+            fedavg = strategy()
+            fedavg.exchange.nodes.share_memory = one_machine
+            first, *others = ask(fedavg)
+            replies = [Message(copy.deepcopy(refusal), reply_to=first), *map(answer, others)]
+            if one_machine:
+                with pytest.raises(RunError, match=r"^blobs/x is damaged$"):
+                    fedavg.aggregate_train(1, replies)
+            else:
+                fedavg.aggregate_train(1, replies)
+                assert fedavg.exchange.costs.errors == ["blobs/x is damaged"]
+                assert fedavg.memories_lost == 0
 
     def test_the_next_round_asks_whom_it_would_have_asked(self) -> None:
         fedavg, calm = strategy(min_clients_ok=3), strategy()

@@ -22,11 +22,11 @@ from typing import Any
 from experiments import INSTALLED, ROOT
 from experiments.installed import flower_scripts, write_app
 from experiments.running.cells import in_any_folder
-from experiments.running.concurrency import usable_cpus
 from experiments.running.flower.environment import child_environment, redirects
 from experiments.running.flower.home import run_home
 from experiments.running.signals import die_with_parent
 from fedta_app.config import RunConfig, to_toml
+from fedta_app.device.cpus import usable_cpus
 from fedta_app.errors import RunError
 from fedta_app.progress import phase
 from fedta_app.runs.provenance import CHECKOUT_VARIABLE
@@ -45,6 +45,8 @@ _NOISE = re.compile(
     rf"{_COLOUR}(\(ClientAppActor pid=\d+\){_COLOUR}\s+)?{_COLOUR}(DEBUG|INFO|WARNING)\b"
     r"|Using SuperLink|Successfully (started|installed)"
 )
+# Ray's own words, as of a disk that is nearly full, and what a client's process prints.
+_FROM_RAY = re.compile(rf"{_COLOUR}\((raylet|\w+ pid=\d+)[^)]*\)")
 _TAKEN = "Successfully started"  # the SuperLink has the app
 _DIRECTORY = "run directory: "
 
@@ -176,8 +178,9 @@ def is_chatter(line: str) -> bool:
 def _stream(command: list[str], environment: dict[str, str]) -> None:
     """Run `flwr run --stream` and print its lines, except those of `is_chatter`.
 
-    A run of fedta is over when it names its directory for the second time: how Ray ends after that
-    is nobody's concern.
+    Stdout has the lines of the run alone, whose first and last name its directory; what Ray says is
+    on stderr. A run of fedta is over when it names its directory for the second time: how Ray ends
+    after that is nobody's concern.
     """
     process = subprocess.Popen(
         command,
@@ -203,7 +206,8 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
                 if is_chatter(line):
                     continue
                 waiting.close()
-                print(line, end="", flush=True)
+                from_ray = _FROM_RAY.match(line) is not None
+                print(line, end="", flush=True, file=sys.stderr if from_ray else sys.stdout)
                 if line.startswith(_DIRECTORY):
                     named += 1
                     if named == 2:
@@ -211,3 +215,4 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
         process.wait()
     finally:
         _end(process)
+        process.stdout.close()

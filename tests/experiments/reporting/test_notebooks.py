@@ -15,6 +15,12 @@ from experiments.reporting.reading import RESULTS
 
 NOTEBOOKS = sorted(RESULTS.glob("*.ipynb"))
 COLAB = "colab.ipynb"  # of another machine: see test_colab.py
+# All read their records alike, so that a quick run of the tests takes the smallest alone.
+RUN_HERE = [
+    pytest.param(path, marks=[] if path.name == "smoke.ipynb" else pytest.mark.slow)
+    for path in NOTEBOOKS
+    if path.name != COLAB
+]
 
 
 def code(path: Path) -> list[str]:
@@ -39,9 +45,7 @@ def test_a_notebook_begins_with_its_title(path: Path) -> None:
     assert first.cell_type == "markdown" and first.source.startswith("# ")
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.name != COLAB], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", RUN_HERE, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore")  # of the kernel and its event loop
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(RESULTS.parent))  # this checkout, whatever is installed

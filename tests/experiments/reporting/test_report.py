@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.reporting.collect import portable_command, without_paths
+from experiments.reporting.collect import LastData, portable_command, without_paths
 from experiments.reporting.figures import groups
 from experiments.reporting.frames import (
     comparisons_frame,
@@ -36,10 +36,13 @@ from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
 from experiments.reporting.report import commands_that_made
-from experiments.running.cells import read_rows
 from experiments.running.presets import Preset, load_table
-from fedta_app.config import to_toml
+from fedta_app.config import RunConfig, to_toml
+from fedta_app.data.loading import DataSplits
 from fedta_app.runs.metrics import ADDED, COLUMNS, Row, write_csv
+from fedta_app.runs.records import read_rows
+from fedta_app.training.datasets import load_run_data
+from fedta_app.training.workspace import build_workspace
 
 TABLE = load_table("smoke")
 # test accuracy of seeds 0 and 1
@@ -181,7 +184,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"weights": {"kind": "random"}}, "different weights"),
         (
             {"config": {"lr": 0.5}},
-            "smoke/random-nc1 seed 1 with 0.5, and not both as their presets say",
+            "smoke/random-nc1 seed 1 ran with lr = 0.5, which is not what its preset says, and",
         ),
         ({"name": "smoke/least-iid"}, "holds the record of smoke/least-iid"),
         ({"config": {"partition": "iid"}}, "ran the same configuration"),
@@ -528,3 +531,29 @@ def test_cells_with_a_record_can_be_left_out(
     main(["plan", "smoke/random-iid", *arguments])
     assert "2 cells, 0 finished" in capsys.readouterr().out
     assert not list((tmp_path / "runs").glob("smoke/*/seed*"))
+
+
+def test_data_are_read_again_only_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def load(config: RunConfig) -> DataSplits:
+        read.append(config)
+        return load_run_data(config)
+
+    monkeypatch.setattr("fedta_app.training.workspace.load_run_data", load)
+    last = LastData()
+    small = {"model": "cnn", "weights": "random", "num-clients": 10}
+    same = [{"lr": 0.1}, {"lr": 0.2, "mask-rule": "random", "head": "ridge"}, {"num-clients": 7}]
+    others = [
+        {"seed": 1},
+        {"seed": 1, "val-size": 0.2},
+        {"val-seed": 1, "seed": 1},
+        {"val-seed": 1},
+    ]
+    for values in [*same, *others]:
+        config = RunConfig.from_mapping({**small, **values})
+        found, alone = last.workspace(config), build_workspace(config)
+        assert found.data.digest == alone.data.digest
+        assert found.weights.fingerprint == alone.weights.fingerprint
+    fresh = len(same) + len(others)
+    assert len(read) - fresh == 1 + 3  # the last two have one split

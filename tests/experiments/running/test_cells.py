@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.running.cells import identity, read_summary
+from experiments.running.cells import identity
 from experiments.running.launch import run_here
 from experiments.running.scales import Scale
 from fedta_app.centralized import run_centralized
@@ -13,6 +13,7 @@ from fedta_app.config import KEYS, RunConfig
 from fedta_app.entry import Key, Value
 from fedta_app.errors import ConfigError
 from fedta_app.runs.directory import run_path
+from fedta_app.runs.records import read_summary
 
 TINY = {
     "num-clients": 5, "fraction-train": 0.4, "num-server-rounds": 2, "local-steps": 2,

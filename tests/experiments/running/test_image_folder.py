@@ -141,6 +141,7 @@ def test_a_run_goes_on_only_with_the_same_images(
         (["partition=classes", "num-clients=2"], "together they hold 2 of the 3 classes"),
         (["num-clients=400"], "num-clients must be"),
         (["model=vit_digit"], "did you mean vit_digits"),
+        (["weights=/nowhere.pth"], "there is no such file"),
     ],
 )
 def test_what_cannot_be_is_refused_before_an_image_is_read(

@@ -15,7 +15,7 @@ from fedta_app.runs.finished_model import read_model
 from tests.experiments.running.killing import descendants, kill_after, runs
 
 ROOT = Path(__file__).resolve().parents[3]
-ROUNDS = 30  # some seconds are left after the last kill, also on a busy machine
+ROUNDS = 16  # some seconds are left after the last kill, also on a busy machine
 
 
 def command(
@@ -23,7 +23,7 @@ def command(
 ) -> list[str]:
     settings = [
         f"name={name}", f"seed={seed}", f"num-server-rounds={ROUNDS}", "eval-every=4",
-        "eval-size=50", "checkpoint-every=2", f"strategy={strategy}",
+        "eval-size=50", "checkpoint-every=2", "num-clients=40", f"strategy={strategy}",
     ]  # fmt: skip
     sets = [part for setting in settings for part in ("--set", setting)]
     arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
@@ -89,9 +89,9 @@ def check_models(folder: Path) -> None:
         assert killed == whole
 
 
-def test_three_kills_in_process_end_at_the_unbroken_weights(tmp_path: Path) -> None:
+def test_a_kill_in_process_ends_at_the_unbroken_weights(tmp_path: Path) -> None:
     """SCAFFOLD: a lost round is played again from the memories that the checkpoint names."""
-    check_kills(tmp_path, "in-process", "scaffold")
+    check_kills(tmp_path, "in-process", "scaffold", (3,))
     check_memories(tmp_path)
 
 
@@ -138,13 +138,15 @@ def test_a_run_on_flowers_engine_ends_with_its_runner_and_goes_on(tmp_path: Path
         command(tmp_path, "flower", name="killed"), cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while rounds_done(tmp_path) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    working = descendants(process.pid)
-    process.kill()
-    process.wait()
+    try:
+        deadline = time.monotonic() + 500  # Flower and Ray start slowly on a busy machine
+        while rounds_done(tmp_path) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        working = descendants(process.pid)
+    finally:
+        process.kill()
+        process.wait()
     deadline = time.monotonic() + 30
     while left := [pid for pid in working if runs(pid)]:
         assert time.monotonic() < deadline, left

@@ -21,7 +21,10 @@ from fedta_app.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIR = "demo/[fm]*"  # fedavg and masked
-SHORT = {"num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "calibration-examples": 4}
+SHORT = {
+    "num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "num-clients": 20,
+    "calibration-examples": 4, "calibration-rounds": 1,
+}  # fmt: skip
 QUICK = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
 
 
@@ -83,7 +86,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(
     assert progress(cells[0].config).state == "another configuration"
 
 
-@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_cells_that_stop_early_are_continued(
     tmp_path: Path, jobs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +103,7 @@ def test_cells_that_stop_early_are_continued(
     assert main(arguments(tmp_path, PAIR, "--jobs", jobs)) == ExitStatus.FINISHED
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_runs_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +173,7 @@ def test_ctrl_c_stops_every_job_after_its_round(tmp_path: Path) -> None:
         assert list((tmp_path / f"demo/{name}/seed0/checkpoint").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_jobs_end_with_the_runner_that_is_killed(tmp_path: Path) -> None:
     process = start_long(tmp_path)
     process.kill()

@@ -16,11 +16,12 @@ from experiments.running.presets import load_table, tables, tuned_paths
 from experiments.running.scales import load_scale, scales
 from fedta_app.config import RunConfig
 from fedta_app.files import read_toml
-from fedta_app.training.schedule import learning_rate, schedule_warning
+from fedta_app.pace.schedule import learning_rate, schedule_warning
 
 RESEARCH = {
     "centralized": 4, "fedavg-iid": 4, "heterogeneity": 15, "sparsity": 24, "mask-rules": 73,
-    "six-models": 6, "aggregation": 12, "communication": 8, "architectures": 12, "task-vectors": 15,
+    "methods": 36, "six-models": 6, "aggregation": 12, "communication": 8, "architectures": 12,
+    "task-vectors": 15,
 }  # fmt: skip
 SMALL = {"mask-rules": 51, "heterogeneity": 10}
 

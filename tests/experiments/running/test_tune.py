@@ -55,7 +55,11 @@ def trials_of(folder: Path) -> pd.DataFrame:
 
 
 def test_a_study_is_continued_and_its_choice_becomes_the_presets(
-    tmp_path: Path, tuned: Path, better: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tuned: Path,
+    better: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(arguments(tmp_path, 2)) == ExitStatus.FINISHED
     assert capsys.readouterr().out.count("\ntrial ") == 1  # after the first
@@ -76,6 +80,7 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
     record = read_toml(figure.with_name("search.toml"))
     assert record["preset"] == "smoke/random-iid" and record["overrides"] == {}
     assert record["trials"] == 3 and record["best"]["lr"] == best["lr"]
+    assert list(record["at-edge"]) == (["lr"] if best["lr"] != trials["lr"].median() else [])
     assert record["space"] == {"lr": {"low": 1e-3, "high": 0.3}}
     assert record["not-written-because"] == "" and "--for 'random-*'" in record["command"]
     assert (record["dataset"], record["model"]) == ("digits", "vit_digits")
@@ -87,6 +92,31 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
     for path in measured:
         with path.open() as stream:
             assert not any(row["test_accuracy"] for row in csv.DictReader(stream))
+    # As after an upgrade with more keys: the runs have other names, and the study is another one.
+    for path in measured:
+        trial = path.parents[1]
+        trial.rename(trial.with_name(f"older-{trial.name}"))
+    (measured[0].parents[2] / "study.db").unlink()
+    monkeypatch.setattr("experiments.running.tune.attempt", lambda *_, **__: ExitStatus.FAILED)
+    assert main(arguments(tmp_path, 3)) == ExitStatus.FINISHED
+    pd.testing.assert_frame_equal(trials_of(tmp_path), trials)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "edge"),
+    [
+        (0.1, [0.1, 0.2, 0.3], {"lr": "smallest"}),
+        (0.3, [0.2, 0.3, 0.1], {"lr": "largest"}),
+        (0.2, [0.1, 0.2, 0.3], {}),
+        (0.2, [0.2], {}),
+        ("a", ["a", "b"], {}),
+    ],
+)
+def test_a_best_value_at_the_edge_of_those_tried_is_known(
+    best: float | str, tried: list[float | str], edge: dict[str, str]
+) -> None:
+    trials = [{"trial": number, "lr": value} for number, value in enumerate(tried)]
+    assert Chosen({"lr": best}, 0.5, 0.4, trials).at_edge == edge
 
 
 def test_a_choice_that_is_made_anew_keeps_its_place(tuned: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 import client_app.app
 import server_app.phases
 from benchmarks.harness.quadratics import Server, clients, schedule
-from engine.inprocess import InProcessGrid, run_in_process
+from engine.inprocess import InProcessGrid
 from fedta_app.algorithms import (
     Algorithm,
     Correction,
@@ -35,7 +35,7 @@ from fedta_app.config import RunConfig
 from fedta_app.runs.session import RunSession
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
-from server_app.app import app as server
+from tests.runs import summary_of
 
 SIZE, CLIENTS = 6, 5
 
@@ -66,6 +66,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
     "logit-adjustment": {"prior_strength": 0.0},
     "q-ffl": {"fairness": 0.0},
     "ditto": {"pull": 0.3},  # at any: what a client keeps for itself moves no global weight
+    "per-fedavg": {"personal_lr": 0.0},
     "fednova": {},  # all clients take the same number of steps
     "fedavgm": {"server_momentum": 0.0, "server_lr": 1.0},
     "slowmo": {"server_momentum": 0.0, "server_lr": 1.0},
@@ -219,10 +220,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    config = {**RUN, "results-dir": str(folder), **values}
-    run_in_process(server, client_app.app.app, config, int(RUN["num-clients"]))
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
-    return summary
+    return summary_of(folder, {**RUN, **values})
 
 
 @pytest.mark.parametrize(("algorithm", "setting"), in_every_setting())

@@ -1,6 +1,5 @@
 """Ditto on quadratics and on the trainer: what a client keeps for itself, and what it shares."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.harness.quadratics import Server, clients, schedule
-from client_app.app import app as client_app
-from engine.inprocess import run_in_process
 from fedta_app.algorithms import PERSONAL, Algorithm
 from fedta_app.algorithms.ditto import Ditto
 from fedta_app.config import RunConfig
@@ -23,7 +20,7 @@ from fedta_app.training.client import train_client
 from fedta_app.training.steps import mini_batches
 from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
-from server_app.app import app as server_app
+from tests.runs import summary_of
 
 N, SIZE = 5, 6
 
@@ -188,10 +185,7 @@ def test_the_trainer_does_what_a_plain_loop_does(tmp_path: Path, masked: bool) -
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    config = {**RUN, "results-dir": str(folder), **values}
-    run_in_process(server_app, client_app, config, 10)
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
-    return summary
+    return summary_of(folder, {**RUN, **values})
 
 
 @pytest.mark.parametrize(("setting", "pull"), [({}, 0.0), ({}, 100.0), (MASKED, 0.1)])

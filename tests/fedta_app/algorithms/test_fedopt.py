@@ -207,6 +207,13 @@ def test_flowers_adam_is_another_algorithm() -> None:
     ours = FedAdam(server_lr=0.1, server_beta1=0.9, server_beta2=0.99, server_tau=0.01)
     theirs = flower.FedAdam(eta=0.1, beta_1=0.9, beta_2=0.99, tau=0.01)
     state: Vectors = {name: torch.zeros(SIZE).double() for name in ours.init(SIZE)}
-    move, _ = ours.step(state, Total(updates()[0].clone(), 1), 1)
-    (other,) = flower_moves(theirs, updates()[:1])
-    assert not np.allclose((move.scale * move.direction).numpy(), other, rtol=0.1)
+    ratios = []
+    for number, (update, other) in enumerate(
+        zip(updates(), flower_moves(theirs, updates()), strict=True), start=1
+    ):
+        move, state = ours.step(state, Total(update.clone(), 1), number)
+        ratio = (1 - 0.99 ** (number + 1)) ** 0.5 / (1 - 0.9 ** (number + 1))
+        moved = ratio * (move.scale * move.direction).numpy()
+        np.testing.assert_allclose(other, moved, rtol=1e-6, atol=1e-12)
+        ratios.append(round(ratio, 2))
+    assert ratios[:3] == [0.74, 0.64, 0.58]  # no round is the paper's, nor Adam's first, 1.0

@@ -1,9 +1,11 @@
 """FedProx against its closed forms, and its correction against autograd on the real trainer."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms.base import Algorithm, Correction, LocalRule
@@ -141,6 +143,33 @@ def test_a_correction_leaves_parameters_without_gradient_alone(tmp_path: Path) -
     correct()
     assert first.grad.eq(1).all()
     assert sum(p.grad is not None for p in workspace.model.parameters()) == 1
+
+
+def test_a_correction_in_the_backward_pass_gives_the_same_bits(tmp_path: Path) -> None:
+    workspace = build_workspace(RunConfig.from_mapping({**CONFIG, "results-dir": str(tmp_path)}))
+    model, size = workspace.model, workspace.weights.vector.numel()
+    generator = torch.Generator().manual_seed(0)
+    centre, shift = (torch.randn(size, generator=generator) for _ in range(2))
+    images = workspace.client_data(0)
+    inputs = workspace.inputs(images.images[:8])
+
+    def gradients(correct: GradientCorrection, *, early: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        with correct.in_backward() if early else nullcontext():
+            cross_entropy(model(inputs), images.labels[:8]).backward()
+        if not early:
+            correct()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    model.eval()
+    correction = Correction(pull=0.3, centre=centre, shift=shift)
+    correct = GradientCorrection(workspace, correction, None)
+    late = gradients(correct, early=False)
+    for one, other in zip(late, gradients(correct, early=True), strict=True):
+        assert torch.equal(one, other)
+    nothing = GradientCorrection(workspace, Correction(), None)
+    plain = gradients(nothing, early=False)  # the hooks are gone
+    assert not any(torch.equal(one, other) for one, other in zip(late, plain, strict=True))
 
 
 def test_another_loss_takes_the_place_of_cross_entropy(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms.base import Algorithm, Reply
-from fedta_app.algorithms.fedopt import FedAvgM
-from fedta_app.algorithms.slowmo import SlowMo
+from fedta_app.algorithms.fedopt import FedAvgM, SlowMo
 
 SIZE = 4
 

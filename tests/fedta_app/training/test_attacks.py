@@ -1,6 +1,5 @@
 """Hostile clients, and the bound on the length of updates."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_app.app import app as client_app
-from engine.inprocess import run_in_process
 from fedta_app.algorithms.base import MeanOfReplies, Reply
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.keys.algorithm import ATTACKS
 from fedta_app.training.attacks import attack_, attackers
-from server_app.app import app as server_app
 from strategies.bounding import BoundedUpdates
+from tests.runs import summary_of
 
 RUN = {
     "name": "test", "partition": "dirichlet", "num-clients": 20, "fraction-train": 0.5,
@@ -27,9 +24,7 @@ RUN = {
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:
-    config = {**RUN, "results-dir": str(folder), **values}
-    run_in_process(server_app, client_app, config, 20)
-    summary: dict[str, Any] = json.loads((folder / "test/seed0/summary.json").read_text())
+    summary = summary_of(folder, {**RUN, **values})
     assert summary["status"] == "finished"
     return summary
 
@@ -99,7 +94,10 @@ def test_a_bound_that_nobody_exceeds_changes_no_bit(tmp_path: Path) -> None:
         assert bounded["final-weights-sha256"] == plain["final-weights-sha256"]
 
 
-@pytest.mark.parametrize("defence", [{"update-bound": 1.0}, {"strategy": "fedmedian"}])
+@pytest.mark.parametrize(
+    "defence",
+    [{"update-bound": 1.0}, pytest.param({"strategy": "fedmedian"}, marks=pytest.mark.slow)],
+)
 def test_a_defence_withstands_what_breaks_the_mean(tmp_path: Path, defence: dict[str, Any]) -> None:
     hostile = {"attackers": 0.2, "attack": "reverse"}
     clean = run(tmp_path / "clean")["final"]["val_accuracy"]

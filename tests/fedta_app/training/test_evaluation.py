@@ -10,7 +10,7 @@ from engine.inprocess import run_in_process
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.training import evaluation
-from fedta_app.training.chance import highest_by_chance
+from fedta_app.training.evaluation import highest_by_chance
 from fedta_app.training.workspace import build_workspace
 from server_app.app import app as server_app
 

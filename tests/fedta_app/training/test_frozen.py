@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedta_app.config import RunConfig
 from fedta_app.seeding import torch_generator
+from fedta_app.training import frozen
 from fedta_app.training.client import train_client
 from fedta_app.training.scoring import client_batches, scores
 from fedta_app.training.steps import evaluate, mini_batches
@@ -76,15 +77,26 @@ def test_bits_are_the_same_with_and_without_the_cache(
     assert list(tmp_path.glob("tokens-*"))
 
 
-def test_tokens_do_not_depend_on_the_number_of_threads() -> None:
-    threads = torch.get_num_threads()
+def test_tokens_do_not_depend_on_the_number_of_cpus_and_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, found, pools = torch.get_num_threads(), [], []
+    pool = frozen.ThreadPoolExecutor
+
+    def noted(workers: int, **options: Any) -> Any:
+        pools.append(workers)
+        return pool(workers, **options)
+
+    monkeypatch.setattr(frozen, "ThreadPoolExecutor", noted)
     try:
-        one = workspace(threads=1).plain.val.images
-        two = workspace(threads=2).plain.val.images
-        assert torch.get_num_threads() == 2
+        for cpus, number in ((1, 1), (3, 1), (2, 2)):
+            monkeypatch.setattr(frozen, "usable_cpus", lambda cpus=cpus: cpus)
+            found.append(workspace(threads=number).plain.val.images)
+            assert torch.get_num_threads() == number  # as before
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(one, two)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert set(pools) == {1, 2, 3}  # all CPUs, also where a cell has one thread
 
 
 def test_each_view_is_an_augmented_image_of_its_own() -> None:

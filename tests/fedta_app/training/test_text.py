@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from experiments.running.cells import read_rows, read_summary
 from experiments.running.launch import run_here
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, ModelError, PartitionError
@@ -16,6 +15,7 @@ from fedta_app.finished import load_run
 from fedta_app.masks.selection import round_density
 from fedta_app.models.building import build_model
 from fedta_app.runs.directory import run_path
+from fedta_app.runs.records import read_rows, read_summary
 from fedta_app.seeding import torch_generator
 from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.client import LocalResult, train_client

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from fedta_app.config import RunConfig
+from fedta_app.device.cuda import resolve_device
 from fedta_app.seeding import torch_generator
 from fedta_app.training.client import train_client
 from fedta_app.training.steps import evaluate, make_optimizer, mini_batches, steps_of, train_steps
-from fedta_app.training.workspace import Workspace, build_workspace, resolve_device
+from fedta_app.training.workspace import Workspace, build_workspace
 
 BASE = {"weights": "random", "num-clients": 20, "lr": 0.05, "augment": False, "threads": 1}
 

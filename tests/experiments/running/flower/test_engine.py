@@ -82,3 +82,17 @@ def test_a_large_federation_has_nodes_that_stand_for_several_clients(
 )
 def test_flowers_chatter_is_hidden_and_nothing_else(line: str, chatter: bool) -> None:
     assert is_chatter(line) == chatter
+
+
+def test_what_ray_says_is_not_among_the_lines_of_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    disk = "\x1b[33m(raylet)\x1b[0m [2026-11-26 13:29:16,894 E 14502] /tmp is over 95% full"
+    dead = "(raylet, ip=10.0.0.1) A worker died"
+    client = "\x1b[36m(ClientAppActor pid=19)\x1b[0m warning: this GPU only emulates bf16"
+    chatter = "\x1b[92mINFO \x1b[0m:      Starting Flower Simulation"
+    run_lines = ["run directory: /r", "train round 1/1  loss 1.2", "run directory: /r"]
+    said = [disk, chatter, run_lines[0], dead, client, *run_lines[1:], "after the run"]
+    program = f"print({chr(10).join(said)!r})"
+    flower_engine._stream([sys.executable, "-c", program], {})
+    output = capfd.readouterr()
+    assert output.out.splitlines() == run_lines
+    assert [line for line in output.err.splitlines() if "(" in line] == [disk, dead, client]

@@ -137,8 +137,14 @@ with guarded(home):
 """
 
 
+SLOW = pytest.mark.slow
+
+
 @LINUX
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, "end"])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW), pytest.param("end", marks=SLOW)],
+)
 def test_what_a_runner_started_ends_with_it(tmp_path: Path, how: signal.Signals | str) -> None:
     """Whether it is killed, asked to end, or ends by itself: also what runs in another session."""
     home = tmp_path / "home"

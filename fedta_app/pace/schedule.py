@@ -5,8 +5,10 @@ import math
 from fedta_app.config import RunConfig
 
 
-def learning_rate(config: RunConfig, server_round: int) -> float:
+def learning_rate(config: RunConfig, server_round: int, batch_size: int | None = None) -> float:
     """Return the learning rate of round 1..num-server-rounds; it is constant within a round.
+
+    `batch_size` is that of the round, if it has another than the configuration.
 
     `lr` below is the key's value, times `batch-size / lr-batch-size` where the latter is set: the
     linear scaling rule (Goyal et al., 2017, arXiv 1706.02677, section 2.1).
@@ -18,7 +20,7 @@ def learning_rate(config: RunConfig, server_round: int) -> float:
     """
     elapsed, lr = server_round - 1, config.lr
     if config.lr_batch_size:
-        lr *= config.batch_size / config.lr_batch_size
+        lr *= (batch_size or config.batch_size) / config.lr_batch_size
     if config.lr_schedule == "step":
         return lr * float(config.lr_step_factor ** (elapsed // config.lr_step_rounds))
     if config.lr_schedule == "cosine":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
-from fedta_app.training.schedule import learning_rate, schedule_warning
+from fedta_app.pace.schedule import learning_rate, schedule_warning
 
 
 def rates(**values: object) -> list[float]:

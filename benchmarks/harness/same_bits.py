@@ -1,6 +1,6 @@
 """Tell whether two checkouts compute the same bits.
 
-    python -m benchmarks.same_bits OTHER_CHECKOUT
+    python -m benchmarks.harness.same_bits OTHER_CHECKOUT
 
 Small runs on digits cover heads, mask rules, mask scopes, strategies and engines. Each runs in both
 checkouts by the command line; what is compared is the sha256 of the final weights.

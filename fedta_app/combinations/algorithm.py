@@ -1,0 +1,173 @@
+"""An algorithm, models of clients' own and noise, where they are not defined."""
+
+from fedta_app.algorithms import MeanOfReplies, make_algorithm
+from fedta_app.combinations.refusal import refuse
+from fedta_app.errors import ConfigError
+from fedta_app.keys import Keys
+from fedta_app.masks import rule_named
+
+
+def check_algorithm(config: Keys) -> None:
+    """Refuse what an algorithm, models of clients' own or noise are not defined for."""
+    if config.engine == "centralized":
+        return
+    _check_strategy(config)
+    _check_personal_layers(config)
+    _check_personal_ridge(config)
+    _check_privacy(config)
+    _check_secure(config)
+
+
+def _check_strategy(config: Keys) -> None:
+    """Refuse values that the algorithm cannot use, and masks for which it is not defined."""
+    algorithm = make_algorithm(config.strategy, vars(config))  # it refuses values by itself
+    if not algorithm.own_masks and config.mask_rule != "none" and config.mask_scope == "client":
+        raise ConfigError(
+            f"mask-scope = 'client' is not allowed with strategy = '{config.strategy}': it "
+            "compares all entries of the updates, which takes one mask for all clients"
+        )
+
+
+def _check_personal_layers(config: Keys) -> None:
+    """Refuse layers that nobody trains, and what takes one model for all clients, or others."""
+    if config.personal_layers == "none":
+        return
+    algorithm = make_algorithm(config.strategy, vars(config))
+    patterns = [part.strip() for part in config.personal_layers.split(",")]
+    refused = ""
+    if "head" in patterns and config.head != "random":
+        refused = f"head = '{config.head}': it is made first and then frozen; head is random there"
+    elif algorithm.personal or algorithm.adaptation:
+        refused = f"strategy = '{config.strategy}', by which clients have models of their own"
+    elif config.head_refresh:
+        refused = f"head-refresh = {config.head_refresh}, whose features are of one model for all"
+    elif config.task_figures:
+        refused = "task-figures = true, which measures one model for all clients"
+    elif config.interference_every:
+        refused = f"interference-every = {config.interference_every}, which measures one model"
+    if refused:
+        raise ConfigError(
+            f"personal-layers = '{config.personal_layers}' is not allowed with {refused}"
+        )
+
+
+def _check_personal_ridge(config: Keys) -> None:
+    """Refuse heads of clients' own without a ridge head, or beside other models of their own."""
+    if not config.personal_ridge:
+        return
+    algorithm = make_algorithm(config.strategy, vars(config))
+    refused = ""
+    if config.head != "ridge":
+        refused = f"head = '{config.head}': head is ridge there"
+    elif algorithm.personal or algorithm.adaptation:
+        refused = f"strategy = '{config.strategy}', by which clients have models of their own"
+    elif config.personal_layers != "none":
+        refused = f"personal-layers = '{config.personal_layers}': one of the two is enough"
+    if refused:
+        raise ConfigError(
+            f"personal-ridge = {config.personal_ridge:g} is not allowed with {refused}"
+        )
+
+
+def _check_privacy(config: Keys) -> None:
+    """Refuse noise where the norm of what it hides is not bounded, or where more is published."""
+    if not config.dp_noise:
+        return
+    said = f"dp-noise = {config.dp_noise:g} is not allowed with "
+    if not config.update_bound or config.update_bound_kind != "fixed":
+        raise ConfigError(
+            f"{said}update-bound = {config.update_bound:g} and update-bound-kind = "
+            f"'{config.update_bound_kind}': it hides updates up to a fixed norm, so update-bound "
+            "is above 0 and update-bound-kind is fixed there"
+        )
+    algorithm = make_algorithm(config.strategy, vars(config))
+    if not isinstance(algorithm.accumulator(), MeanOfReplies):
+        raise ConfigError(
+            f"{said}strategy = '{config.strategy}', whose server needs more of the clients than "
+            "the mean of their updates: strategy is fedavg, fedprox or fedadam there, for example"
+        )
+    if config.num_clients and config.dp_delta >= 1 / config.num_clients:
+        raise ConfigError(
+            f"dp-delta = {config.dp_delta:g} is not allowed with num-clients = "
+            f"{config.num_clients}: dp-delta is below 1 / num-clients, because a mechanism that "
+            "publishes all of a client with that probability would do otherwise"
+        )
+    refuse(
+        config,
+        said,
+        {
+            "superclient-clients": (
+                config.superclient_clients > 1,
+                "a chain of clients has no update of each",
+            ),
+            "interference-every": (
+                config.interference_every > 0,
+                "it publishes what single updates do",
+            ),
+            "task-figures": (config.task_figures, "it publishes figures of single updates"),
+            "min-clients-ok": (
+                config.min_clients_ok > 1,
+                "whether a round counts would depend on who answers; min-clients-ok is 1",
+            ),
+            "mask-scope": (
+                config.mask_rule != "none" and config.mask_scope == "client",
+                "which weights a client trains says what its data are, and gets no noise",
+            ),
+            "head-refresh-clients": (
+                config.head_refresh > 0 and config.head_refresh_clients == "sampled",
+                "a round may have no client; head-refresh-clients is all",
+            ),
+        },
+    )
+
+
+def _check_secure(config: Keys) -> None:
+    """Refuse what needs more of single clients than their share in a sum."""
+    if not config.secure_aggregation:
+        return
+    algorithm = make_algorithm(config.strategy, vars(config))
+    rule = None if config.mask_rule == "none" else rule_named(config.mask_rule)
+    refuse(
+        config,
+        "secure-aggregation = true is not allowed with ",
+        {
+            "strategy": (
+                not isinstance(algorithm.accumulator(), MeanOfReplies) or bool(algorithm.sends),
+                "its server needs more than the mean of the updates; strategy is fedavg there",
+            ),
+            "head": (
+                config.head == "probe",
+                "only head = 'ridge' is made from a sum, and head = 'random' from nothing",
+            ),
+            "mask-rule": (
+                rule is not None and rule.statistic is not None,
+                "it needs more of the clients than the sum of their scores",
+            ),
+            "mask-scope": (
+                rule is not None and config.mask_scope not in ("global", "server"),
+                "it takes masks of single clients; mask-scope is global or server there",
+            ),
+            "superclient-clients": (
+                config.superclient_clients > 1,
+                "in a chain, each client sees the model of the one before",
+            ),
+            "personal-ridge": (
+                config.personal_ridge > 0,
+                "its heads are made from the sums of single clients",
+            ),
+            "update-bound": (
+                config.update_bound > 0,
+                "the server cannot measure single updates; update-bound is 0 there",
+            ),
+            "dp-noise": (
+                config.dp_noise > 0,
+                "the server cannot bound single updates, which noise has to hide",
+            ),
+            "noise-scale-rounds": (
+                config.noise_scale_rounds > 0,
+                "it is estimated from single updates",
+            ),
+            "interference-every": (config.interference_every > 0, "it measures single updates"),
+            "task-figures": (config.task_figures, "they show single updates"),
+        },
+    )

@@ -1,0 +1,129 @@
+"""Schedules, steps and rounds that contradict each other."""
+
+import math
+
+from fedta_app.algorithms import works_in_sequence
+from fedta_app.combinations.refusal import refuse
+from fedta_app.errors import ConfigError
+from fedta_app.keys import Keys
+
+
+def check_rounds(config: Keys) -> None:
+    """Refuse schedules, adaptive steps and rounds that contradict each other."""
+    _check_schedule(config)
+    _check_pace(config)
+    _check_round(config)
+    _check_superclients(config)
+
+
+def _check_schedule(config: Keys) -> None:
+    """Refuse a schedule that does not end within the rounds."""
+    if config.lr_schedule == "warmup-cosine" and config.warmup_rounds < 2:
+        raise ConfigError(
+            f"warmup-rounds = {config.warmup_rounds} is not allowed with lr-schedule = "
+            "'warmup-cosine': warmup-rounds is at least 2 there, because lr is reached in the last "
+            "of them"
+        )
+    if config.lr_schedule != "warmup-cosine" and config.warmup_rounds:
+        raise ConfigError(
+            f"warmup-rounds = {config.warmup_rounds} is not allowed with lr-schedule = "
+            f"'{config.lr_schedule}': set lr-schedule = 'warmup-cosine', or warmup-rounds = 0"
+        )
+    if config.warmup_rounds >= config.num_server_rounds and config.warmup_rounds:
+        raise ConfigError(
+            f"warmup-rounds = {config.warmup_rounds} is not allowed with num-server-rounds = "
+            f"{config.num_server_rounds}: warmup-rounds is below num-server-rounds"
+        )
+    if config.local_steps_from >= config.num_server_rounds:
+        raise ConfigError(
+            f"local-steps-from = {config.local_steps_from} is not allowed with num-server-rounds = "
+            f"{config.num_server_rounds}: local-steps-from is below num-server-rounds"
+        )
+
+
+def _check_pace(config: Keys) -> None:
+    """Refuse steps and batches that adapt where what they go by is not defined, or published."""
+    if config.engine == "centralized":
+        return
+    if config.adacomm_rounds:
+        refuse(
+            config,
+            f"adacomm-rounds = {config.adacomm_rounds} is not allowed with ",
+            {
+                "local-steps": (
+                    config.local_steps == 0,
+                    "it lowers a number of steps, so local-steps is at least 1",
+                ),
+                "local-steps-from": (
+                    config.local_steps_from > 0,
+                    "both set the steps of a round; one of the two is 0",
+                ),
+            },
+        )
+    if config.noise_scale_rounds:
+        refuse(
+            config,
+            f"noise-scale-rounds = {config.noise_scale_rounds} is not allowed with ",
+            {
+                "local-steps": (
+                    config.local_steps != 1,
+                    "local-steps is 1, so that an update is one gradient",
+                ),
+                "clip-norm": (
+                    config.clip_norm > 0,
+                    "clip-norm is 0, because a clipped gradient has another norm",
+                ),
+                "superclient-clients": (
+                    config.superclient_clients > 1,
+                    "superclient-clients is 0 or 1: a chain has one update",
+                ),
+                "dp-noise": (
+                    config.dp_noise > 0,
+                    "dp-noise is 0, because the batch size would tell of the updates",
+                ),
+                "mask-scope": (
+                    config.mask_rule != "none" and config.mask_scope == "client",
+                    "mask-scope is another, so that all updates are of the same weights",
+                ),
+            },
+        )
+
+
+def _check_round(config: Keys) -> None:
+    """Refuse a round that needs more good replies than it asks for."""
+    if config.engine == "centralized" or not config.num_clients:
+        return
+    in_chain = max(1, config.superclient_clients)
+    chains = max(1, round(config.fraction_train * math.ceil(config.num_clients / in_chain)))
+    asked = min(config.num_clients, chains * in_chain)
+    if config.min_clients_ok > asked:
+        raise ConfigError(
+            f"min-clients-ok = {config.min_clients_ok} is not allowed with num-clients = "
+            f"{config.num_clients} and fraction-train = {config.fraction_train:g}: a round asks "
+            f"{asked} of them, so min-clients-ok is at most that"
+        )
+    if config.secure_aggregation and asked < 3:
+        raise ConfigError(
+            f"secure-aggregation = true is not allowed with num-clients = {config.num_clients} and "
+            f"fraction-train = {config.fraction_train:g}: a round asks {asked} of them, and of two "
+            "each can take itself away from the sum; it asks at least 3"
+        )
+
+
+def _check_superclients(config: Keys) -> None:
+    """Refuse chains of clients where each client's update from the round's weights is needed."""
+    if config.superclient_clients < 2:
+        return
+    refused = ""
+    if not works_in_sequence(config.strategy):
+        refused = f"strategy = '{config.strategy}'"
+    elif config.task_figures:
+        refused = "task-figures = true"
+    elif config.interference_every:
+        refused = f"interference-every = {config.interference_every}"
+    if refused:
+        raise ConfigError(
+            f"superclient-clients = {config.superclient_clients} is not allowed with {refused}, "
+            "which takes every client's update from the weights of the round: "
+            "superclient-clients is 0 or 1 there"
+        )

@@ -1,0 +1,23 @@
+"""Secure aggregation, simulated: the server sees the sum of clients' vectors, and no summand."""
+
+from fedta_app.secure.fixed_point import (
+    FEATURE_SUMS,
+    SCORES,
+    FixedPoint,
+    RangeError,
+    fraction_bits,
+)
+from fedta_app.secure.protocol import SecureSum, UnmaskError
+from fedta_app.secure.shamir import reconstruct, split
+
+__all__ = [
+    "FEATURE_SUMS",
+    "SCORES",
+    "FixedPoint",
+    "RangeError",
+    "SecureSum",
+    "UnmaskError",
+    "fraction_bits",
+    "reconstruct",
+    "split",
+]

@@ -1,0 +1,98 @@
+"""The long trials, in short; and that they see a fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.endurance import configurations, kills, replies, soak
+from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
+from strategies import reading
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_odd_configurations(tmp_path: Path) -> None:
+    assert configurations.main(["--number", "6", "--json", str(tmp_path / "x.json")]) == 0
+    found = result_of(tmp_path / "x.json")
+    assert sum(found["outcomes"].values()) == 6 and not found["faults"]
+
+
+@pytest.mark.parametrize("fault", ["taken as another value", "no sentence", "a traceback"])
+def test_a_configuration_that_ends_otherwise_is_a_fault(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configurations, "odd_values", lambda generator: {"num-clients": 7})
+
+    def accept(values: dict[str, Any]) -> RunConfig:
+        if fault == "no sentence":
+            raise ConfigError("two\nlines of text")
+        if fault == "a traceback":
+            raise KeyError("num-clients")
+        return RunConfig(num_clients=8)
+
+    monkeypatch.setattr(configurations.RunConfig, "from_mapping", staticmethod(accept))
+    assert configurations.main(["--number", "1", "--json", str(tmp_path / "x.json")]) == 1
+    assert len(result_of(tmp_path / "x.json")["faults"]) == 1
+
+
+def test_broken_replies(tmp_path: Path) -> None:
+    assert replies.main(["--number", "3", "--json", str(tmp_path / "x.json")]) == 0
+    found = result_of(tmp_path / "x.json")
+    counts = [count for kinds in found["matrix"].values() for count in kinds.values()]
+    assert sum(counts) == found["replies"] >= 3 and not found["faults"]
+
+
+def test_a_broken_reply_that_is_taken_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that is gone: the number of examples of a client."""
+    monkeypatch.setattr(replies, "KINDS", ({"strategy": "fedavg"},))
+    monkeypatch.setattr(replies, "SHARE", 0.5)
+    damage = replies.damage
+
+    def more_examples(reply: Any, generator: Any) -> str:
+        metrics = reply.content.metric_records.get("metrics")
+        if metrics is None or "num-examples" not in metrics:
+            return damage(reply, generator)
+        metrics["num-examples"] = 10**15
+        return "a lot of examples"
+
+    monkeypatch.setattr(replies, "damage", more_examples)
+    assert replies.main(["--number", "3"]) == 0
+    found = reading.check_training
+
+    def trusting(reply: Any, *, most_examples: int, most_steps: int) -> Any:
+        return found(reply, most_examples=10**16, most_steps=most_steps)
+
+    monkeypatch.setattr(reading, "check_training", trusting)
+    assert replies.main(["--number", "3"]) == 1
+
+
+@pytest.mark.slow
+def test_kills(tmp_path: Path) -> None:
+    assert kills.main(["--kills", "5", "--json", str(tmp_path / "x.json")]) == 0
+    found = result_of(tmp_path / "x.json")
+    assert found["kills"] >= 5 and found["runs"] >= 1 and not found["wrong"]
+
+
+def test_growth_compares_the_second_hundred_rounds_with_the_last() -> None:
+    rounds = range(1, 1001)
+    metrics = pd.DataFrame(
+        {
+            "phase": ["start", *["train"] * 1000],
+            "seconds": [9.0, *(1.0 for _ in rounds)],
+            "memory_mb": [0.0, *(100.0 + number for number in rounds)],
+            "client_memory_mb": [None] * 1001,
+        }
+    )
+    found = soak.growth(metrics)
+    assert found.keys() == {"seconds", "memory_mb"}
+    assert found["seconds"]["ratio"] == 1
+    assert found["memory_mb"] == {"after-100": 250.5, "end": 1050.5, "ratio": 1050.5 / 250.5}
+    with pytest.raises(SystemExit):
+        soak.main(["--rounds", "200"])
