@@ -24,14 +24,17 @@ from engine.deployment import (
     config_of,
     node_partition,
     on_servers_machine,
+    own_node,
 )
 from engine.shared_memory import SharingError
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
 from fedta_app.errors import disk_sentence
 from fedta_app.runs.memory import peaks, reset_peaks
+from fedta_app.runs.provenance import code_version
 from fedta_app.secure import FEATURE_SUMS, SCORES
 from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
+from fedta_app.training.datasets import find_dataset
 from fedta_app.training.head_fit import head_images, head_statistics
 from fedta_app.training.scoring import client_batches, own_mask, scores
 from fedta_app.training.workspace import shared_workspace
@@ -73,16 +76,24 @@ app = ClientApp(mods=[report_memory, report_disk])
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Return the node's partition id, and whether it can map the server's shared memory."""
+    """Return the node's partition id, its code, and whether it can map the server's memory.
+
+    Where nodes have images of their own, also how many, and their classes.
+    """
     try:
         shares = on_servers_machine(context) and all(
             len(unpack(arrays, SHARED)) > 0 for arrays in message.content.array_records.values()
         )
     except SharingError:
         shares = False
-    config_of(context)  # a node that is set up wrongly says so at once
-    node = ConfigRecord({"partition-id": node_partition(context), "shares-memory": shares})
-    return Message(RecordDict({"config": node}), reply_to=message)
+    config = config_of(context)  # a node that is set up wrongly says so at once
+    about: dict[str, Any] = {"images": 0}
+    if own_node(config, context) is not None:
+        dataset = find_dataset(config, of_node=True)
+        about = {"images": dataset.images, "classes": list(dataset.class_names)}
+    node = {"partition-id": node_partition(context), "shares-memory": shares}
+    said = ConfigRecord({**node, **about, "code": code_version()})
+    return Message(RecordDict({"config": said}), reply_to=message)
 
 
 @app.train()
@@ -202,7 +213,9 @@ def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[
     if settings["transport"] != WIRE and not on_servers_machine(context):
         raise ValueError("this node takes vectors by wire only")
     # The server resolved num-clients, which may be 0 in the configuration (as many as there are).
-    workspace = shared_workspace(config.with_values(num_clients=int(settings["num-clients"])))
+    workspace = shared_workspace(
+        config.with_values(num_clients=int(settings["num-clients"])), own_node(config, context)
+    )
     if workspace.layout != settings["layout"]:
         raise ValueError("this client's model has other parameters or weights than the server's")
     memory = client_memory(workspace)

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from engine.inprocess import ONE_PROCESS, InProcessGrid
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.training.datasets import of_nodes
 
 # Keys of the configuration that are a node's own business: set by --node-config.
 NODE_KEYS = ("data-dir", "image-folder", "cache-dir", "results-dir", "device", "threads")
@@ -90,6 +91,11 @@ def node_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
         allowed = ", ".join((_PARTITION, *NODE_KEYS))
         raise ConfigError(f"--node-config cannot set {unknown[0]}; allowed are: {allowed}")
     return own
+
+
+def own_node(config: RunConfig, context: Context) -> int | None:
+    """Return the partition id of a node that has images of its own, None where none has."""
+    return node_partition(context) if of_nodes(config) else None
 
 
 def config_of(context: Context) -> RunConfig:

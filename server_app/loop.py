@@ -9,8 +9,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from engine.client_memory import forget_run, forget_unnamed, memories_path
+from engine.deployment import is_deployment
 from fedta_app.config import RunConfig
-from fedta_app.errors import CheckpointError, first_line
+from fedta_app.errors import CheckpointError, ConfigError, first_line
 from fedta_app.files import unless_refused
 from fedta_app.pace import Pace
 from fedta_app.partition.figure import save_partition_figure
@@ -21,6 +22,7 @@ from fedta_app.runs.directory import run_path
 from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.loop import Part, Phase, RoundLoop
 from fedta_app.runs.session import RunSession
+from fedta_app.training.datasets import find_dataset, knows_clients, of_nodes
 from fedta_app.training.evaluation import Start
 from fedta_app.training.facts import label_counts, model_facts, run_facts
 from fedta_app.training.workspace import Workspace, shared_workspace
@@ -31,22 +33,25 @@ from server_app.privacy import privacy_warnings
 from server_app.state import ServerState
 from server_app.superclient_phase import Superclients
 from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
+from strategies.node_answers import Terms, read_nodes_file
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
     """Run a federated training to its end, from its last checkpoint if there is one."""
-    nodes = discover_nodes(grid, config.num_clients, config.clients_per_node, config.round_timeout)
+    nodes = discover_nodes(
+        grid, config.num_clients, config.clients_per_node, config.round_timeout, terms(grid, config)
+    )
     workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
     try:
         state = ServerState.of(grid, nodes, workspace)
-        pace = Pace(workspace.config, [len(part) for part in workspace.partitions])
+        pace = Pace(workspace.config, state.held)
         strategy = make_strategy(state, pace)
         phases = make_phases(state, strategy, pace)
         # `config`, not `state.config`: config.toml keeps num-clients = 0 as the user wrote it.
         session = RunSession(
             config,
             total_rows=sum(phase.num_rounds for phase in phases),
-            facts=federated_facts(workspace),
+            facts=federated_facts(state),
             notes=state.notes,
             saved=lambda: forget_memories(workspace, strategy) if strategy.memories else None,
         )
@@ -59,6 +64,27 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             RoundLoop(phases, parts, session, keeper, state.sha256).run()
     finally:
         forget_run()
+
+
+def terms(grid: Grid, config: RunConfig) -> Terms:
+    """Return what a node has to be.
+
+    Raises
+    ------
+    ConfigError
+        When the nodes of a simulation should have images of their own.
+    DataError
+        When the server has no folder of images, which says what the classes are.
+    """
+    if not of_nodes(config):
+        return Terms(read_nodes_file(config.nodes_file))
+    if not is_deployment(grid):
+        raise ConfigError(
+            f"partition = '{config.partition}' is not allowed in a simulation, whose clients all "
+            "read one data set: nodes have images of their own in a deployment only "
+            "(docs/deployment.md)"
+        )
+    return Terms(read_nodes_file(config.nodes_file), find_dataset(config).class_names)
 
 
 def make_phases(state: ServerState, strategy: FederatedStrategy, pace: Pace) -> list[Phase]:
@@ -74,22 +100,27 @@ def make_phases(state: ServerState, strategy: FederatedStrategy, pace: Pace) -> 
     return [*phases, Start(state.workspace, state.measure), Train(state, strategy, pace)]
 
 
-def federated_facts(workspace: Workspace) -> dict[str, Any]:
+def federated_facts(state: ServerState) -> dict[str, Any]:
     """Return what summary.json says of weights, data, device and partition."""
+    workspace, held = state.workspace, state.held
     facts = run_facts(workspace)
-    facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
-    counts = label_counts(workspace)
-    sizes = counts.sum(axis=1)
-    about = {
-        "images-per-client": [int(sizes.min()), float(sizes.mean()), int(sizes.max())],
-        "label-distance": float(label_distances(counts).mean()),
+    about: dict[str, Any] = {
+        "images-per-client": [min(held), sum(held) / len(held), max(held)],
+        "label-distance": None,
     }
+    if knows_clients(workspace.config):
+        facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
+        about["label-distance"] = float(label_distances(label_counts(workspace)).mean())
+    else:
+        facts["data"]["training-images"] = sum(held)
     facts["warnings"] += privacy_warnings(workspace.config)
-    return {**facts, "num-clients": len(counts), "partition": about}
+    return {**facts, "num-clients": len(held), "partition": about}
 
 
 def save_partition(workspace: Workspace, session: RunSession) -> None:
     """Save the figure that shows how many images of each class the clients hold."""
+    if not knows_clients(workspace.config):
+        return
     with unless_refused():
         save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
 

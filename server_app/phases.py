@@ -274,7 +274,7 @@ def make_strategy(state: ServerState, pace: Pace) -> FederatedStrategy:
             state.exchange,
             algorithm,
             largest=config.secure_range,
-            most_held=max(len(part) for part in state.workspace.partitions),
+            most_held=max(state.held),
             share=config.secure_threshold,
             timeout=config.round_timeout,
             **options,

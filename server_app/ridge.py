@@ -56,7 +56,7 @@ class RidgeSums:
     def check(self, vector: Tensor) -> None:
         """Raise ReplyError unless a vector holds the sums of a client's features."""
         check_vectors({"sums": vector}, {"sums": len(self)}, torch.float64)
-        check_statistics(self.unpacked(vector), len(self.state.workspace.data.train))
+        check_statistics(self.unpacked(vector), self.state.most_examples)
 
     def unpacked(self, vector: Tensor) -> RidgeStatistics:
         """Return the statistics that a client or a checkpoint packed."""

@@ -16,6 +16,7 @@ from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.loop import check_keys, check_tensor, named_by_client
 from fedta_app.runs.metrics import Figures
+from fedta_app.training.datasets import of_nodes
 from fedta_app.training.evaluation import measure
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.flat import weights_sha256
@@ -66,6 +67,18 @@ class ServerState:
     def config(self) -> RunConfig:
         """The configuration, with num-clients = 0 replaced by the number of clients."""
         return self.workspace.config
+
+    @property
+    def held(self) -> list[int]:
+        """How many training images each client has; nodes with images of their own have said so."""
+        if of_nodes(self.config):
+            return [images for _, images in sorted(self.exchange.nodes.images.items())]
+        return [len(part) for part in self.workspace.partitions]
+
+    @property
+    def most_examples(self) -> int:
+        """How many training images all clients have together, and one at most."""
+        return sum(self.held) if of_nodes(self.config) else len(self.workspace.data.train)
 
     @property
     def memory(self) -> ClientMemory:
@@ -187,7 +200,7 @@ class ServerState:
 
     def limits(self) -> dict[str, Any]:
         """Return what a strategy may expect of the replies to a round."""
-        config, examples = self.config, len(self.workspace.data.train)
+        config, examples = self.config, self.most_examples
         return {
             "min_clients_ok": config.min_clients_ok,
             "most_examples": examples,

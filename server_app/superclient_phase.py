@@ -48,5 +48,4 @@ class Superclients(FederatedPhase):
         state.notes["superclients"] = {"number": len(groups), "largest": max(sizes)}
 
     def _check(self, counts: Tensor) -> None:
-        data = self.state.workspace.data
-        check_counts(counts, data.num_classes, len(data.train))
+        check_counts(counts, self.state.workspace.data.num_classes, self.state.most_examples)

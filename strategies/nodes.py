@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -21,6 +20,7 @@ from engine.shared_memory import can_share
 from engine.transport import SHARED, pack, release
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.seeding import checked_seed, numpy_generator
+from strategies.node_answers import ANY_NODE, Answer, NodeRefusedError, Terms
 
 _BETWEEN_LOOKS = 1.0  # seconds
 _SHORT_TIMEOUT = 60.0  # a node that comes during a run must not hold it up
@@ -35,14 +35,29 @@ class Nodes:
     by_partition : dict from the partition id of a client, 0..K-1, to node id
     share_memory : bool
         Whether all nodes can map this process's memory, as they can on the same machine.
+    terms : Terms
+        What a node has to be to be one of them.
+    images : dict from partition id to int
+        How many images of their own nodes say that they have.
     spare : dict from node id to partition id
         Nodes that came later, and whose partition another node holds.
+    refused : set of int
+        Node ids that came later and are none of them.
     """
 
-    def __init__(self, by_partition: dict[int, int], share_memory: bool = False) -> None:
+    def __init__(
+        self,
+        by_partition: dict[int, int],
+        share_memory: bool = False,
+        terms: Terms = ANY_NODE,
+        images: Mapping[int, int] | None = None,
+    ) -> None:
         self.by_partition = by_partition
         self.share_memory = share_memory
+        self.terms = terms
+        self.images = dict(images or {})
         self.spare: dict[int, int] = {}
+        self.refused: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.by_partition)
@@ -113,7 +128,11 @@ def num_nodes(num_clients: int, clients_per_node: int) -> int:
 
 
 def discover_nodes(
-    grid: Grid, num_clients: int, clients_per_node: int = 1, patience: float = 0.0
+    grid: Grid,
+    num_clients: int,
+    clients_per_node: int = 1,
+    patience: float = 0.0,
+    terms: Terms = ANY_NODE,
 ) -> Nodes:
     """Ask every node for its partition id, and whether it can map this process's memory.
 
@@ -125,13 +144,15 @@ def discover_nodes(
         How many clients, of neighbouring partition ids, a node stands for; 0 is 1.
     patience : float
         Seconds in which the nodes of a deployment may still come; a simulation's are there.
+    terms : Terms
+        What a node has to be; any node, by default.
 
     Raises
     ------
     ConfigError
         When a simulation has another number of nodes; the message holds the option to type.
     RunError
-        When nodes or partitions are missing, or a node cannot start.
+        When nodes or partitions are missing, a node cannot start, or it does not fit `terms`.
     """
     share, deployed = max(1, clients_per_node), is_deployment(grid)
     wanted = num_nodes(num_clients, share) or 1
@@ -152,14 +173,22 @@ def discover_nodes(
             f"num-clients = {num_clients}{each} does not match the federation of {len(node_ids)} "
             f'nodes: add --federation-config "num-supernodes={needed}" to flwr run{or_else}'
         )
-    found, share_memory = _partitions(grid, node_ids, share=can_share())
-    found = {partition: node for partition, node in found.items() if partition < needed}
+    share_memory = can_share()
+    answers, refused = _ask(grid, node_ids, terms, share=share_memory)
+    found = {said.partition: node for node, said in answers.items() if said.partition < needed}
     if len(found) < needed:
+        if refused:
+            raise RunError("; ".join(refused.values()))
         raise RunError(
             f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
             f"its own partition-id from 0 to {needed - 1}"
         )
-    return Nodes({client: found[client // share] for client in range(num_clients)}, share_memory)
+    for sentence in refused.values():
+        print(f"warning: {sentence}", flush=True)
+    by_partition = {client: found[client // share] for client in range(num_clients)}
+    images = {partition: answers[node].images for partition, node in found.items()}
+    share_memory = share_memory and all(said.shares_memory for said in answers.values())
+    return Nodes(by_partition, share_memory, terms, images)
 
 
 def welcome_back(grid: Grid, nodes: Nodes, clients_per_node: int) -> list[int]:
@@ -176,11 +205,14 @@ def welcome_back(grid: Grid, nodes: Nodes, clients_per_node: int) -> list[int]:
     if not is_deployment(grid):
         return []
     there, share = set(grid.get_node_ids()), max(1, clients_per_node)
-    new = sorted(there - {*nodes.by_partition.values(), *nodes.spare})
+    new = sorted(there - {*nodes.by_partition.values(), *nodes.spare, *nodes.refused})
     with suppress(RunError):
         if new:
-            found, _ = _partitions(grid, new, share=False, timeout=_SHORT_TIMEOUT)
-            nodes.spare |= {node_id: partition for partition, node_id in found.items()}
+            answers, refused = _ask(grid, new, nodes.terms, share=False, timeout=_SHORT_TIMEOUT)
+            nodes.spare |= {node_id: said.partition for node_id, said in answers.items()}
+            nodes.refused |= refused.keys()
+            for sentence in refused.values():
+                print(f"warning: {sentence}", flush=True)
     back = []
     for node_id, partition in sorted(nodes.spare.items()):
         clients = range(share * partition, min(share * (partition + 1), len(nodes)))
@@ -204,23 +236,27 @@ def _wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
         time.sleep(_BETWEEN_LOOKS)
 
 
-def _partitions(
-    grid: Grid, node_ids: Sequence[int], *, share: bool, timeout: float = _TIMEOUT
-) -> tuple[dict[int, int], bool]:
-    """Return the nodes by the partition that they hold, and whether all share this memory."""
+def _ask(
+    grid: Grid, node_ids: Sequence[int], terms: Terms, *, share: bool, timeout: float = _TIMEOUT
+) -> tuple[dict[int, Answer], dict[int, str]]:
+    """Return by node id what nodes answer, and why those are refused that do not fit the terms."""
     content = RecordDict()
     if share:
         content["arrays"] = pack(torch.arange(8), SHARED)
     questions = [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
-    found = {}
-    for reply in replies_as_they_come(grid, questions, timeout):
-        if reply.has_error():
-            # Ray's reason is a traceback, whose last line is the error.
-            reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-            raise RunError(f"a client did not start: {reason}")
-        answer: Mapping[str, Any] = reply.content.config_records["config"]
-        found[int(answer["partition-id"])] = reply.metadata.src_node_id
-        share = share and answer["shares-memory"] is True
-    for arrays in content.array_records.values():
-        release(arrays, SHARED)
-    return found, share
+    found, refused = {}, {}
+    try:
+        for reply in replies_as_they_come(grid, questions, timeout):
+            if reply.has_error():
+                # Ray's reason is a traceback, whose last line is the error.
+                reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+                raise RunError(f"a client did not start: {reason}")
+            node_id = reply.metadata.src_node_id
+            try:
+                found[node_id] = terms.read(reply)
+            except NodeRefusedError as error:
+                refused[node_id] = str(error)
+    finally:
+        for arrays in content.array_records.values():
+            release(arrays, SHARED)
+    return found, refused

@@ -47,7 +47,7 @@ from fedta_app.runs.records import (
     write_summary,
 )
 from fedta_app.seeding import numpy_generator
-from fedta_app.training.datasets import data_key
+from fedta_app.training.datasets import data_key, knows_clients
 from fedta_app.training.workspace import Workspace, build_workspace
 from fedta_app.vectors import FlatMask, weights_sha256
 
@@ -125,7 +125,7 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
     if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
         summary["task-vectors"] = vectors
     _keep_points(path, checkpoint, folder)
-    if with_classes and config.engine != "centralized":
+    if with_classes and knows_clients(config):
         labels, classes = workspace.data.train.labels.numpy(), workspace.data.num_classes
         counts = class_counts(labels, workspace.partitions, classes).tolist()
         write_atomically(

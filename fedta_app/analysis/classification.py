@@ -19,6 +19,7 @@ from fedta_app.analysis.confusion_figure import save_confusion
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
 from fedta_app.finished.reading import Run
+from fedta_app.training.datasets import knows_clients
 from fedta_app.training.facts import label_counts
 from fedta_app.training.steps import predict
 from fedta_app.training.workspace import build_workspace
@@ -275,6 +276,6 @@ def evaluate_run(
         split=split,
         loss=loss,
         confusion=confusion_matrix(labels, predicted.cpu().numpy(), labels=range(classes)),
-        counts=None if run.config.engine == "centralized" else label_counts(workspace),
+        counts=label_counts(workspace) if knows_clients(run.config) else None,
         weights_sha256=kept.facts["weights-sha256"],
     )

@@ -1,8 +1,12 @@
 """Partitions that a data set does not allow."""
 
+from fedta_app.algorithms import make_algorithm
+from fedta_app.combinations.refusal import refuse
+from fedta_app.data.folder import FOLDER
 from fedta_app.data.sets import DATASETS
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
+from fedta_app.partition.schemes import NODES
 
 
 def check_partition(config: Keys) -> None:
@@ -15,8 +19,34 @@ def check_partition(config: Keys) -> None:
             f"partition = 'natural' is not allowed with dataset = '{config.dataset}', which does "
             f"not say whose its examples are: dataset is {', '.join(having)}"
         )
+    if config.partition == NODES and federated:
+        _check_nodes(config)
     if known:
         check_classes(config, known.classes)
+
+
+def _check_nodes(config: Keys) -> None:
+    """Refuse what takes the images of all clients in one place."""
+    algorithm = make_algorithm(config.strategy, vars(config))
+    everywhere = "the server measures it on clients' images, and has none of theirs"
+    refuse(
+        config,
+        f"partition = '{NODES}' is not allowed with ",
+        {
+            "engine": (
+                config.engine == "in-process",
+                "nodes have images of their own in a deployment only (docs/deployment.md)",
+            ),
+            "dataset": (config.dataset != FOLDER, f"dataset is {FOLDER} there"),
+            "clients-per-node": (config.clients_per_node > 1, "a node is one client there"),
+            "size-spread": (config.size_spread > 0, "nodes have as many images as they have"),
+            "shared-fraction": (config.shared_fraction > 0, "nobody has images to share"),
+            "task-figures": (config.task_figures, everywhere),
+            "interference-every": (config.interference_every > 0, everywhere),
+            "personal-ridge": (config.personal_ridge > 0, everywhere),
+            "strategy": (bool(algorithm.adaptation), everywhere),
+        },
+    )
 
 
 def check_classes(config: Keys, num_classes: int) -> None:

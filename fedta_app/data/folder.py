@@ -7,6 +7,9 @@ Classes are the folders in `train`, in the order of their names. Without `test`,
 are for test; without both, a fifth of those in `train`, the same for every seed. With both, those
 in `val` join the others, from which the validation images of a run are drawn.
 
+Where nodes train on images of their own (``partition = "nodes"``), the folder of a node has `train`
+alone, with a folder for every class that the server's has; some of them may be empty.
+
 Listing the folder is quick, and finds what is wrong with it before any image is read.
 """
 
@@ -30,7 +33,9 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", 
 _SPLITS = ("train", "val", "test")
 
 
-def image_folder(path: Path, size: int, cache: ArrayCache = NO_CACHE) -> Dataset:
+def image_folder(
+    path: Path, size: int, cache: ArrayCache = NO_CACHE, *, of_node: bool = False
+) -> Dataset:
     """Return the data set of a folder, from its listing; the images are read by `Dataset.load`.
 
     Parameters
@@ -41,6 +46,8 @@ def image_folder(path: Path, size: int, cache: ArrayCache = NO_CACHE) -> Dataset
         Height and width in pixels that every image gets (see `fedta_app.data.decoding.decode`).
     cache : ArrayCache
         Where decoded images are kept; by default, they are decoded at every load.
+    of_node : bool
+        Whether these are the images of one node, which are all for training.
 
     Raises
     ------
@@ -65,7 +72,7 @@ def image_folder(path: Path, size: int, cache: ArrayCache = NO_CACHE) -> Dataset
     >>> data.train.images.shape, len(data.val), len(data.test)
     (torch.Size([18, 3, 16, 16]), 6, 6)
     """
-    listing = _list(path)
+    listing = _list(path, of_node)
     files = [*listing.pool, *listing.test]
     _refuse_too_many(path, len(files), size)
 
@@ -74,15 +81,16 @@ def image_folder(path: Path, size: int, cache: ArrayCache = NO_CACHE) -> Dataset
         everything = ImageSet(images, torch.tensor([file.label for file in files]))
         positions = torch.arange(len(files))
         split = len(listing.pool)
-        if listing.test:
+        if listing.test or of_node:
             return everything.subset(positions[:split]), everything.subset(positions[split:])
         pool, test = stratified_split(everything.labels.numpy(), TEST_SHARE, 0, purpose="test")
         return everything.subset(pool), everything.subset(test)
 
-    number = len(listing.pool) - (0 if listing.test else round(TEST_SHARE * len(listing.pool)))
+    taken = 0 if listing.test or of_node else round(TEST_SHARE * len(listing.pool))
     return Dataset(
-        FOLDER, len(listing.classes), number, load, crop_padding=size // 8, flip=True,
-        note=f"{path.name}: {len(listing.classes)} classes; {listing.note}",
+        FOLDER, len(listing.classes), len(listing.pool) - taken, load, crop_padding=size // 8,
+        flip=True, note=f"{path.name}: {len(listing.classes)} classes; {listing.note}",
+        class_names=tuple(listing.classes),
     )  # fmt: skip
 
 
@@ -102,14 +110,14 @@ class _Listing:
     note: str
 
 
-def _list(path: Path) -> _Listing:
+def _list(path: Path, of_node: bool) -> _Listing:
     try:
-        return _read_listing(path)
+        return _read_listing(path, of_node)
     except OSError as error:
         raise DataError(f"{path} cannot be listed ({error})") from error
 
 
-def _read_listing(path: Path) -> _Listing:
+def _read_listing(path: Path, of_node: bool) -> _Listing:
     if not path.is_dir():
         raise DataError(
             f"there is no folder {path}: image-folder is the name of a folder in data-dir, or an "
@@ -127,15 +135,17 @@ def _read_listing(path: Path) -> _Listing:
         found = f"one class, {classes[0]}" if classes else "no class folders"
         raise DataError(f"{path / 'train'} has {found}: a classifier needs two or more classes")
     files, left_out = {}, [name for name in folders if name not in _SPLITS]
-    for split in _SPLITS:
+    for split in _SPLITS[:1] if of_node else _SPLITS:
         if split in folders:
-            files[split], others = _split(path / split, classes)
+            files[split], others = _split(path / split, classes, some_empty=of_node)
             left_out += others
     test_split = next((split for split in ("test", "val") if split in files), None)
     test = files.pop(test_split) if test_split else []
     pool = [file for split in files.values() for file in split]
     note = f"training and validation images from {' and '.join(files)}, test images "
     note += f"from {test_split}" if test_split else f"are {TEST_SHARE:.0%} of them, for every seed"
+    if of_node:
+        note = "all images of a node are for training"
     if left_out:
         note += f"; left out, as no images of a class: {', '.join(left_out[:3])}"
         note += f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
@@ -147,7 +157,9 @@ def _folders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
-def _split(path: Path, classes: list[str]) -> tuple[list[_File], list[str]]:
+def _split(
+    path: Path, classes: list[str], *, some_empty: bool = False
+) -> tuple[list[_File], list[str]]:
     """Return the images of a split, and the names of files that are not images of a class."""
     found = [entry.name for entry in _folders(path)]
     if unknown := [name for name in found if name not in classes]:
@@ -160,7 +172,7 @@ def _split(path: Path, classes: list[str]) -> tuple[list[_File], list[str]]:
     for name in found:
         inside = list(_files(path / name, set()))
         images = [file for file in inside if file.suffix.lower() in _SUFFIXES]
-        if not images and path.name == "train":
+        if not images and path.name == "train" and not some_empty:
             kinds = ", ".join(sorted(_SUFFIXES))
             raise DataError(
                 f"the class folder {path / name} has no images: put some there ({kinds}), or "

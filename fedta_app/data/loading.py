@@ -21,6 +21,7 @@ __all__ = [
     "channel_statistics",
     "draw_clients",
     "load_data",
+    "load_side",
 ]
 
 
@@ -119,6 +120,29 @@ def load_data(
     return DataSplits(
         chosen.name, chosen.classes, train, val, test, mean, std, chosen.crop_padding, chosen.flip,
         _digest((train, val, test)), note, chosen.alphabet,
+    )  # fmt: skip
+
+
+def load_side(dataset: Dataset, data_dir: str | Path, *, of_node: bool) -> DataSplits:
+    """Return the images of a node, which are all for training, or of the server, of which none is.
+
+    So it is where each node has images of its own: what the server has for training and validation
+    is for validation. No side can know the mean of all images, and every side needs the same: the
+    mean and the standard deviation of each channel are 0.5.
+
+    Raises
+    ------
+    DataError
+        If files are missing or damaged.
+    """
+    pool, test = dataset.load(Path(data_dir).expanduser())
+    nothing = pool.subset([])
+    train, val, test = (pool, nothing, nothing) if of_node else (nothing, pool, test)
+    half = (0.5,) * pool.images.shape[1]
+    note = dataset.note if isinstance(dataset.note, str) else ""
+    return DataSplits(
+        dataset.name, dataset.classes, train, val, test, half, half, dataset.crop_padding,
+        dataset.flip, _digest((train, val, test)), note,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from fedta_app.entry import (
     text,
     whole,
 )
-from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA, SCHEMES
+from fedta_app.partition.schemes import MAX_ALPHA, MAX_SPREAD, MIN_ALPHA, NODES, SCHEMES
 
 ALPHA = Range(
     f"a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}",
@@ -65,8 +65,8 @@ class DataKeys:
     cached_views: int = whole(0, 0, "result time",
         "cached augmented views of an image; 0: new ones each step", high=64,
         read_when=SOME_BLOCKS & key_is("augment", True))
-    partition: str = choice("dirichlet", SCHEMES, "result partition",
-        "iid, classes (Nc per client), dirichlet (fits any K), natural (roles)",
+    partition: str = choice("dirichlet", (*SCHEMES, NODES), "result partition",
+        "iid, classes (Nc each), dirichlet, natural (roles), nodes (each its own)",
         read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
         "K; 0: the number of the federation's nodes, times clients-per-node", high=1_000_000,

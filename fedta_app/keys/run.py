@@ -54,6 +54,9 @@ class RunKeys:
         "of linear layers on a CPU: torch, onednn; auto: onednn on AMD CPUs")
     transport: str = choice("auto", ("auto", "memory", "shared", "wire"), "place",
         "of vectors: memory (in-process), shared (one machine) or wire", read_when=FEDERATED)
+    nodes_file: str = text("", "the path of a file, or nothing", "place",
+        "TOML, node-id = partition-id: who may stand for what; empty: any",
+        read_when=FEDERATED, check=lambda value: True)
     clients_per_node: int = whole(0, 0, "place",
         "clients that a Flower node stands for; 0: one, or more for large K", read_when=FEDERATED)
     engine: str = choice("flower", ("flower", "in-process", "centralized"), "place time",

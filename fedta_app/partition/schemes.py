@@ -26,6 +26,7 @@ from fedta_app.partition.allocation import (
 from fedta_app.seeding import checked_seed, numpy_generator
 
 SCHEMES = ("iid", "classes", "dirichlet", "natural")
+NODES = "nodes"  # no scheme: each node of a deployment has images of its own
 MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6  # beyond these only rounding errors change
 MAX_SPREAD = 5.0  # beyond it nearly all samples lie on one client
 NO_MASS = 1e-9  # a sum of proportions below this is rounding error

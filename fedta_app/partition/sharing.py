@@ -101,7 +101,7 @@ def counted_once(parts: list[IntArray]) -> list[IntArray]:
     >>> [part.tolist() for part in parts]
     [[0, 1], [2], [3]]
     """
-    first = np.full(1 + max(int(part.max()) for part in parts), len(parts))
+    first = np.full(1 + max(int(part.max(initial=-1)) for part in parts), len(parts))
     for client in reversed(range(len(parts))):
         first[parts[client]] = client
     return [part[first[part] == client] for client, part in enumerate(parts)]

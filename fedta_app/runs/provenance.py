@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def code_facts(config: RunConfig | None = None) -> dict[str, Any]:
         changed = {path for path in _changed(checkout) if path in used or path not in sources}
         facts["changed"] = sorted(changed)
     return facts
+
+
+@cache
+def code_version() -> str:
+    """Return fedta's version and the beginning of the sha256 of the code that runs."""
+    return f"{versions()['fedta']} (code {sources_sha256(read_sources(_ROOT))[:12]})"
 
 
 def code_parts(config: RunConfig) -> dict[str, str]:

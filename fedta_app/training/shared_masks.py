@@ -20,7 +20,7 @@ from fedta_app.masks import needs_scores
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.runs.provenance import code_parts
 from fedta_app.runs.used_code import SHARED
-from fedta_app.training.datasets import machine_cache
+from fedta_app.training.datasets import machine_cache, of_nodes
 from fedta_app.training.frozen import machine_key
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
@@ -67,7 +67,8 @@ def shared_mask(
         array[:] = np.frombuffer(find().to_bits(), np.uint8)
 
     try:
-        if workspace.stem is None or not needs_scores(workspace.config.mask_rule):
+        config = workspace.config
+        if workspace.stem is None or not needs_scores(config.mask_rule) or of_nodes(config):
             return find()
         key = _key(workspace, positions, calibration_round, before)
         bits = machine_cache(workspace.config).array(key, (-(-size // 8),), "uint8", fill)

@@ -28,7 +28,7 @@ from fedta_app.seeding import numpy_generator, torch_generator
 from fedta_app.training.datasets import divide, load_run_data
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
 from fedta_app.training.passes import Passes
-from fedta_app.vectors.flat import FlatWeights
+from fedta_app.vectors.flat import FlatWeights, weights_and_head
 from fedta_app.vectors.mask import FlatMask
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -56,6 +56,8 @@ class Workspace:
         What is trained, on the device: the whole model, or the blocks behind the stem.
     layers : PersonalLayers or None
         The tensors of `weights` that stay with each client, where there are some.
+    node : int or None
+        The partition id of the node that this is, where each has images of its own.
     """
 
     config: RunConfig
@@ -68,6 +70,7 @@ class Workspace:
     stem: Stem | None
     model: torch.nn.Module
     layers: PersonalLayers | None
+    node: int | None = None
     _start_features: dict[str, ImageSet] = field(default_factory=dict)
 
     @property
@@ -89,7 +92,7 @@ class Workspace:
         """The positions of each client's images in the training split."""
         train = self.data.train
         natural = None if train.clients is None else train.clients.cpu().numpy()
-        return divide(self.config, train.labels.cpu().numpy(), natural)
+        return divide(self.config, train.labels.cpu().numpy(), natural, self.node)
 
     @cached_property
     def counted(self) -> list[np.ndarray]:
@@ -121,7 +124,7 @@ class Workspace:
             self.device,
             precision=self.precision,
             mode=config.compile,
-            batch_sizes={min(config.batch_size, number) for number in held},
+            batch_sizes={min(config.batch_size, number) for number in held if number},
         )
 
     def client_positions(self, partition_id: int) -> Tensor:
@@ -178,7 +181,7 @@ class Workspace:
         """Compute what the clients will read from the cache, before they ask for it."""
         if self.stem is not None and self.config.cache_dir:
             _ = self.plain, self.train_images
-            if self.config.head == "ridge":
+            if self.config.head == "ridge" and len(self.data.train):
                 self.start_images("train")
 
     def client_data(self, partition_id: int) -> ImageSet:
@@ -227,8 +230,15 @@ class Workspace:
         return self.built.mean or self.data.mean, self.built.std or self.data.std
 
 
-def build_workspace(config: RunConfig, data: DataSplits | None = None) -> Workspace:
+def build_workspace(
+    config: RunConfig, data: DataSplits | None = None, node: int | None = None
+) -> Workspace:
     """Load the data, unless given, build the model and check that they fit the configuration.
+
+    Parameters
+    ----------
+    node : int, optional
+        The partition id of the node that this is, where each has images of its own.
 
     Raises
     ------
@@ -240,7 +250,7 @@ def build_workspace(config: RunConfig, data: DataSplits | None = None) -> Worksp
     precision = resolve_precision(config.precision, device)
     set_float32_policy(precision, device)
     weights_path(config.weights)  # raises before images are read, which can take an hour
-    data = data or load_run_data(config)
+    data = data or load_run_data(config, node)
     built = build_model(
         config.model,
         weights=config.weights,
@@ -268,33 +278,23 @@ def build_workspace(config: RunConfig, data: DataSplits | None = None) -> Worksp
             "kernels": kernels,
         }
         stem = make_stem(frozen, config, device, about)
-    weights, head = _split_weights(config, model, built.head)
+    weights, head = weights_and_head(model, built.head, frozen=config.head != "random")
     data = data.to(device)
     patterns = "none" if config.engine == "centralized" else config.personal_layers
     layers = personal_layers(patterns, model, weights, head=built.head)
-    workspace = Workspace(config, device, data, built, weights, head, kernels, stem, model, layers)
+    workspace = Workspace(
+        config, device, data, built, weights, head, kernels, stem, model, layers, node
+    )
     if config.engine != "centralized":
         _ = workspace.partitions  # raises if the data cannot be partitioned
     return workspace
 
 
-def _split_weights(
-    config: RunConfig, model: torch.nn.Module, head: str
-) -> tuple[FlatWeights, FlatWeights | None]:
-    names = [name for name, _ in model.named_parameters()]
-    if config.head == "random":
-        return FlatWeights(model, names), None
-    head_names = [name for name in names if name.startswith(f"{head}.")]
-    frozen = FlatWeights(model, head_names)
-    model.get_submodule(head).requires_grad_(False)
-    return FlatWeights(model, [name for name in names if name not in head_names]), frozen
-
-
 @lru_cache(maxsize=1)
-def shared_workspace(config: RunConfig) -> Workspace:
-    """Return this process's workspace for the configuration, built at the first call.
+def shared_workspace(config: RunConfig, node: int | None = None) -> Workspace:
+    """Return this process's workspace, which `build_workspace` makes at the first call.
 
     A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.
     """
     gc.collect()  # reference cycles hold the images and weights of the run before
-    return build_workspace(config)
+    return build_workspace(config, node=node)

@@ -61,3 +61,22 @@ class FlatWeights:
 def weights_sha256(vector: Tensor) -> str:
     """Return the sha256 of a vector's bytes: equal only when every weight has equal bits."""
     return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def weights_and_head(
+    model: nn.Module, head: str, *, frozen: bool
+) -> tuple[FlatWeights, FlatWeights | None]:
+    """Return the weights of a model that are trained, and those of its head if that is frozen.
+
+    Parameters
+    ----------
+    head : str
+        Name of the module.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if not frozen:
+        return FlatWeights(model, names), None
+    head_names = [name for name in names if name.startswith(f"{head}.")]
+    made_first = FlatWeights(model, head_names)
+    model.get_submodule(head).requires_grad_(False)
+    return FlatWeights(model, [name for name in names if name not in head_names]), made_first

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from experiments import load_run
+from tests.image_folders import put
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
 PORT = 9444
 KEYS = {
-    "name": "'machines'", "num-clients": 3, "fraction-train": 1.0, "num-server-rounds": 40,
+    "name": "'machines'", "dataset": "'folder'", "partition": "'nodes'", "image-size": 8,
+    "weights": "'random'", "num-clients": 3, "fraction-train": 1.0, "num-server-rounds": 40,
     "local-steps": 2, "eval-every": 20, "eval-size": 100, "head": "'ridge'", "threads": 1,
     "mask-rule": "'least-sensitive'", "calibration-rounds": 1, "calibration-examples": 20,
     "strategy": "'scaffold'",
@@ -57,7 +59,11 @@ class Machines:
             )  # fmt: skip
 
     def node(self, number: int, keys: str = "keys", **settings: object) -> None:
-        own = {"results-dir": self.folder / f"runs{number}", **settings}
+        own = {
+            "results-dir": self.folder / f"runs{number}",
+            "image-folder": self.folder / f"images{number}",
+            **settings,
+        }
         text = " ".join(f'{key}="{value}"' for key, value in own.items())
         script = ROOT / "deployment/node.sh"
         where = (self.folder / keys, f"127.0.0.1:{PORT}", number, text)
@@ -96,6 +102,10 @@ def test_a_masked_run_over_tls_goes_on_when_a_node_is_killed_and_comes_back(
     machines: Machines,
 ) -> None:
     folder = machines.folder
+    put(folder / "images", "train", [0, 1, 2] * 10, 3)  # the server's, to measure on
+    put(folder / "images", "test", [0, 1, 2] * 20, 4)
+    for number in range(3):  # each node has images of two classes, which nobody else has
+        put(folder / f"images{number}", "train", [number, (number + 1) % 3] * 15, number)
     machines.script("certificates.sh", folder / "keys", "127.0.0.1", 3)
     machines.script("certificates.sh", folder / "others", "127.0.0.1", 3)
     machines.start("server", ROOT / "deployment/server.sh", folder / "keys", PORT, home="server")
@@ -109,6 +119,8 @@ def test_a_masked_run_over_tls_goes_on_when_a_node_is_killed_and_comes_back(
     (folder / "run.toml").write_text(
         "".join(f"{key} = {value}\n" for key, value in KEYS.items())
         + f"results-dir = '{folder / 'runs'}'\n"
+        + f"nodes-file = '{folder / 'keys/nodes.toml'}'\n"
+        + f"image-folder = '{folder / 'images'}'\n"
     )
     run = ("flwr", "run", ROOT, "fedta", "--stream", "--run-config", folder / "run.toml")
     machines.start("run", *run, home="server")

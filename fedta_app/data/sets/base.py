@@ -85,6 +85,8 @@ class Dataset:
         Of a data set of text, the characters at the positions that stand for them; else empty.
     natural : str
         What the clients of ``partition = "natural"`` are; empty where there are none.
+    class_names : tuple of str
+        Of an image folder, in the order of the labels; else empty.
     """
 
     name: str
@@ -97,3 +99,4 @@ class Dataset:
     split: Callable[[ImageSet, float], tuple[IntArray, IntArray]] | None = None
     alphabet: str = ""
     natural: str = ""
+    class_names: tuple[str, ...] = ()
