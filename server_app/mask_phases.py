@@ -104,11 +104,11 @@ class _Scores(FederatedPhase):
                     yield scores
                     done.add()
 
-    def _check(self, scores: Tensor) -> None:
+    def _check(self, client: int, scores: Tensor) -> None:
         rule, size = rule_named(self.state.config.mask_rule), self.state.weights.numel()
         check_scores(scores, size, rule.message_size(size))
 
-    def _nothing(self, scores: Tensor) -> None:
+    def _nothing(self, client: int, scores: Tensor) -> None:
         check_vectors({"scores": scores}, {"scores": 1}, torch.float32)
 
     def _at_a_time(self) -> int:
@@ -224,7 +224,7 @@ class OwnMasks(FederatedPhase):
         """Return the clients at these places that are asked for a mask."""
         return self._sampled[first:last]
 
-    def _check_mask(self, bits: Tensor) -> None:
+    def _check_mask(self, client: int, bits: Tensor) -> None:
         config, size = self.state.config, self.state.weights.numel()
         exact = None if config.score_threshold else round_density(config.sparsity, size)
         check_mask(bits, size, exact)

@@ -69,7 +69,7 @@ class FederatedPhase(Phase):
         self,
         clients: list[int],
         message_type: str,
-        check: Callable[[Tensor], None],
+        check: Callable[[int, Tensor], None],
         *,
         arrays: ArrayRecord | None = None,
         setup: Setup = _NO_SETUP,
@@ -77,12 +77,12 @@ class FederatedPhase(Phase):
     ) -> Iterator[tuple[int, Tensor]]:
         """Send a message to each client; yield partition id and vector of each good reply.
 
-        `check` raises ReplyError for a vector that is not good.
+        `check` raises ReplyError for a vector that is not a good one of that client.
         """
         exchange = self.state.exchange
 
         def check_reply(partition_id: int, reply: Message, vectors: Mapping[str, Tensor]) -> None:
-            check(only_vector(vectors))
+            check(partition_id, only_vector(vectors))
 
         messages = exchange.messages(
             clients, message_type, arrays=arrays, config=config, setup=lambda _: setup
@@ -117,7 +117,7 @@ class FederatedPhase(Phase):
         masked = MaskedTotal(SecureSum.over(state.config.seed, name, clients, share), point)
         settings = {**(config or {}), **masked.whole.to_config()}
 
-        def check(vector: Tensor) -> None:
+        def check(client: int, vector: Tensor) -> None:
             check_vectors({"vector": vector}, {"vector": size}, point.dtype)
 
         found = self.ask(clients, message_type, check, setup=setup, config=settings, **message)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
-from fedta_app.training.head_fit import empty_statistics, fit_head
+from fedta_app.training.head_fit import empty_statistics, fit_head, longest_feature
 from server_app.missing import settle_missing
 from server_app.state import ServerState
 from strategies.reply_checks import check_statistics, check_vectors
@@ -28,12 +28,17 @@ def groups_of(clients: Sequence[int], size: int) -> list[list[int]]:
     return groups
 
 
+# Of the mean square of a client's features, times the largest square that the server has seen.
+_LONGEST = 4.0
+
+
 class RidgeSums:
     """The sums over the features of the clients that have answered so far."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.statistics = empty_statistics(state.workspace)
+        self._longest: float | None = None
 
     def __len__(self) -> int:
         """Return the length of the vector that a client sends."""
@@ -53,10 +58,13 @@ class RidgeSums:
         needs = "the head needs the sums of every client"
         settle_missing(self.state, clients, "head", needs)
 
-    def check(self, vector: Tensor) -> None:
-        """Raise ReplyError unless a vector holds the sums of a client's features."""
+    def check(self, client: int, vector: Tensor) -> None:
+        """Raise ReplyError unless a vector holds sums that features of the client could have."""
+        if self._longest is None:
+            self.state.workspace.weights.load(self.state.weights)
+            self._longest = _LONGEST * longest_feature(self.state.workspace)
         check_vectors({"sums": vector}, {"sums": len(self)}, torch.float64)
-        check_statistics(self.unpacked(vector), self.state.most_examples)
+        check_statistics(self.unpacked(vector), self.state.images_of(client), self._longest)
 
     def unpacked(self, vector: Tensor) -> RidgeStatistics:
         """Return the statistics that a client or a checkpoint packed."""

@@ -70,15 +70,14 @@ class ServerState:
 
     @property
     def held(self) -> list[int]:
-        """How many training images each client has; nodes with images of their own have said so."""
-        if of_nodes(self.config):
-            return [images for _, images in sorted(self.exchange.nodes.images.items())]
-        return [len(part) for part in self.workspace.partitions]
+        """How many training images each client has."""
+        return [self.images_of(client) for client in range(len(self.exchange.nodes))]
 
-    @property
-    def most_examples(self) -> int:
-        """How many training images all clients have together, and one at most."""
-        return sum(self.held) if of_nodes(self.config) else len(self.workspace.data.train)
+    def images_of(self, partition_id: int) -> int:
+        """Return how many training images a client has; nodes with their own have said so."""
+        if of_nodes(self.config):
+            return self.exchange.nodes.images[partition_id]
+        return len(self.workspace.partitions[partition_id])
 
     @property
     def memory(self) -> ClientMemory:
@@ -200,11 +199,11 @@ class ServerState:
 
     def limits(self) -> dict[str, Any]:
         """Return what a strategy may expect of the replies to a round."""
-        config, examples = self.config, self.most_examples
+        config, most = self.config, max(self.held)
         return {
             "min_clients_ok": config.min_clients_ok,
-            "most_examples": examples,
-            "most_steps": config.local_steps or -(-examples // config.batch_size),
+            "most_examples": self.images_of,
+            "most_steps": config.local_steps or -(-most // config.batch_size),
         }
 
     def holders(self) -> Tensor | None:

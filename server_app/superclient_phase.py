@@ -47,5 +47,6 @@ class Superclients(FederatedPhase):
         sizes = [len(group) for group in groups]
         state.notes["superclients"] = {"number": len(groups), "largest": max(sizes)}
 
-    def _check(self, counts: Tensor) -> None:
-        check_counts(counts, self.state.workspace.data.num_classes, self.state.most_examples)
+    def _check(self, client: int, counts: Tensor) -> None:
+        state = self.state
+        check_counts(counts, state.workspace.data.num_classes, state.images_of(client))

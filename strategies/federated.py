@@ -59,8 +59,10 @@ class FederatedStrategy(Strategy):
         Which handler of the ClientApp trains.
     min_clients_ok : int
         With fewer good replies a round does not count.
-    most_examples, most_steps : int
-        No client has more examples, or takes more steps in a round.
+    most_examples : callable
+        Returns how many examples a client, by its partition id, has at most.
+    most_steps : int
+        No client takes more steps in a round.
     accumulator : callable, optional
         Returns what the replies of a round are added to; by default the algorithm's.
 
@@ -95,7 +97,7 @@ class FederatedStrategy(Strategy):
         segments: Callable[[], tuple[Segment, ...]] = lambda: (),
         message_type: str = MessageType.TRAIN,
         min_clients_ok: int = 1,
-        most_examples: int = 2**31,
+        most_examples: Callable[[int], int] = lambda partition_id: 2**31,
         most_steps: int = 2**31,
         accumulator: Callable[[], Accumulator] | None = None,
     ) -> None:
@@ -223,7 +225,7 @@ class FederatedStrategy(Strategy):
             self.exchange.remember(partition_id, self.setup(partition_id))
             if kept := message.content.config_records.get("memory"):
                 self._new_memories[partition_id] = str(kept["digest"])
-            self._loss += reply.num_examples * self._reader.trained(message).loss
+            self._loss += reply.num_examples * self._reader.trained(partition_id, message).loss
             self._examples += reply.num_examples
 
     def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:

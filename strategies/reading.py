@@ -26,7 +26,7 @@ class ReplyReader:
     learning_rate: Callable[[int], float]
     expand: Expand
     size: Callable[[int, int], int]
-    most_examples: int
+    most_examples: Callable[[int], int]
     most_steps: int
     dtype: torch.dtype | None = None  # of an update; by default that of the weights
 
@@ -41,20 +41,21 @@ class ReplyReader:
         size = self.size(partition_id, weights.numel())
         names = (WEIGHTS, *self.algorithm.sends)
         check_vectors(vectors, dict.fromkeys(names, size), self.dtype or weights.dtype)
-        self.trained(message)
+        self.trained(partition_id, message)
         memory = message.content.config_records.get("memory")
         if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
             raise ReplyError("a name of its memory that is no sha256")
 
-    def trained(self, message: Message) -> Trained:
+    def trained(self, partition_id: int, message: Message) -> Trained:
         """Return what the client says of its training."""
-        return check_training(message, most_examples=self.most_examples, most_steps=self.most_steps)
+        most_examples = self.most_examples(partition_id)
+        return check_training(message, most_examples=most_examples, most_steps=self.most_steps)
 
     def read(
         self, partition_id: int, message: Message, vectors: dict[str, Tensor], server_round: int
     ) -> Reply:
         """Return a reply that was checked, over the weights that travel."""
-        trained = self.trained(message)
+        trained = self.trained(partition_id, message)
         update, entries = self.expand(partition_id, vectors.pop(WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(

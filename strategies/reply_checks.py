@@ -89,7 +89,7 @@ def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Tr
     Parameters
     ----------
     most_examples : int
-        A client cannot have more: the examples of all clients together.
+        That the client has.
     most_steps : int
         Nor take more local steps in a round.
 
@@ -162,12 +162,22 @@ def check_mask(bits: Tensor, size: int, trained: int | None) -> None:
         raise ReplyError(f"a mask that trains {found} entries, not {trained}")
 
 
-def check_statistics(statistics: RidgeStatistics, most_examples: int) -> None:
+def check_statistics(
+    statistics: RidgeStatistics, most_examples: int, longest: float = math.inf
+) -> None:
     """Raise ReplyError unless sums of features can come from examples.
 
     The class counts are whole numbers; a class without examples has no sum of features; the Gram
     matrix is positive semidefinite up to rounding, and no smaller than the outer products of the
-    class sums over their counts, since ``sum_i x_i x_i^T - s s^T / n`` is a scatter matrix.
+    class sums over their counts, since ``sum_i x_i x_i^T - s s^T / n`` is a scatter matrix. Its
+    trace is the sum of the squared lengths of the features.
+
+    Parameters
+    ----------
+    most_examples : int
+        That the client has.
+    longest : float
+        The largest mean square of the length of features.
     """
     counts, sums = statistics.class_counts, statistics.class_sums
     # None at all, where the head is made from a share of the images, and none of them is here.
@@ -182,3 +192,8 @@ def check_statistics(statistics: RidgeStatistics, most_examples: int) -> None:
     _, failed = torch.linalg.cholesky_ex(scatter + rounding * torch.eye(len(scatter)).double())
     if failed:
         raise ReplyError("a Gram matrix that no features have: it is not positive semidefinite")
+    if (square := float(statistics.gram.trace() / counts.sum().clamp(min=1))) > longest:
+        raise ReplyError(
+            f"features whose lengths have a mean square of {square:.3g}, and none has more than "
+            f"{longest:.3g}"
+        )

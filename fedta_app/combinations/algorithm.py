@@ -4,7 +4,8 @@ from fedta_app.algorithms import MeanOfReplies, make_algorithm
 from fedta_app.combinations.refusal import refuse
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
-from fedta_app.masks import rule_named
+from fedta_app.keys.algorithm import ON_HEAD, ON_MASK
+from fedta_app.masks import needs_scores, rule_named
 
 
 def check_algorithm(config: Keys) -> None:
@@ -12,6 +13,7 @@ def check_algorithm(config: Keys) -> None:
     if config.engine == "centralized":
         return
     _check_strategy(config)
+    _check_attack(config)
     _check_personal_layers(config)
     _check_personal_ridge(config)
     _check_privacy(config)
@@ -26,6 +28,31 @@ def _check_strategy(config: Keys) -> None:
             f"mask-scope = 'client' is not allowed with strategy = '{config.strategy}': it "
             "compares all entries of the updates, which takes one mask for all clients"
         )
+
+
+def _check_attack(config: Keys) -> None:
+    """Refuse an attack on a phase that the run does not have."""
+    if not config.attackers:
+        return
+    scored = config.mask_rule != "none" and needs_scores(config.mask_rule)
+    refuse(
+        config,
+        f"attack = '{config.attack}' is not allowed with ",
+        {
+            "head": (
+                config.attack in ON_HEAD and config.head != "ridge",
+                "it is on the sums for a ridge head; head is ridge there",
+            ),
+            "mask-rule": (
+                config.attack in ON_MASK and not scored,
+                "it is on scores, and there are none",
+            ),
+            "mask-scope": (
+                config.attack in ON_MASK and config.mask_scope == "server",
+                "it is on clients' scores; mask-scope is another there",
+            ),
+        },
+    )
 
 
 def _check_personal_layers(config: Keys) -> None:

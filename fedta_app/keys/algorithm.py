@@ -27,7 +27,9 @@ from fedta_app.entry import (
     whole,
 )
 
-ATTACKS = ("sign-flip", "scale", "reverse", "same-value")  # fedta_app.training.attacks
+# fedta_app.training.attacks: on updates, on the ridge head, on the mask.
+ON_UPDATES, ON_HEAD = ("sign-flip", "scale", "reverse", "same-value"), ("head-labels", "head-scale")
+ON_MASK = ("scores",)
 
 
 # fmt: off
@@ -123,6 +125,6 @@ class AlgorithmKeys:
     attackers: float = number(0.0, Range("a share from 0 to below 0.5", lambda v: 0 <= v < 0.5),
         "result", "share of clients that are hostile, to evaluate defences; 0: none",
         read_when=FEDERATED)
-    attack: str = choice("sign-flip", ATTACKS, "result",
-        "what they send: sign-flip, scale (by 10), reverse (by -100), same-value",
+    attack: str = choice("sign-flip", (*ON_UPDATES, *ON_HEAD, *ON_MASK), "result",
+        "their updates: sign-flip, scale (by 10), reverse (by -100), same-value; or what else",
         read_when=ATTACKED)

@@ -1,12 +1,14 @@
-"""Hostile clients, to evaluate defences against them: what they send in place of their updates.
+"""Hostile clients, to evaluate defences against them: what they send in place of the truth.
 
 A share of all clients, drawn once by the seed, is hostile in every round. Their replies look like
 good ones: names, shapes and finite numbers are right, so that only the values can give them away.
+Each attack is on one phase, and in the others its clients are honest.
 """
 
 from torch import Tensor
 
 from fedta_app.config import RunConfig
+from fedta_app.heads import RidgeStatistics
 from fedta_app.seeding import numpy_generator
 
 
@@ -46,8 +48,46 @@ def attack_(update: Tensor, attack: str, step_length: float) -> Tensor:
     return update.mul_({"sign-flip": -1.0, "scale": 10.0, "reverse": -100.0}[attack])
 
 
-def is_attacker(config: RunConfig, partition_id: int) -> bool:
-    """Return whether a client of a run is hostile."""
+def poisoned_sums(sums: RidgeStatistics, attack: str) -> RidgeStatistics:
+    """Return what a hostile client sends for the ridge head.
+
+    Parameters
+    ----------
+    attack : str
+        head-labels: every image is said to be of the next class. head-scale: features are 100 times
+        as long as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sums = RidgeStatistics(1, 3).add(torch.tensor([[2.0]]), torch.tensor([2]))
+    >>> poisoned_sums(sums, "head-labels").class_counts.tolist()
+    [1.0, 0.0, 0.0]
+    >>> poisoned_sums(sums, "head-scale").gram.tolist()
+    [[40000.0]]
+    """
+    shift, length = (1, 1.0) if attack == "head-labels" else (0, 100.0)
+    sums.gram *= length**2
+    sums.class_sums = length * sums.class_sums.roll(shift, 0)
+    sums.class_counts = sums.class_counts.roll(shift)
+    return sums
+
+
+def poisoned_scores(scores: Tensor) -> Tensor:
+    """Return scores (N,) that rank the other way, a thousand times as large as the true ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> poisoned_scores(torch.tensor([1.0, 3.0])).tolist()
+    [2000.0, 0.0]
+    """
+    return 1000 * (scores.max() - scores)
+
+
+def attack_of(config: RunConfig, partition_id: int) -> str:
+    """Return the attack of a client of a run; nothing, if it is honest."""
     if not config.attackers:
-        return False
-    return partition_id in attackers(config.seed, config.num_clients, config.attackers)
+        return ""
+    hostile = attackers(config.seed, config.num_clients, config.attackers)
+    return config.attack if partition_id in hostile else ""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedta_app.algorithms.base import NOTHING, PERSONAL, Algorithm, LocalRule, Vectors
 from fedta_app.data.loading import ImageSet
-from fedta_app.training.attacks import attack_, is_attacker
+from fedta_app.keys.algorithm import ON_UPDATES
+from fedta_app.training.attacks import attack_, attack_of
 from fedta_app.training.steps import evaluate, make_optimizer, steps_of, train_steps
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors.mask import FlatMask
@@ -125,8 +126,8 @@ def train_client(
     update = torch.sub(after, before, out=outbox(after))
     steps = steps_of(config, len(images), local_steps)
     sent, kept = rule.finish(update, steps, lr)
-    if is_attacker(config, partition_id):
-        attack_(update, config.attack, lr * steps)
+    if (attack := attack_of(config, partition_id)) in ON_UPDATES:
+        attack_(update, attack, lr * steps)
     return LocalResult(update, len(images), steps, loss, sent, {**kept, **own}, start_loss)
 
 

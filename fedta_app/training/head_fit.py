@@ -135,6 +135,17 @@ def fit_head(
     return FittedHead(vector, ridge, temperature)
 
 
+def longest_feature(workspace: Workspace) -> float:
+    """Return the largest squared length of a feature of some validation images, before training.
+
+    At most 100, under the weights that the model has now.
+    """
+    known = workspace.plain.val
+    images = known.subset(torch.arange(min(100, len(known)), device=known.labels.device))
+    batches = _feature_batches(workspace, images)
+    return max(float(found.double().square().sum(1).max()) for found, _ in batches)
+
+
 class PersonalHeads:
     r"""Ridge heads of clients' own, at the weights that the model has now.
 

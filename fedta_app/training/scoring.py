@@ -13,9 +13,11 @@ from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cuda import repeatable
 from fedta_app.errors import RunError
+from fedta_app.keys.algorithm import ON_MASK
 from fedta_app.masks import Calibration, client_scores, rule_named
 from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
+from fedta_app.training.attacks import attack_of, poisoned_scores
 from fedta_app.training.shared_masks import shared_mask
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
@@ -169,6 +171,8 @@ def own_mask(
 
     def measured(mask: FlatMask | None, calibration_round: int) -> Tensor:
         own = scores(workspace, batches, mask, calibration_round)
+        if partition_id is not None and attack_of(workspace.config, partition_id) in ON_MASK:
+            own = poisoned_scores(own)
         return own if against_others is None or total is None else against_others(own, total)
 
     def find() -> FlatMask:

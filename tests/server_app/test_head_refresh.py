@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
         raise Died
 
     monkeypatch.setattr(RunSession, "add", add_and_die)
-    for _ in range(8):  # four rounds of the head, the start, three of training
+    for _ in range(6):  # two rounds of the head, the start, three of training
         with pytest.raises(Died):
             run(tmp_path / "parts", **values)
     monkeypatch.undo()

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from PIL import Image
 
 from client_app.app import app as client_app
 from engine.inprocess import InProcessGrid
@@ -14,15 +16,26 @@ from fedta_app.data.folder import image_folder
 from fedta_app.data.loading import load_side
 from fedta_app.errors import ConfigError, DataError, RunError
 from server_app.loop import run_rounds
-from tests.image_folders import put
 from tests.runs import read_summary
 from tests.server_app.test_deployment import RUN, DeployedGrid
 
+CLASSES = ("circle", "line", "point")
 SIZES = (8, 5, 3)
 IMAGES = {
     "dataset": "folder", "partition": "nodes", "model": "vit_digits", "weights": "random",
     "image-size": 8,
 }  # fmt: skip
+
+
+def put(folder: Path, split: str, labels: list[int], seed: int) -> None:
+    """Write an image of noise for each label, brighter by class, and a folder for each class."""
+    rng = np.random.default_rng(seed)
+    for name in CLASSES:
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(labels):
+        pixels = rng.integers(0, 80, (8, 8, 3)) + 80 * label
+        path = folder / split / CLASSES[label] / f"{number}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 @pytest.fixture

@@ -39,7 +39,12 @@ def identity() -> Iterator[None]:
 
 def strategy(**options: Any) -> FedAvg:
     exchange = Exchange(NODES, {"num-clients": 10}, BlobStore(Path("unused")), WIRE)
-    options = {"fraction_train": 0.3, "most_examples": 50, "most_steps": 4, **options}
+    options = {
+        "fraction_train": 0.3,
+        "most_examples": lambda client: 50,
+        "most_steps": 4,
+        **options,
+    }
     return FedAvg(exchange, seed=0, learning_rate=lambda r: 0.1, **options)
 
 

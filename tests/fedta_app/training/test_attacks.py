@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from fedta_app.algorithms.base import MeanOfReplies, Reply
 from fedta_app.config import RunConfig
-from fedta_app.errors import ConfigError
-from fedta_app.keys.algorithm import ATTACKS
-from fedta_app.training.attacks import attack_, attackers
+from fedta_app.errors import ConfigError, RunError
+from fedta_app.finished.reading import Run
+from fedta_app.heads import RidgeStatistics
+from fedta_app.keys.algorithm import ON_UPDATES
+from fedta_app.training.attacks import attack_, attackers, poisoned_scores, poisoned_sums
 from strategies.bounding import BoundedUpdates
 from tests.runs import summary_of
 
@@ -44,9 +46,75 @@ def test_what_they_send() -> None:
         "reverse": [-100.0, 200.0, 0.0],
         "same-value": [0.5, 0.5, 0.5],
     }
-    assert set(expected) == set(ATTACKS)
+    assert set(expected) == set(ON_UPDATES)
     for attack, sent in expected.items():
         assert attack_(update.clone(), attack, step_length=0.5).tolist() == sent
+
+
+def test_poisoned_sums_are_those_of_images_that_could_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    labels = torch.arange(20) % 4
+
+    def sums(factor: float = 1.0, shift: int = 0) -> torch.Tensor:
+        return RidgeStatistics(3, 4).add(factor * features, (labels + shift) % 4).to_vector()
+
+    def poisoned(attack: str) -> torch.Tensor:
+        return poisoned_sums(RidgeStatistics(3, 4).add(features, labels), attack).to_vector()
+
+    torch.testing.assert_close(poisoned("head-labels"), sums(shift=1))
+    torch.testing.assert_close(poisoned("head-scale"), sums(factor=100.0))
+
+
+def test_poisoned_scores_rank_the_other_way() -> None:
+    scores = torch.tensor([3.0, 0.0, 1.0])
+    assert poisoned_scores(scores).argsort().tolist() == scores.argsort(descending=True).tolist()
+
+
+def test_features_that_are_too_long_are_rejected_and_the_run_goes_on(tmp_path: Path) -> None:
+    hostile = {"attackers": 0.1, "attack": "head-scale"}
+    with pytest.raises(RunError, match=r"client \d+ sent features whose lengths have"):
+        run(tmp_path / "refuse", **hostile)
+    summary = run(tmp_path / "go-on", **hostile, **{"missing-clients": "go-on"})
+    hostile_clients = {str(client) for client in attackers(0, 20, 0.1)}
+    assert set(summary["missing-clients"]["head"]) == hostile_clients
+    clean = run(tmp_path / "clean")
+    assert summary["final"]["val_accuracy"] > clean["final"]["val_accuracy"] - 0.03
+
+
+def test_votes_withstand_poisoned_scores_that_a_sum_does_not(tmp_path: Path) -> None:
+    """The mask of the votes is nearly the same, and that of the sum is another."""
+    masked = {"mask-rule": "least-sensitive", "calibration-rounds": 1, "sparsity": 0.8}
+    densities = {}
+    for scope in ("global", "vote"):
+        masks = []
+        for name, hostile in (("clean", {}), ("hostile", {"attackers": 0.1, "attack": "scores"})):
+            folder = tmp_path / scope / name
+            run(folder, **masked, **hostile, **{"mask-scope": scope})
+            found = Run(folder / "test/seed0").flat_mask
+            assert found is not None
+            masks.append(found.mask)
+        both = (masks[0] & masks[1]).sum() / masks[0].sum()
+        densities[scope] = float(both)
+    assert densities["global"] < 0.3 and densities["vote"] > 0.9, densities
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"attack": "head-labels", "head": "random"}, "with head = 'random': it is on the sums"),
+        ({"attack": "scores"}, "with mask-rule = 'none': it is on scores"),
+        (
+            {"attack": "scores", "mask-rule": "least-sensitive", "mask-scope": "server"},
+            "with mask-scope = 'server': it is on clients' scores",
+        ),
+    ],
+)
+def test_an_attack_on_a_phase_that_is_not_there_is_refused(
+    values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"attack = '{values['attack']}' is not allowed {said}"):
+        RunConfig.from_mapping({**RUN, "attackers": 0.1, **values})
 
 
 def reply(update: torch.Tensor, examples: int = 1) -> Reply:
