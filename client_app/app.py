@@ -224,7 +224,7 @@ def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[
         config.with_values(num_clients=int(settings["num-clients"])), own_node(config, context)
     )
     if workspace.layout != settings["layout"]:
-        raise ValueError("this client's model has other parameters or weights than the server's")
+        raise ValueError("this client has another model or other classes than the server")
     memory = client_memory(workspace)
     blobs = message.content.array_records.get("blobs", ArrayRecord())
     memory.learn([vector_bytes(unpack(blobs, WIRE, name)) for name in blobs])

@@ -21,6 +21,7 @@ openssl req -new -key server.key -subj "/CN=$server" -out server.csr
 openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 \
   -out server.crt -extfile <(echo "subjectAltName=$also,DNS:localhost,IP:127.0.0.1")
 rm server.csr
+rm -f nodes.toml # of keys that were there before
 for ((node = 0; node < nodes; node++)); do
   rm -f "node-$node" "node-$node.pub"
   ssh-keygen -q -t ecdsa -b 384 -N "" -C "node-$node" -f "node-$node"

@@ -17,7 +17,7 @@ for key in "$folder"/node-*.pub; do
   number=${key##*-}
   number=${number%.pub}
   grep -q " = $number\$" "$folder/nodes.toml" && continue
-  answer=$(flwr supernode register "$key" fedta --format json)
+  answer=$(flwr supernode register "$key" fedta --format json) || true
   id=$(grep -oE '"node-id": *"?[0-9]+' <<<"$answer" | grep -oE '[0-9]+$') ||
     { echo "$answer" && exit 1; }
   echo "$id = $number" >>"$folder/nodes.toml"

@@ -60,7 +60,9 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             forget_memories(workspace, strategy)
             save_partition(workspace, session)
             parts: dict[str, Part] = {"server": state, "algorithm": strategy}
-            keeper = ModelKeeper(session, state.model, model_facts(workspace))
+            keeper = ModelKeeper(
+                session, state.model, with_all_images(model_facts(workspace), state)
+            )
             RoundLoop(phases, parts, session, keeper, state.sha256).run()
     finally:
         forget_run()
@@ -103,7 +105,7 @@ def make_phases(state: ServerState, strategy: FederatedStrategy, pace: Pace) -> 
 def federated_facts(state: ServerState) -> dict[str, Any]:
     """Return what summary.json says of weights, data, device and partition."""
     workspace, held = state.workspace, state.held
-    facts = run_facts(workspace)
+    facts = with_all_images(run_facts(workspace), state)
     about: dict[str, Any] = {
         "images-per-client": [min(held), sum(held) / len(held), max(held)],
         "label-distance": None,
@@ -111,10 +113,15 @@ def federated_facts(state: ServerState) -> dict[str, Any]:
     if knows_clients(workspace.config):
         facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
         about["label-distance"] = float(label_distances(label_counts(workspace)).mean())
-    else:
-        facts["data"]["training-images"] = sum(held)
     facts["warnings"] += privacy_warnings(workspace.config)
     return {**facts, "num-clients": len(held), "partition": about}
+
+
+def with_all_images(facts: dict[str, Any], state: ServerState) -> dict[str, Any]:
+    """Return facts that count the training images of nodes, which the server does not have."""
+    if of_nodes(state.config):
+        facts["data"]["training-images"] = sum(state.held)
+    return facts
 
 
 def save_partition(workspace: Workspace, session: RunSession) -> None:

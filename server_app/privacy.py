@@ -2,6 +2,7 @@
 
 from fedta_app.conditions import SCORED
 from fedta_app.config import RunConfig
+from fedta_app.training.datasets import of_nodes
 from server_app.personal import has_own_models
 from server_app.state import ServerState
 from strategies.private import PrivateStrategy
@@ -33,7 +34,8 @@ def uncovered(config: RunConfig) -> list[str]:
         "the images that clients share": config.shared_fraction > 0,
         "the accuracy of clients' own models": has_own_models(config),
         "the evaluation (train_loss in metrics.csv)": True,
-        "the class counts in partition.png and summary.json": True,
+        "the class counts in partition.png and summary.json": not of_nodes(config),
+        "the numbers of images in summary.json": of_nodes(config),
     }
     return [what for what, found in published.items() if found]
 

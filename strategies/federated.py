@@ -59,10 +59,8 @@ class FederatedStrategy(Strategy):
         Which handler of the ClientApp trains.
     min_clients_ok : int
         With fewer good replies a round does not count.
-    most_examples : callable
-        Returns how many examples a client, by its partition id, has at most.
-    most_steps : int
-        No client takes more steps in a round.
+    most_examples, most_steps : callable and int
+        Returns how many examples a client has; and how many steps a client takes at most.
     accumulator : callable, optional
         Returns what the replies of a round are added to; by default the algorithm's.
 

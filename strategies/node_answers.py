@@ -1,7 +1,7 @@
 """What a node says of itself when it is asked, and whether a run takes it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flwr.app import Message
@@ -9,6 +9,8 @@ from flwr.app import Message
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.files import expanded, read_toml
 from fedta_app.runs.provenance import code_version
+
+_MOST_IMAGES = 2**31 - 1
 
 
 class NodeRefusedError(RunError):
@@ -40,14 +42,14 @@ class Terms:
 
     Attributes
     ----------
-    partitions : dict from node id to partition id
-        Who may stand for which partition; empty where nodes are believed. Flower gives a key that
+    partitions : dict from node id to partition id, or None
+        Who may stand for which partition; None where nodes are believed. Flower gives a key that
         is registered one node id for ever.
     classes : tuple of str
         The classes of images of their own, in the order of the labels; empty where nodes have none.
     """
 
-    partitions: Mapping[int, int] = field(default_factory=dict)
+    partitions: Mapping[int, int] | None = None
     classes: tuple[str, ...] = ()
 
     def read(self, reply: Message) -> Answer:
@@ -67,10 +69,12 @@ class Terms:
             raise NodeRefusedError(
                 f"{who} runs fedta {theirs}, and the server fedta {ours}: install the same there"
             )
-        images = said.get("images")
-        if not isinstance(partition, int) or not isinstance(images, int) or images < 0:
+        images, fewest = said.get("images"), 1 if self.classes else 0
+        if not (type(partition) is int and partition >= 0):
+            raise NodeRefusedError(f"{who} has no whole number from 0 as its partition-id")
+        if not (type(images) is int and fewest <= images <= _MOST_IMAGES):
             raise NodeRefusedError(f"{who} says that it has {images!r} images of its own")
-        if self.partitions and self.partitions.get(node) != partition:
+        if self.partitions is not None and self.partitions.get(node) != partition:
             known = self.partitions.get(node)
             its = "does not have it" if known is None else f"gives it partition {known}"
             raise NodeRefusedError(f"{who} is refused: nodes-file {its}")
@@ -85,13 +89,13 @@ class Terms:
 ANY_NODE = Terms()
 
 
-def read_nodes_file(name: str) -> dict[int, int]:
-    r"""Return the partition id of each node id in a file of the key `nodes-file`, or none.
+def read_nodes_file(name: str) -> dict[int, int] | None:
+    r"""Return the partition id of each node id in a file of the key `nodes-file`; None for no name.
 
     Raises
     ------
     ConfigError
-        When the file is missing, or has other entries than ``node-id = partition-id``.
+        When the file is missing or empty, or has other entries than ``node-id = partition-id``.
 
     Examples
     --------
@@ -102,12 +106,14 @@ def read_nodes_file(name: str) -> dict[int, int]:
     {7201: 0, 4452: 1}
     """
     if not name:
-        return {}
+        return None
     what = f"nodes-file = {name!r}"
     path = expanded(name, what)
     if not path.is_file():
         raise ConfigError(f"{what} is not allowed: there is no such file")
     entries: Mapping[str, Any] = read_toml(path)
+    if not entries:
+        raise ConfigError(f"{what} is not allowed: it has no node yet (deployment/register.sh)")
     if odd := [key for key, value in entries.items() if not (key.isdecimal() and _whole(value))]:
         raise ConfigError(
             f"{what} is not allowed: its entry {odd[0]!r} is not of the form node-id = partition-id"

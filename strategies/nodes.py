@@ -8,7 +8,6 @@ Flower's simulation polls each node ten times a second, which is too slow for te
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -24,6 +23,7 @@ from strategies.node_answers import ANY_NODE, Answer, NodeRefusedError, Terms
 
 _BETWEEN_LOOKS = 1.0  # seconds
 _SHORT_TIMEOUT = 60.0  # a node that comes during a run must not hold it up
+_SILENT = "does not answer"
 _TIMEOUT = 600.0  # seconds: the first answer waits for every actor to import torch
 
 
@@ -39,10 +39,10 @@ class Nodes:
         What a node has to be to be one of them.
     images : dict from partition id to int
         How many images of their own nodes say that they have.
-    spare : dict from node id to partition id
+    spare : dict from node id to Answer
         Nodes that came later, and whose partition another node holds.
-    refused : set of int
-        Node ids that came later and are none of them.
+    refused : dict from node id to str
+        Why nodes that are there are none of them.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Nodes:
         self.share_memory = share_memory
         self.terms = terms
         self.images = dict(images or {})
-        self.spare: dict[int, int] = {}
-        self.refused: set[int] = set()
+        self.spare: dict[int, Answer] = {}
+        self.refused: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.by_partition)
@@ -155,47 +155,60 @@ def discover_nodes(
         When nodes or partitions are missing, a node cannot start, or it does not fit `terms`.
     """
     share, deployed = max(1, clients_per_node), is_deployment(grid)
-    wanted = num_nodes(num_clients, share) or 1
-    node_ids = _wait_for_nodes(grid, wanted, patience if deployed else 0.0)
-    num_clients = num_clients or share * len(node_ids)
+    if not deployed:
+        _check_number(len(set(grid.get_node_ids())), num_clients, share)
+    wanted, share_memory = num_nodes(num_clients, share) or 1, can_share()
+    answers, refused = _wait_for_nodes(
+        grid, wanted, patience if deployed else 0.0, terms, share=share_memory
+    )
+    if refused and not deployed:
+        raise RunError(next(iter(refused.values())))
+    num_clients = num_clients or share * len(answers)
     needed = num_nodes(num_clients, share)
-    if deployed and len(node_ids) < needed:
-        raise RunError(
-            f"num-clients = {num_clients} needs {needed} nodes, and {len(node_ids)} came within "
-            f"{patience:g} seconds (round-timeout): start the others, or lower num-clients"
-        )
-    if len(node_ids) != needed and not deployed:
-        each = f" with clients-per-node = {share}" if share > 1 else ""
-        several = math.ceil(num_clients / len(node_ids)) if node_ids else 0
-        fits = several > 1 and num_nodes(num_clients, several) == len(node_ids)
-        or_else = f", or set clients-per-node = {several}" if fits else ""
-        raise ConfigError(
-            f"num-clients = {num_clients}{each} does not match the federation of {len(node_ids)} "
-            f'nodes: add --federation-config "num-supernodes={needed}" to flwr run{or_else}'
-        )
-    share_memory = can_share()
-    answers, refused = _ask(grid, node_ids, terms, share=share_memory)
     found = {said.partition: node for node, said in answers.items() if said.partition < needed}
-    if len(found) < needed:
-        if refused:
-            raise RunError("; ".join(refused.values()))
+    if len(found) < needed or not needed:
+        why = "".join(f"; {sentence}" for sentence in refused.values())
+        if len(answers) < (needed or 1):
+            raise RunError(
+                f"num-clients = {num_clients} needs {needed or 1} nodes, and {len(answers)} came "
+                f"within {patience:g} seconds (round-timeout): start the others, or lower "
+                f"num-clients{why}"
+            )
         raise RunError(
-            f"the {len(node_ids)} nodes hold {len(found)} different partitions: each node needs "
-            f"its own partition-id from 0 to {needed - 1}"
+            f"the {len(answers)} nodes hold {len(found)} different partitions: each node needs "
+            f"its own partition-id from 0 to {needed - 1}{why}"
         )
-    for sentence in refused.values():
-        print(f"warning: {sentence}", flush=True)
-    by_partition = {client: found[client // share] for client in range(num_clients)}
-    images = {partition: answers[node].images for partition, node in found.items()}
-    share_memory = share_memory and all(said.shares_memory for said in answers.values())
-    return Nodes(by_partition, share_memory, terms, images)
+    nodes = Nodes(
+        {client: found[client // share] for client in range(num_clients)},
+        share_memory and all(said.shares_memory for said in answers.values()),
+        terms,
+        {partition: answers[node].images for partition, node in found.items()},
+    )
+    nodes.refused = refused
+    return nodes
+
+
+def _check_number(number: int, num_clients: int, share: int) -> None:
+    """Raise ConfigError unless a simulation has as many nodes as its clients need."""
+    needed = num_nodes(num_clients or share * number, share)
+    if number == needed:
+        return
+    each = f" with clients-per-node = {share}" if share > 1 else ""
+    several = math.ceil(num_clients / number) if number else 0
+    fits = several > 1 and num_nodes(num_clients, several) == number
+    or_else = f", or set clients-per-node = {several}" if fits else ""
+    raise ConfigError(
+        f"num-clients = {num_clients}{each} does not match the federation of {number} "
+        f'nodes: add --federation-config "num-supernodes={needed}" to flwr run{or_else}'
+    )
 
 
 def welcome_back(grid: Grid, nodes: Nodes, clients_per_node: int) -> list[int]:
     """Let nodes of a deployment that have come since take over the clients of nodes that are gone.
 
-    A node that was started again may have another id. One that does not answer is asked again the
-    next time; one whose partition another node still holds waits.
+    A node that was started again may have another id. One whose partition another node still holds
+    waits. One that was refused is asked again, unless it gave no answer: that takes a minute, and
+    it is asked again when it has been away.
 
     Returns
     -------
@@ -205,35 +218,57 @@ def welcome_back(grid: Grid, nodes: Nodes, clients_per_node: int) -> list[int]:
     if not is_deployment(grid):
         return []
     there, share = set(grid.get_node_ids()), max(1, clients_per_node)
-    new = sorted(there - {*nodes.by_partition.values(), *nodes.spare, *nodes.refused})
-    with suppress(RunError):
-        if new:
-            answers, refused = _ask(grid, new, nodes.terms, share=False, timeout=_SHORT_TIMEOUT)
-            nodes.spare |= {node_id: said.partition for node_id, said in answers.items()}
-            nodes.refused |= refused.keys()
-            for sentence in refused.values():
-                print(f"warning: {sentence}", flush=True)
+    nodes.spare = {node: said for node, said in nodes.spare.items() if node in there}
+    before = {node: why for node, why in nodes.refused.items() if node in there}
+    silent = {node for node, why in before.items() if why.endswith(_SILENT)}
+    unknown = there - {*nodes.by_partition.values(), *nodes.spare} - silent
+    answers, refused = _ask(grid, sorted(unknown), nodes.terms, share=False, timeout=_SHORT_TIMEOUT)
+    nodes.spare |= answers
+    nodes.refused = {node: before[node] for node in silent} | refused
+    _warn({node: why for node, why in refused.items() if before.get(node) != why})
     back = []
-    for node_id, partition in sorted(nodes.spare.items()):
-        clients = range(share * partition, min(share * (partition + 1), len(nodes)))
-        if node_id in there and clients and nodes.by_partition[clients[0]] not in there:
+    for node_id, said in sorted(nodes.spare.items()):
+        first = share * said.partition
+        clients = range(first, min(first + share, len(nodes)))
+        if clients and nodes.by_partition[first] not in there:
             nodes.by_partition |= dict.fromkeys(clients, node_id)
+            nodes.images[said.partition] = said.images
             del nodes.spare[node_id]
-            back.append(partition)
+            back.append(said.partition)
     return back
 
 
-def _wait_for_nodes(grid: Grid, wanted: int, patience: float) -> list[int]:
-    """Return the ids of the nodes, once there are enough of them, or after so many seconds."""
-    end, said = time.monotonic() + patience, -1
+def _wait_for_nodes(
+    grid: Grid, wanted: int, patience: float, terms: Terms, *, share: bool
+) -> tuple[dict[int, Answer], dict[int, str]]:
+    """Return what the nodes answer and why others are refused, both by node id.
+
+    That is once there are nodes for so many partitions, or after so many seconds.
+    """
+    end, before = time.monotonic() + patience, -1
+    answers: dict[int, Answer] = {}
+    refused: dict[int, str] = {}
     while True:
-        found = sorted(grid.get_node_ids())
-        if len(found) >= wanted or time.monotonic() >= end:
-            return found
-        if len(found) != said:
-            said = len(found)
-            print(f"waiting for nodes: {said} of {wanted} are there", flush=True)
+        there = set(grid.get_node_ids())
+        answers = {node: answer for node, answer in answers.items() if node in there}
+        refused = {node: why for node, why in refused.items() if node in there}
+        new = sorted(there - answers.keys() - refused.keys())
+        found, odd = _ask(grid, new, terms, share=share)
+        answers |= found
+        refused |= odd
+        _warn(odd)
+        here = len({said.partition for said in answers.values() if said.partition < wanted})
+        if here >= wanted or time.monotonic() >= end:
+            return answers, refused
+        if here != before:
+            print(f"waiting for nodes: {here} of {wanted} are there", flush=True)
+        before = here
         time.sleep(_BETWEEN_LOOKS)
+
+
+def _warn(refused: Mapping[int, str]) -> None:
+    for sentence in refused.values():
+        print(f"warning: {sentence}", flush=True)
 
 
 def _ask(
@@ -244,16 +279,19 @@ def _ask(
     if share:
         content["arrays"] = pack(torch.arange(8), SHARED)
     questions = [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
-    found, refused = {}, {}
+    found: dict[int, Answer] = {}
+    refused = {node: f"the node {node} {_SILENT}" for node in node_ids}
     try:
         for reply in replies_as_they_come(grid, questions, timeout):
+            node_id = reply.metadata.src_node_id
             if reply.has_error():
                 # Ray's reason is a traceback, whose last line is the error.
                 reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-                raise RunError(f"a client did not start: {reason}")
-            node_id = reply.metadata.src_node_id
+                refused[node_id] = f"a client did not start: {reason}"
+                continue
             try:
                 found[node_id] = terms.read(reply)
+                del refused[node_id]
             except NodeRefusedError as error:
                 refused[node_id] = str(error)
     finally:

@@ -24,6 +24,8 @@ from strategies.exchange import Exchange
 from strategies.federated import FederatedStrategy
 from strategies.reply_checks import check_vectors
 
+_FEWEST_BITS = 8  # behind the point, of an update times its weight
+
 # Ask clients for their shares: given clients and settings, yields what each of them told.
 AskShares = Callable[[Sequence[int], Mapping[str, Any]], Iterable[tuple[int, Tensor]]]
 
@@ -129,6 +131,12 @@ class SecureStrategy(FederatedStrategy):
             raise ValueError(f"{algorithm.name} needs more than the mean of the updates")
         self._weigh = combined.by_examples
         self._most = largest * (most_held if self._weigh else 1)
+        if fraction_bits(32, self._most, 2) < _FEWEST_BITS:
+            raise RunError(
+                f"secure-aggregation cannot add up updates of up to {self._most:.3g} in 32 bits "
+                f"(secure-range times the {most_held} images of the largest client): lower "
+                "secure-range"
+            )
         self._share, self._timeout = share, timeout
         self._least = self.min_clients_ok
         self._reader = replace(self._reader, dtype=torch.int32)

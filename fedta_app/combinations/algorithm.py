@@ -44,8 +44,9 @@ def _check_attack(config: Keys) -> None:
                 "it is on the sums for a ridge head; head is ridge there",
             ),
             "mask-rule": (
-                config.attack in ON_MASK and not scored,
-                "it is on scores, and there are none",
+                config.attack in ON_MASK
+                and not (scored and rule_named(config.mask_rule).statistic is None),
+                "it is on scores, which this rule does not have alone",
             ),
             "mask-scope": (
                 config.attack in ON_MASK and config.mask_scope == "server",

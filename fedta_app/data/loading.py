@@ -55,6 +55,8 @@ class DataSplits:
         A sentence about how the images are divided, to show to the user.
     alphabet : str
         Of text, the characters at the positions that stand for them; else empty.
+    class_names : tuple of str
+        Of an image folder, in the order of the labels; else empty.
     """
 
     name: str
@@ -69,6 +71,12 @@ class DataSplits:
     digest: str
     note: str = ""
     alphabet: str = ""
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def names_sha256(self) -> str:
+        """The sha256 (hexadecimal) of the names of the classes in their order."""
+        return hashlib.sha256("/".join(self.class_names).encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> "DataSplits":
         """Return the splits on `device`."""
@@ -119,7 +127,7 @@ def load_data(
     note = chosen.note if isinstance(chosen.note, str) else chosen.note(folder)
     return DataSplits(
         chosen.name, chosen.classes, train, val, test, mean, std, chosen.crop_padding, chosen.flip,
-        _digest((train, val, test)), note, chosen.alphabet,
+        _digest((train, val, test)), note, chosen.alphabet, chosen.class_names,
     )  # fmt: skip
 
 
@@ -142,7 +150,7 @@ def load_side(dataset: Dataset, data_dir: str | Path, *, of_node: bool) -> DataS
     note = dataset.note if isinstance(dataset.note, str) else ""
     return DataSplits(
         dataset.name, dataset.classes, train, val, test, half, half, dataset.crop_padding,
-        dataset.flip, _digest((train, val, test)), note,
+        dataset.flip, _digest((train, val, test)), note, class_names=dataset.class_names,
     )  # fmt: skip
 
 

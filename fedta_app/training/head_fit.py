@@ -138,10 +138,11 @@ def fit_head(
 def longest_feature(workspace: Workspace) -> float:
     """Return the largest squared length of a feature of some validation images, before training.
 
-    At most 100, under the weights that the model has now.
+    At most 100 of them, of all classes, under the weights that the model has now.
     """
     known = workspace.plain.val
-    images = known.subset(torch.arange(min(100, len(known)), device=known.labels.device))
+    chosen = torch.linspace(0, len(known) - 1, min(100, len(known))).long()  # by class in a folder
+    images = known.subset(chosen)
     batches = _feature_batches(workspace, images)
     return max(float(found.double().square().sum(1).max()) for found, _ in batches)
 

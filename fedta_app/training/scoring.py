@@ -61,7 +61,9 @@ def scored_positions(workspace: Workspace, partition_id: int) -> Tensor:
 def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:
     """Return the batches of the images that a client scores."""
     positions = scored_positions(workspace, partition_id)
-    return ScoringBatches(workspace, workspace.plain.train.subset(positions), positions)
+    # Nodes with images of their own number them from 0, each for itself.
+    ids = positions + (workspace.node or 0) * 2**32
+    return ScoringBatches(workspace, workspace.plain.train.subset(positions), ids)
 
 
 def server_batches(workspace: Workspace) -> ScoringBatches:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.cache import Array
+from fedta_app.keys.algorithm import ON_MASK
 from fedta_app.masks import needs_scores
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.runs.provenance import code_parts
@@ -68,7 +69,9 @@ def shared_mask(
 
     try:
         config = workspace.config
-        if workspace.stem is None or not needs_scores(config.mask_rule) or of_nodes(config):
+        attacked = config.attackers > 0 and config.attack in ON_MASK
+        own = workspace.stem is None or attacked or of_nodes(config)
+        if own or not needs_scores(config.mask_rule):
             return find()
         key = _key(workspace, positions, calibration_round, before)
         bits = machine_cache(workspace.config).array(key, (-(-size // 8),), "uint8", fill)

@@ -84,8 +84,9 @@ class Workspace:
 
     @property
     def layout(self) -> str:
-        """A text that is equal on server and client if their parameters and initial weights are."""
-        return f"{self.weights.fingerprint}:{self.built.source.sha256}:{self.config.seed}"
+        """A text that is equal on server and client if parameters, start and class names are."""
+        start = f"{self.built.source.sha256}:{self.config.seed}:{self.data.names_sha256}"
+        return f"{self.weights.fingerprint}:{start}"
 
     @cached_property
     def partitions(self) -> list[np.ndarray]:
@@ -195,9 +196,8 @@ class Workspace:
         Parameters
         ----------
         images : Tensor
-            uint8 pixels of shape (B, C, H, W), or uint8 characters (B, T), or cached tokens of
-            shape (B, T, d) or, of V views, (B, V, T, d), or features (B, d), which stay as they
-            are.
+            uint8 pixels (B, C, H, W), or uint8 characters (B, T), or cached tokens (B, T, d)
+            or, of V views, (B, V, T, d), or features (B, d), which stay as they are.
 
         Returns
         -------
@@ -296,5 +296,5 @@ def shared_workspace(config: RunConfig, node: int | None = None) -> Workspace:
 
     A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.
     """
-    gc.collect()  # reference cycles hold the images and weights of the run before
+    gc.collect()  # cycles hold the images and weights of the run before
     return build_workspace(config, node=node)

@@ -24,7 +24,7 @@ RUN = {
     "name": "test", "num-clients": 3, "fraction-train": 1.0, "num-server-rounds": 4,
     "local-steps": 1, "eval-every": 2, "eval-size": 20, "threads": 1, "head": "ridge",
     "mask-rule": "least-sensitive", "calibration-rounds": 1, "calibration-examples": 4,
-    "strategy": "scaffold", "missing-clients": "go-on",
+    "strategy": "scaffold", "missing-clients": "go-on", "round-timeout": 0.5,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.provenance import code_version
 from server_app.loop import run_rounds
+from strategies import nodes as nodes_module
 from strategies.node_answers import Terms, read_nodes_file
 from strategies.nodes import discover_nodes, welcome_back
 from tests.runs import read_summary
@@ -35,6 +36,7 @@ def test_a_registered_node_stands_for_its_own_partition_only(
     del grid.nodes[100]
     assert welcome_back(grid, found, 1) == [] and 666 in found.refused
     assert welcome_back(grid, found, 1) == [] and found.by_partition[0] == 100
+    assert "666" not in capsys.readouterr().out, "said once"
     grid.nodes[100] = {"partition-id": 0}
     run_rounds(grid, config)
     assert read_summary(tmp_path, config)["status"] == "finished"
@@ -48,6 +50,7 @@ def test_a_registered_node_stands_for_its_own_partition_only(
         ("a = 1", "its entry 'a' is not of the form node-id = partition-id"),
         ("7 = 1\n8 = 1", "it gives a partition to more than one node"),
         ("7 = ", "is not valid TOML"),
+        ("", "it has no node yet"),
     ],
 )
 def test_a_nodes_file_that_cannot_be_used(tmp_path: Path, text: str | None, said: str) -> None:
@@ -81,6 +84,37 @@ def test_a_node_of_another_version_is_refused_in_a_sentence(
     grid.nodes[202] = {"partition-id": 2}
     assert welcome_back(grid, found, 1) == [], "the run goes on without it"
     assert "warning: the node 202 (partition-id = 2) runs fedta 0.1.0" in capsys.readouterr().out
+    old.clear()  # somebody does as the sentence says, and its key has the same id as before
+    assert welcome_back(grid, found, 1) == [2] and found.by_partition[2] == 202
+
+
+def test_a_node_that_comes_is_waited_for_while_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nodes_module, "_BETWEEN_LOOKS", 0.0)
+    grid, _ = grid_of(tmp_path)
+    late = grid.nodes.pop(101)
+    grid.nodes |= {500: {"lr": 0.1, "partition-id": 1}, 501: {"partition-id": 7}}
+
+    def happen(look: int) -> None:
+        if look == 4:
+            grid.nodes[101] = late
+
+    grid.before_looking = happen
+    found = discover_nodes(grid, 3, patience=60)
+    assert found.by_partition == {0: 100, 1: 101, 2: 102}
+    said = capsys.readouterr().out
+    assert said.count("waiting for nodes: 2 of 3") == 1
+    assert said.count("a client did not start: --node-config cannot set lr") == 1
+
+
+def test_one_that_cannot_start_does_not_keep_another_from_coming_back(tmp_path: Path) -> None:
+    grid, _ = grid_of(tmp_path)
+    found = discover_nodes(grid, 3)
+    del grid.nodes[101]
+    grid.nodes |= {400: {"partition-id": 1, "lr": 0.1}, 401: {"partition-id": 1}}
+    assert welcome_back(grid, found, 1) == [1] and found.by_partition[1] == 401
+    assert list(found.refused) == [400]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +122,9 @@ def test_a_node_of_another_version_is_refused_in_a_sentence(
     [
         {},
         {"partition-id": "0"},
+        {"partition-id": -1, "images": 0},
+        {"partition-id": True, "images": 0},
+        {"partition-id": 0, "images": 2**40},
         {"partition-id": 0, "images": -1},
         {"partition-id": 0, "images": 0.5},
     ],
@@ -104,5 +141,5 @@ def test_a_node_that_answers_nonsense_is_refused(
         return odd if message.metadata.dst_node_id == 100 else answer(message)
 
     monkeypatch.setattr(grid, "_answer", nonsense)
-    with pytest.raises(RunError, match=r"the node 100 .* says that it has .* images of its own"):
+    with pytest.raises(RunError, match=r"the node 100 .* (images of its own|as its partition-id)"):
         discover_nodes(grid, 3)

@@ -11,10 +11,13 @@ from PIL import Image
 
 from client_app.app import app as client_app
 from engine.inprocess import InProcessGrid
+from experiments import load_run
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import image_folder
 from fedta_app.data.loading import load_side
 from fedta_app.errors import ConfigError, DataError, RunError
+from fedta_app.finished.reading import Run
+from fedta_app.training.workspace import shared_workspace
 from server_app.loop import run_rounds
 from tests.runs import read_summary
 from tests.server_app.test_deployment import RUN, DeployedGrid
@@ -148,6 +151,44 @@ def test_a_node_needs_the_folders_of_the_servers_classes(folders: Path) -> None:
         "circle, line, point: both need a folder"
     )
     with pytest.raises(RunError, match=said):
+        run_rounds(grid, config)
+
+
+def test_classes_that_are_others_later_fail_that_client(folders: Path) -> None:
+    """A node that is started again has its id as before, and nobody asks what its classes are."""
+    grid, config = deployed(folders, **{"mask-rule": "none", "head": "random"})
+
+    def rename(look: int) -> None:
+        if (folders / "1/train/line").exists() and any(k == "train" for _, k in grid.asked):
+            (folders / "1/train/line").rename(folders / "1/train/a-line")
+            shared_workspace.cache_clear()
+
+    grid.before_looking = rename
+    run_rounds(grid, config)
+    metrics = load_run(folders / "runs/test/seed0").metrics
+    trained = metrics[metrics["phase"] == "train"]
+    assert trained["clients_ok"].tolist() == [3, 2, 2, 2]
+
+
+def test_the_card_of_the_model_counts_the_images_of_all_nodes(folders: Path) -> None:
+    grid, config = deployed(folders)
+    run_rounds(grid, config)
+    kept = Run(folders / "runs/test/seed0").kept()
+    assert kept.facts["data"]["training-images"] == 16
+
+
+def test_a_node_that_claims_too_much_for_a_secure_sum_is_named(folders: Path) -> None:
+    grid, config = deployed(folders, **{"strategy": "fedavg", "secure-aggregation": True})
+    answer = grid._answer
+
+    def boast(message: Message) -> Message:
+        reply = answer(message)
+        if message.metadata.message_type == "query" and message.metadata.dst_node_id == 101:
+            reply.content.config_records["config"]["images"] = 2**31 - 1
+        return reply
+
+    grid._answer = boast  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="the 2147483647 images of the largest client"):
         run_rounds(grid, config)
 
 

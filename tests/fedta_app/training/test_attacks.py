@@ -105,6 +105,10 @@ def test_votes_withstand_poisoned_scores_that_a_sum_does_not(tmp_path: Path) -> 
         ({"attack": "head-labels", "head": "random"}, "with head = 'random': it is on the sums"),
         ({"attack": "scores"}, "with mask-rule = 'none': it is on scores"),
         (
+            {"attack": "scores", "mask-rule": "agreement"},
+            "with mask-rule = 'agreement': it is on scores",
+        ),
+        (
             {"attack": "scores", "mask-rule": "least-sensitive", "mask-scope": "server"},
             "with mask-scope = 'server': it is on clients' scores",
         ),
