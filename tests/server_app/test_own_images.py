@@ -11,13 +11,12 @@ from PIL import Image
 
 from client_app.app import app as client_app
 from engine.inprocess import InProcessGrid
-from experiments import load_run
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import image_folder
 from fedta_app.data.loading import load_side
 from fedta_app.errors import ConfigError, DataError, RunError
 from fedta_app.finished.reading import Run
-from fedta_app.training.workspace import shared_workspace
+from fedta_app.training.workspace import build_workspace
 from server_app.loop import run_rounds
 from tests.runs import read_summary
 from tests.server_app.test_deployment import RUN, DeployedGrid
@@ -77,17 +76,25 @@ def deployed(folders: Path, **changes: Any) -> tuple[DeployedGrid, RunConfig]:
     return DeployedGrid(values, nodes), RunConfig.from_mapping(server)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"mask-scope": "client"},
-        {"trained-blocks": 1, "cache-dir": "cache"},
-        {"head": "random", "mask-rule": "none", "strategy": "feddyn"},
-        {"strategy": "fedavg", "superclient-clients": 2},
-        {"strategy": "fedavg", "secure-aggregation": True, "mask-rule": "none"},
+        pytest.param({}, id="scaffold"),
+        pytest.param({"trained-blocks": 1, "cache-dir": "cache"}, id="frozen blocks"),
+        pytest.param(
+            {"strategy": "fedavg", "secure-aggregation": True, "mask-rule": "none"}, id="secure"
+        ),
+        pytest.param({"mask-scope": "client"}, id="own masks", marks=SLOW),
+        pytest.param(
+            {"head": "random", "mask-rule": "none", "strategy": "feddyn"}, id="feddyn", marks=SLOW
+        ),
+        pytest.param(
+            {"strategy": "fedavg", "superclient-clients": 2}, id="superclients", marks=SLOW
+        ),
     ],
-    ids=["scaffold", "own masks", "frozen blocks", "feddyn", "superclients", "secure"],
 )
 def test_a_run_in_which_each_node_has_its_own_images(
     folders: Path, changes: dict[str, Any]
@@ -154,20 +161,14 @@ def test_a_node_needs_the_folders_of_the_servers_classes(folders: Path) -> None:
         run_rounds(grid, config)
 
 
-def test_classes_that_are_others_later_fail_that_client(folders: Path) -> None:
-    """A node that is started again has its id as before, and nobody asks what its classes are."""
-    grid, config = deployed(folders, **{"mask-rule": "none", "head": "random"})
-
-    def rename(look: int) -> None:
-        if (folders / "1/train/line").exists() and any(k == "train" for _, k in grid.asked):
-            (folders / "1/train/line").rename(folders / "1/train/a-line")
-            shared_workspace.cache_clear()
-
-    grid.before_looking = rename
-    run_rounds(grid, config)
-    metrics = load_run(folders / "runs/test/seed0").metrics
-    trained = metrics[metrics["phase"] == "train"]
-    assert trained["clients_ok"].tolist() == [3, 2, 2, 2]
+def test_a_node_whose_classes_are_others_has_another_layout(folders: Path) -> None:
+    """It may be started again with others under the same id, and nobody asks what they are."""
+    _, config = deployed(folders)
+    server = build_workspace(config).layout
+    own = config.with_values(image_folder=str(folders / "1"))
+    assert build_workspace(own, node=1).layout == server
+    (folders / "1/train/line").rename(folders / "1/train/a-line")
+    assert build_workspace(own, node=1).layout != server
 
 
 def test_the_card_of_the_model_counts_the_images_of_all_nodes(folders: Path) -> None:
