@@ -256,7 +256,7 @@ def _wait_for_nodes(
         found, odd = _ask(grid, new, terms, share=share)
         answers |= found
         refused |= odd
-        _warn(odd)
+        _warn(odd if patience else {})  # without, it is an error
         here = len({said.partition for said in answers.values() if said.partition < wanted})
         if here >= wanted or time.monotonic() >= end:
             return answers, refused
