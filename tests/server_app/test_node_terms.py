@@ -30,7 +30,7 @@ def test_a_registered_node_stands_for_its_own_partition_only(
     assert not any(kind.startswith("train") for _, kind in grid.asked)
     grid.nodes[101], grid.nodes[102] = {"partition-id": 1}, {"partition-id": 2}
     grid.nodes[666] = {"partition-id": 0}  # somebody who would like to be node 100
-    found = discover_nodes(grid, 3, terms=terms)
+    found = discover_nodes(grid, 3, patience=1, terms=terms)
     assert found.by_partition == {0: 100, 1: 101, 2: 102}
     assert "node 666 (partition-id = 0) is refused: nodes-file does not" in capsys.readouterr().out
     del grid.nodes[100]
