@@ -22,7 +22,7 @@ from experiments.reporting.frames import (
     trajectories_frame,
     verdict,
 )
-from experiments.reporting.gate import sanity_gate
+from experiments.reporting.gate import Check, sanity_gate
 from experiments.reporting.line_figures import (
     against_bytes,
     curves,
@@ -210,6 +210,25 @@ def test_a_table_of_mixed_or_impossible_cells_is_refused(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "smoke/report.md").exists()
+
+
+def test_attacks_that_a_defence_leaves_out_may_end_at_equal_weights(tmp_path: Path) -> None:
+    """A rule that finds all hostile updates does not see how long they are."""
+    write_all(tmp_path)
+    record, *_ = read_records(TABLE, tmp_path)
+    summary = {**record.summary, "final-weights-sha256": "x"}
+
+    def distinct(*configs: RunConfig) -> Check:
+        *_, found = sanity_gate([replace(record, config=c, summary=summary) for c in configs])
+        return found
+
+    plain = record.config
+    hostile = plain.with_values(attackers=0.1, attack="scale")
+    longer = hostile.with_values(attack="reverse", name="another")
+    assert distinct(hostile, longer).holds
+    assert "but for 1 whose defence" in distinct(hostile, longer).detail
+    assert not distinct(hostile, longer.with_values(seed=9)).holds
+    assert not distinct(plain, plain.with_values(attack="reverse")).holds
 
 
 @pytest.mark.parametrize("damage", ["", "round,phase\n0,start\n", None])
