@@ -7,6 +7,7 @@ round. Round 100 is compared with the end: the medians of a hundred rounds each.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import statistics
@@ -47,11 +48,21 @@ def growth(metrics: pd.DataFrame) -> dict[str, Any]:
 
 def left_behind(shared_before: set[str], temporary: Path, run: Path) -> list[str]:
     """Return processes, shared memory and files that should have gone with the run."""
-    processes = [f"process {pid}" for pid in tree(os.getpid()) if pid != os.getpid()]
+    with contextlib.suppress(ChildProcessError):  # those that have ended and wait to be collected
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    there = [pid for pid in tree(os.getpid()) if pid != os.getpid()]
+    processes = [f"process {pid} ({_command(pid)})" for pid in there]
     shared = sorted(set(os.listdir("/dev/shm")) - shared_before)
     half = [str(path.relative_to(run)) for path in run.rglob(".*.tmp")]
     other = sorted(path.name for path in temporary.iterdir())
     return [*processes, *shared, *half, *other]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80].strip()
+    return ""
 
 
 def main(arguments: list[str] | None = None) -> int:
