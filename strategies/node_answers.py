@@ -100,6 +100,7 @@ def read_nodes_file(name: str) -> dict[int, int] | None:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> path = Path(tempfile.mkdtemp()) / "nodes.toml"
     >>> _ = path.write_text("7201 = 0\n4452 = 1\n")
     >>> read_nodes_file(str(path))

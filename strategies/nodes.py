@@ -109,10 +109,7 @@ def choose(
 
 
 def choose_each(number: int, probability: float, *key: int | str) -> list[int]:
-    """Return a sorted sample of 0..number-1 that has each with this probability (Poisson sampling).
-
-    It may be empty.
-    """
+    """Return a sorted Poisson sample of 0..number-1: each with this probability, perhaps none."""
     generator = numpy_generator("clients one by one", *key)
     found: list[int] = (generator.random(number) < probability).nonzero()[0].tolist()
     return found
@@ -275,6 +272,8 @@ def _ask(
     grid: Grid, node_ids: Sequence[int], terms: Terms, *, share: bool, timeout: float = _TIMEOUT
 ) -> tuple[dict[int, Answer], dict[int, str]]:
     """Return by node id what nodes answer, and why those are refused that do not fit the terms."""
+    if not node_ids:
+        return {}, {}
     content = RecordDict()
     if share:
         content["arrays"] = pack(torch.arange(8), SHARED)

@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         for density in DENSITIES:
             rows.append(traffic(there, relay, density, options.rounds))
             print("  ".join(f"{key} {value:.3g}" for key, value in rows[-1].items()), flush=True)
-        back = recovery(there, {**_RUN, "num-server-rounds": 60, "strategy": "scaffold"})
+        back = recovery(there, {**_RUN, "num-server-rounds": 30, "strategy": "scaffold"})
         print("  ".join(f"{key} {value:.3g}" for key, value in back.items()), flush=True)
     write(options.json, {**facts(), "traffic": rows, "recovery": back})
 

@@ -116,8 +116,8 @@ def test_a_run_leaves_no_workspace_behind(tmp_path: Path, monkeypatch: pytest.Mo
     made = []
     real = workspace.build_workspace
 
-    def remembered(config: Any) -> Any:
-        found = real(config)
+    def remembered(config: Any, *, node: int | None) -> Any:
+        found = real(config, node=node)
         made.append(weakref.ref(found))
         return found
 

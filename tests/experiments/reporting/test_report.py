@@ -555,9 +555,9 @@ def test_cells_with_a_record_can_be_left_out(
 def test_data_are_read_again_only_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def load(config: RunConfig) -> DataSplits:
+    def load(config: RunConfig, node: int | None) -> DataSplits:
         read.append(config)
-        return load_run_data(config)
+        return load_run_data(config, node)
 
     monkeypatch.setattr("fedta_app.training.workspace.load_run_data", load)
     last = LastData()
