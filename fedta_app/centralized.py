@@ -35,7 +35,7 @@ from fedta_app.vectors.mask import FlatMask
 
 def run_centralized(config: RunConfig) -> None:
     """Run a centralised training to its end, from its last checkpoint if there is one."""
-    workspace = shared_workspace(config)
+    workspace = shared_workspace(config, None)
     try:
         baseline = Baseline(workspace)
         phases = make_phases(baseline)

@@ -41,7 +41,7 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
     nodes = discover_nodes(
         grid, config.num_clients, config.clients_per_node, config.round_timeout, terms(grid, config)
     )
-    workspace = shared_workspace(config.with_values(num_clients=len(nodes)))
+    workspace = shared_workspace(config.with_values(num_clients=len(nodes)), None)
     try:
         state = ServerState.of(grid, nodes, workspace)
         pace = Pace(workspace.config, state.held)

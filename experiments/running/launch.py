@@ -60,7 +60,7 @@ def preflight(
         newest_whole(run_path(config) / "checkpoint")
     if build:
         with phase("loading data and model", sys.stderr):
-            workspace = shared_workspace(config)
+            workspace = shared_workspace(config, None)
         _warn(workspace)
 
 

@@ -291,7 +291,7 @@ def build_workspace(
 
 
 @lru_cache(maxsize=1)
-def shared_workspace(config: RunConfig, node: int | None = None) -> Workspace:
+def shared_workspace(config: RunConfig, node: int | None, /) -> Workspace:
     """Return this process's workspace, which `build_workspace` makes at the first call.
 
     A run changes its weights, so `engine.client_memory.forget_run` must be called at the end.

@@ -75,7 +75,7 @@ def test_a_run_leaves_what_the_design_promises(
     assert [row["round"] for row in found] == ["0", "1", "2", "3", "4"]
     assert [bool(row["test_accuracy"]) for row in found] == [True, False, True, False, True]
     parameters = shared_workspace(
-        RunConfig.from_mapping({**SMALL, "results-dir": str(tmp_path)})
+        RunConfig.from_mapping({**SMALL, "results-dir": str(tmp_path)}), None
     ).weights.vector.numel()
     assert {row["bytes_down"] for row in found[1:]} == {str(2 * 4 * parameters)}
     assert {row["bytes_up"] for row in found[1:]} == {str(2 * 4 * parameters)}

@@ -47,7 +47,7 @@ def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        workspace = shared_workspace(config)
+        workspace = shared_workspace(config, None)
         settings = {"num-clients": config.num_clients, "layout": workspace.layout}
         nodes = discover_nodes(grid, config.num_clients)
         exchange = Exchange(nodes, settings, client_memory(workspace).store, MEMORY)
@@ -128,7 +128,7 @@ def test_a_client_that_lost_its_memory_is_counted_and_starts_again(
     shutil.rmtree(folder)
     _stop_after(values, rounds=2)
     config = RunConfig.from_mapping(values)
-    memories = memories_path(shared_workspace(config))
+    memories = memories_path(shared_workspace(config, None))
     forget_run()
     assert sorted(path.name for path in memories.iterdir()) == [str(pid) for pid in range(8)]
     shutil.rmtree(memories / "3")
