@@ -30,11 +30,11 @@ from engine.shared_memory import SharingError
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
 from fedta_app.errors import disk_sentence
-from fedta_app.keys.algorithm import ON_HEAD, ON_MASK
+from fedta_app.keys.algorithm import ON_HEAD
 from fedta_app.runs.memory import peaks, reset_peaks
 from fedta_app.runs.provenance import code_version
 from fedta_app.secure import FEATURE_SUMS, SCORES
-from fedta_app.training.attacks import attack_of, poisoned_scores, poisoned_sums
+from fedta_app.training.attacks import attack_of, poisoned_sums
 from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
 from fedta_app.training.datasets import find_dataset
 from fedta_app.training.head_fit import head_images, head_statistics
@@ -187,13 +187,10 @@ def calibrate(message: Message, context: Context) -> Message:
     memory, settings = _prepare(message, context)
     if settings["known"]:
         return _reply(message, {"vector": torch.zeros(1)})
-    client, config = int(settings["partition-id"]), memory.workspace.config
-    batches = client_batches(memory.workspace, client)
-    mask = memory.mask(str(settings["down"]))
-    found = scores(memory.workspace, batches, mask, int(settings["server-round"]))
-    if attack_of(config, client) in ON_MASK:
-        found = poisoned_scores(found)
-    found = secured(config, settings, found, SCORES)
+    workspace, client = memory.workspace, int(settings["partition-id"])
+    batches, mask = client_batches(workspace, client), memory.mask(str(settings["down"]))
+    found = scores(workspace, batches, mask, int(settings["server-round"]), owner=client)
+    found = secured(workspace.config, settings, found, SCORES)
     return _reply(message, {"vector": found})
 
 

@@ -91,7 +91,7 @@ def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Tr
     most_examples : int
         That the client has.
     most_steps : int
-        Nor take more local steps in a round.
+        That it can take in a round.
 
     Raises
     ------

@@ -7,6 +7,8 @@ from fedta_app.keys import Keys
 from fedta_app.keys.algorithm import ON_HEAD, ON_MASK
 from fedta_app.masks import needs_scores, rule_named
 
+_OWN_MODELS = "by it clients have models of their own"
+
 
 def check_algorithm(config: Keys) -> None:
     """Refuse what an algorithm, models of clients' own or noise are not defined for."""
@@ -62,21 +64,26 @@ def _check_personal_layers(config: Keys) -> None:
         return
     algorithm = make_algorithm(config.strategy, vars(config))
     patterns = [part.strip() for part in config.personal_layers.split(",")]
-    refused = ""
-    if "head" in patterns and config.head != "random":
-        refused = f"head = '{config.head}': it is made first and then frozen; head is random there"
-    elif algorithm.personal or algorithm.adaptation:
-        refused = f"strategy = '{config.strategy}', by which clients have models of their own"
-    elif config.head_refresh:
-        refused = f"head-refresh = {config.head_refresh}, whose features are of one model for all"
-    elif config.task_figures:
-        refused = "task-figures = true, which measures one model for all clients"
-    elif config.interference_every:
-        refused = f"interference-every = {config.interference_every}, which measures one model"
-    if refused:
-        raise ConfigError(
-            f"personal-layers = '{config.personal_layers}' is not allowed with {refused}"
-        )
+    refuse(
+        config,
+        f"personal-layers = '{config.personal_layers}' is not allowed with ",
+        {
+            "head": (
+                "head" in patterns and config.head != "random",
+                "it is made first and then frozen; head is random there",
+            ),
+            "strategy": (bool(algorithm.personal or algorithm.adaptation), _OWN_MODELS),
+            "head-refresh": (
+                config.head_refresh > 0,
+                "its features are of one model for all clients",
+            ),
+            "task-figures": (config.task_figures, "it measures one model for all clients"),
+            "interference-every": (
+                config.interference_every > 0,
+                "it measures one model for all clients",
+            ),
+        },
+    )
 
 
 def _check_personal_ridge(config: Keys) -> None:
@@ -84,17 +91,15 @@ def _check_personal_ridge(config: Keys) -> None:
     if not config.personal_ridge:
         return
     algorithm = make_algorithm(config.strategy, vars(config))
-    refused = ""
-    if config.head != "ridge":
-        refused = f"head = '{config.head}': head is ridge there"
-    elif algorithm.personal or algorithm.adaptation:
-        refused = f"strategy = '{config.strategy}', by which clients have models of their own"
-    elif config.personal_layers != "none":
-        refused = f"personal-layers = '{config.personal_layers}': one of the two is enough"
-    if refused:
-        raise ConfigError(
-            f"personal-ridge = {config.personal_ridge:g} is not allowed with {refused}"
-        )
+    refuse(
+        config,
+        f"personal-ridge = {config.personal_ridge:g} is not allowed with ",
+        {
+            "head": (config.head != "ridge", "head is ridge there"),
+            "strategy": (bool(algorithm.personal or algorithm.adaptation), _OWN_MODELS),
+            "personal-layers": (config.personal_layers != "none", "one of the two is enough"),
+        },
+    )
 
 
 def _check_privacy(config: Keys) -> None:

@@ -114,16 +114,16 @@ def _check_superclients(config: Keys) -> None:
     """Refuse chains of clients where each client's update from the round's weights is needed."""
     if config.superclient_clients < 2:
         return
-    refused = ""
-    if not works_in_sequence(config.strategy):
-        refused = f"strategy = '{config.strategy}'"
-    elif config.task_figures:
-        refused = "task-figures = true"
-    elif config.interference_every:
-        refused = f"interference-every = {config.interference_every}"
-    if refused:
-        raise ConfigError(
-            f"superclient-clients = {config.superclient_clients} is not allowed with {refused}, "
-            "which takes every client's update from the weights of the round: "
-            "superclient-clients is 0 or 1 there"
-        )
+    each = (
+        "it takes every client's update from the weights of the round, and superclient-clients is "
+        "0 or 1 there"
+    )
+    refuse(
+        config,
+        f"superclient-clients = {config.superclient_clients} is not allowed with ",
+        {
+            "strategy": (not works_in_sequence(config.strategy), each),
+            "task-figures": (config.task_figures, each),
+            "interference-every": (config.interference_every > 0, each),
+        },
+    )

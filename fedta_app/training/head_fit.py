@@ -136,7 +136,7 @@ def fit_head(
 
 
 def longest_feature(workspace: Workspace) -> float:
-    """Return the largest squared length of a feature of some validation images, before training.
+    """Return the largest squared length of the features of some validation images.
 
     At most 100 of them, of all classes, under the weights that the model has now.
     """

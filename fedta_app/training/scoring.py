@@ -86,7 +86,12 @@ def _some(workspace: Workspace, available: int, owner: int) -> Tensor:
 
 
 def scores(
-    workspace: Workspace, batches: ScoringBatches, mask: FlatMask | None, calibration_round: int
+    workspace: Workspace,
+    batches: ScoringBatches,
+    mask: FlatMask | None,
+    calibration_round: int,
+    *,
+    owner: int | None = None,
 ) -> Tensor:
     """Return the scores that a client sends in a round; see `fedta_app.masks.client_scores`.
 
@@ -94,10 +99,12 @@ def scores(
     ----------
     mask : FlatMask or None
         The mask of the previous round; weights outside it are scaled by `soft-value`.
+    owner : int, optional
+        The client, which may be hostile.
     """
     config, weights = workspace.config, workspace.weights
     with repeatable(workspace.device, config.deterministic):
-        return client_scores(
+        found = client_scores(
             workspace.model,
             weights.layout,
             [weights.vector],
@@ -110,6 +117,8 @@ def scores(
             labels=config.sensitivity_labels,  # type: ignore[arg-type]
             output=config.sensitivity_output,  # type: ignore[arg-type]
         )
+    hostile = owner is not None and attack_of(config, owner) in ON_MASK
+    return poisoned_scores(found) if hostile else found
 
 
 def calibration(
@@ -172,9 +181,7 @@ def own_mask(
     against_others = rule_named(workspace.config.mask_rule).against_others
 
     def measured(mask: FlatMask | None, calibration_round: int) -> Tensor:
-        own = scores(workspace, batches, mask, calibration_round)
-        if partition_id is not None and attack_of(workspace.config, partition_id) in ON_MASK:
-            own = poisoned_scores(own)
+        own = scores(workspace, batches, mask, calibration_round, owner=partition_id)
         return own if against_others is None or total is None else against_others(own, total)
 
     def find() -> FlatMask:

@@ -228,7 +228,7 @@ def test_with_a_large_share_a_clients_head_is_that_of_all_and_with_a_small_one_i
     ("values", "sentence"),
     [
         ({"strategy": "fedavg"}, "head = 'random': head is ridge there"),
-        ({"head": "ridge"}, "strategy = 'ditto', by which clients have models of their own"),
+        ({"head": "ridge"}, "strategy = 'ditto': by it clients have models of their own"),
         ({"strategy": "fedavg", "head": "ridge", "personal-layers": "norm"}, "one of the two"),
     ],
 )
