@@ -66,6 +66,17 @@ def test_other_inputs_have_a_mask_of_their_own(tmp_path: Path, change: dict[str,
     assert len(list((tmp_path / "cache").glob("mask-*"))) == 2
 
 
+def test_a_mask_that_hostile_clients_made_is_not_shared(tmp_path: Path) -> None:
+    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
+    cache = {"cache-dir": str(tmp_path / "cache")}
+    hostile = {"attackers": 0.2, "attack": "scores"}
+    attacked = run(tmp_path / "attacked", **short, **cache, **hostile)["mask"]
+    assert not list((tmp_path / "cache").glob("mask-*"))
+    honest = run(tmp_path / "honest", **short, **cache)["mask"]
+    again = run(tmp_path / "again", **short, **cache, **hostile)["mask"]
+    assert attacked == again != honest
+
+
 def test_a_run_that_only_trains_otherwise_shares_the_mask(tmp_path: Path) -> None:
     cache = {"cache-dir": str(tmp_path / "cache")}
     changes: list[dict[str, Any]] = [{}, {"lr": 0.2, "head-refresh": 1}, {"strategy": "fedavg"}]
@@ -82,11 +93,11 @@ def test_a_mask_without_a_failed_client_is_not_shared(
 ) -> None:
     real, calls = client.scores, []
 
-    def sometimes(*values: Any) -> Any:
+    def sometimes(*values: Any, **named: Any) -> Any:
         calls.append(values)
         if len(calls) == 2:
             raise RuntimeError("this client fails")
-        return real(*values)
+        return real(*values, **named)
 
     monkeypatch.setattr(client, "scores", sometimes)
     values = {**BLOCKS, "calibration-rounds": 1, "calibration-fraction": 0.5}

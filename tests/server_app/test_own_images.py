@@ -16,6 +16,7 @@ from fedta_app.data.folder import image_folder
 from fedta_app.data.loading import load_side
 from fedta_app.errors import ConfigError, DataError, RunError
 from fedta_app.finished.reading import Run
+from fedta_app.training.scoring import client_batches
 from fedta_app.training.workspace import build_workspace
 from server_app.loop import run_rounds
 from tests.runs import read_summary
@@ -148,6 +149,34 @@ def test_what_weighs_is_how_many_images_a_node_has(folders: Path) -> None:
     grid._answer = listen  # type: ignore[method-assign]
     run_rounds(grid, config)
     assert said == dict(enumerate(SIZES))
+
+
+def test_a_node_that_claims_more_images_than_it_has_is_rejected(folders: Path) -> None:
+    """No more than all nodes have together, and one more than it said at first."""
+    grid, config = deployed(folders, **{"head": "random", "mask-rule": "none"})
+    answer = grid._answer
+
+    def claim(message: Message) -> Message:
+        reply = answer(message)
+        if message.metadata.message_type == "train" and message.metadata.dst_node_id == 101:
+            reply.content.metric_records["metrics"]["num-examples"] = SIZES[1] + 1
+        return reply
+
+    grid._answer = claim  # type: ignore[method-assign]
+    run_rounds(grid, config)
+    rejected = read_summary(folders / "runs", config)["rejected"]
+    assert {entry["client"] for entry in rejected} == {1}
+    assert "num-examples = 6, which is no whole number from 1 to 5" in rejected[0]["sent"]
+
+
+def test_images_of_two_nodes_have_ids_of_their_own(folders: Path) -> None:
+    """A label that is drawn for an image depends on its id."""
+    _, config = deployed(folders)
+    ids = []
+    for node in range(3):
+        own = config.with_values(image_folder=str(folders / str(node)))
+        ids += client_batches(build_workspace(own, node=node), node).ids.tolist()
+    assert len(ids) > 6 and len(set(ids)) == len(ids)
 
 
 def test_a_node_needs_the_folders_of_the_servers_classes(folders: Path) -> None:
