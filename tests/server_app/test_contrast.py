@@ -100,10 +100,10 @@ def test_a_client_that_sends_no_scores_ends_it(
 
     original, asked = client.scores, iter(range(CLIENTS))
 
-    def one_fails(*arguments: Any) -> torch.Tensor:
+    def one_fails(*arguments: Any, **named: Any) -> torch.Tensor:
         if next(asked) == 3:
             raise MemoryError("too large")
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr("client_app.app.scores", one_fails)
     with pytest.raises(

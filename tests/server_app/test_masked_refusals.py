@@ -43,7 +43,7 @@ def test_a_mask_without_evidence_is_refused(
 def test_a_mask_from_no_client_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **__: Any) -> None:
         raise MemoryError("too large")
 
     monkeypatch.setattr("client_app.app.scores", broken)
@@ -57,7 +57,7 @@ def test_a_head_without_all_clients_is_refused(
 ) -> None:
     import client_app.app as client
 
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **__: Any) -> None:
         raise MemoryError("too large")
 
     monkeypatch.setattr(client, "head_statistics", broken)
@@ -73,10 +73,10 @@ def test_scores_without_all_clients_are_refused_where_all_were_asked(
 
     real = client.scores
 
-    def sometimes(workspace: Any, batches: Any, mask: Any, round_: int) -> torch.Tensor:
+    def sometimes(workspace: Any, batches: Any, *values: Any, **named: Any) -> torch.Tensor:
         if 3 in batches.ids:  # one client has this image
             raise MemoryError("too large")
-        return real(workspace, batches, mask, round_)
+        return real(workspace, batches, *values, **named)
 
     monkeypatch.setattr(client, "scores", sometimes)
     everything = {"calibration-examples": 0, "calibration-rounds": 1, "num-server-rounds": 1}
