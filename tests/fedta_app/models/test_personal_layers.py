@@ -71,7 +71,7 @@ def test_masks_are_split_into_what_travels_and_what_stays(tmp_path: Path) -> Non
         ({"personal-layers": "norm", "interference-every": 2}, "interference-every = 2"),
         (
             {"personal-layers": "norm", "head": "ridge", "head-refresh": 2},
-            "head-refresh = 2, whose features",
+            "head-refresh = 2: its features are of one model",
         ),
     ],
 )
