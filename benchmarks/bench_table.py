@@ -1,12 +1,13 @@
 """What the cells of a table take beyond their training rounds and measurements.
 
     python -m benchmarks.bench_table "heterogeneity/*-j16" [--scale small] [--cells 8]
-                                     [--data-dir DIR] [--json FILE]
+                                     [--set num-server-rounds=20] [--data-dir DIR] [--json FILE]
 
 The cells run one after the other in one process, on the in-process engine, as `run TABLE` does. The
 cache is empty at the beginning, so the first cell computes what depends on weights and data only,
 and the others find it: ideally they take as long as their rounds and measurements. The first cell's
-time includes the start of the process.
+time includes the start of the process. What is computed once weighs less the longer the cells are:
+`--set` gives them other rounds than those of the table.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("selection", metavar="TABLE[/PRESET]")
     parser.add_argument("--scale", default="")
     parser.add_argument("--cells", type=int, default=8, help="of the presets, then further seeds")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data-dir")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = ["--engine", "in-process", "--results-dir", str(folder), "--seeds", "1"]
-        places += ["--set", f"cache-dir={folder / 'cache'}"]
+        for pair in (f"cache-dir={folder / 'cache'}", *options.set):
+            places += ["--set", pair]
         places += ["--scale", options.scale] if options.scale else []
         places += ["--data-dir", options.data_dir] if options.data_dir else []
         commands = [
