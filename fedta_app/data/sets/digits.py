@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from fedta_app.data.sets.base import Dataset, ImageSet
 from fedta_app.seeding import numpy_generator
@@ -17,6 +16,8 @@ POOL_PER_CLASS = 140  # of 174 to 183 images of a class; the others are the test
 
 def _load(_: Path) -> tuple[ImageSet, ImageSet]:
     """Return the images for training and validation, and those for test."""
+    from sklearn.datasets import load_digits  # a run on other images does not need it
+
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     everything = ImageSet(torch.from_numpy(images), torch.from_numpy(bunch.target).long())

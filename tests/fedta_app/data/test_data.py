@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -195,3 +197,10 @@ def test_damage_to_the_real_files_is_found(cifar100_dir: Path, tmp_path: Path) -
     (folder / "test").write_bytes(content)
     with pytest.raises(DataError, match="cifar-100-python/test is damaged"):
         load_data("cifar100", tmp_path, val_size=0.1, seed=0)
+
+
+def test_scikit_learn_is_imported_for_digits_only() -> None:
+    """Its import takes longer than all of our own code does, in every process of a run."""
+    script = "import sys, fedta_app.config; print('sklearn' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, check=True, capture_output=True).stdout.strip() == b"False"
