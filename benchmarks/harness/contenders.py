@@ -26,7 +26,7 @@ class Contender:
     kind : str
         "bare", "bare-kernels", "in-process", "flower", "stock" or "pfl".
     actors : int
-        Clients that train side by side, sharing the cores.
+        Clients that train side by side, sharing the cores; of a bare loop, its processes.
     density : float
         Share of the backbone's weights that are trained.
     """
@@ -38,11 +38,16 @@ class Contender:
 
 
 BARE = Contender("bare loop", "bare")
+# What an engine around the same steps can reach: on all cores together, and each core by itself.
+LIMITS = (
+    Contender("bare loop, our kernels", "bare-kernels"),
+    Contender("bare loop, our kernels, 2 processes", "bare-kernels", actors=2),
+)
 CONTENDERS = {
     contender.name: contender
     for contender in (
         BARE,
-        Contender("bare loop, our kernels", "bare-kernels"),
+        *LIMITS,
         Contender("in-process", "in-process"),
         Contender("flower, 1 actor", "flower"),
         Contender("flower, 2 actors", "flower", actors=2),

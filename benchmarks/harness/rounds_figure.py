@@ -18,6 +18,7 @@ _GROUPS = {
     "others, all weights": "#a6a6a6",
 }
 _LABELS = {
+    "bare-kernels": "bare loop, our kernels",
     "in-process": "in one process",
     "flower": "Flower's engine",
     "stock": "stock Flower app",
@@ -92,9 +93,12 @@ def _group(name: str) -> str:
 
 def _label(name: str) -> str:
     contender = CONTENDERS[name]
-    if contender.kind not in ("flower", "stock"):
-        return _LABELS[contender.kind]
-    return f"{_LABELS[contender.kind]}, {contender.actors} actor{'s'[: contender.actors - 1]}"
+    many = "s"[: contender.actors - 1]
+    if contender.kind in ("flower", "stock"):
+        return f"{_LABELS[contender.kind]}, {contender.actors} actor{many}"
+    if contender.actors > 1:
+        return f"{_LABELS[contender.kind]}, {contender.actors} processes"
+    return _LABELS[contender.kind]
 
 
 def _bare_label(bare: dict[str, Any]) -> str:

@@ -9,15 +9,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import bench_rounds
 from benchmarks.harness import contenders, jobs
-from benchmarks.harness.contenders import BARE, CONTENDERS, Contender, Runner, Timing
+from benchmarks.harness.contenders import BARE, CONTENDERS, LIMITS, Contender, Runner, Timing
 from benchmarks.harness.jobs import Job, Prepared, prepared
 from benchmarks.harness.processes import ROOT, BenchError, Memory, run_apart, tree
+from benchmarks.peers.bare_loop import bare_loop
+from benchmarks.peers.bare_processes import bare_processes
 from benchmarks.peers.pfl_env import PeerError, check_pfl
 from fedta_app.config import RunConfig
 
@@ -76,14 +80,59 @@ def test_ratios_are_medians_over_neighbours() -> None:
     assert found["in-process"]["peak-mib"] == {"total": 100, "shared": 1, "server": 50}
 
 
+def test_ratios_are_given_to_both_limits_of_the_same_repeat(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, two = LIMITS
+    runner = Clockwork(
+        {
+            "bare loop": [2.0, 2.0, 20.0, 20.0],
+            one.name: [1.0, 20.0],
+            two.name: [0.5, 5.0],
+            "flower, 2 actors": [0.6, 8.0],
+        }
+    )
+    chosen = [one, two, CONTENDERS["flower, 2 actors"]]
+    found = bench_rounds.measure(runner, chosen, repeats=2, rounds=1, memory=False)
+    limits = found["flower, 2 actors"]["limits"]
+    assert limits[one.name] == pytest.approx([0.6, 0.4])
+    assert limits[two.name] == pytest.approx([1.2, 1.6])
+    result = {"preset": "p", "dataset": "d", "repeats": 2, "threads": 2, "contenders": found}
+    bench_rounds.show("job", result)
+    printed = capsys.readouterr().out
+    assert "0.50 (0.40-0.60)" in printed and "1.40 (1.20-1.60)" in printed
+    assert torch.__version__ in printed
+
+
+def test_one_repeat_is_not_kept_as_a_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_rounds.main(["--repeats", "1", "--json", "rounds.json"])
+    assert "--repeats 1 is no result that --json could keep: 2 or more" in capsys.readouterr().err
+
+
+def test_two_processes_end_where_one_does(tiny: Prepared) -> None:
+    # A batch has all images of a client, so that the order in which they are drawn does not matter.
+    task = replace(tiny.task, rounds=2, threads=1, batch_size=1000)
+    torch.manual_seed(0)
+    stamps, alone = bare_loop(task)
+    torch.manual_seed(0)
+    others, together = bare_processes(task, 2)
+    for one, two in zip(alone, together, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    for found in (stamps, others):
+        assert len(found) == 3 and found == sorted(found)
+
+
 def test_who_cannot_run_is_named_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     runner = Clockwork({"bare loop": [1.0]})
     chosen = [BARE, CONTENDERS["pfl-research"]]
     found = bench_rounds.measure(runner, chosen, repeats=1, rounds=1, memory=False)
     assert found["pfl-research"] == {"skipped": "there is no pfl here"}
-    result = {"preset": "p", "dataset": "d", "repeats": 1, "contenders": found}
+    result = {"preset": "p", "dataset": "d", "repeats": 1, "threads": 2, "contenders": found}
     bench_rounds.show("job", result)
-    assert "pfl-research                   skipped: there is no pfl here" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"pfl-research +skipped: there is no pfl here", printed)
+    assert "One repeat is a look, and no result." in printed
 
 
 def test_a_python_without_pfl_is_refused_in_one_sentence() -> None:
@@ -143,7 +192,7 @@ def test_bare_loop_and_in_process_engine_of_a_tiny_job(
 ) -> None:
     monkeypatch.setitem(jobs.JOBS, "demo", TINY)
     out = tmp_path / "deep/rounds.json"
-    arguments = ["--job", "demo", "--repeats", "1", "--rounds", "2", "--json", str(out)]
+    arguments = ["--job", "demo", "--repeats", "2", "--rounds", "2", "--json", str(out)]
     only = ["--only", "bare loop", "--only", "in-process, density 0.1"]
     bench_rounds.main([*arguments, *only, "--no-memory", "--data-dir", str(tmp_path)])
     report = json.loads(out.read_text())
