@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.shared_memory import can_share
+from fedta_app.algorithms import algorithms
 from fedta_app.runs.finished_model import read_model
 from tests.experiments.running.killing import descendants, kill_after, runs
 
@@ -117,6 +118,12 @@ def test_five_kills_with_client_memory_end_at_the_unbroken_weights(
 ) -> None:
     check_kills(tmp_path, engine, "scaffold", (1, 3, 4, 6, 9))
     check_memories(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", sorted({*algorithms()} - {"fedavg", "scaffold"}))
+def test_a_kill_on_flowers_engine_with_every_other_algorithm(strategy: str, tmp_path: Path) -> None:
+    check_kills(tmp_path, "flower", strategy, (3,))
 
 
 @pytest.mark.slow
