@@ -29,6 +29,7 @@ TRANSPORTS = (WIRE, SHARED, MEMORY)
 _NAMES = ("float32", "float64", "uint8", "int32", "int64", "bool")
 _DTYPES = {name: getattr(torch, name) for name in _NAMES}
 _KEY = "vector"
+_MOST_DIMENSIONS, _MOST_VALUES = 8, 2**40
 
 
 def pack(vector: Tensor, transport: str) -> ArrayRecord:
@@ -115,6 +116,9 @@ def unpack(record: ArrayRecord, transport: str, name: str = _KEY) -> Tensor:
     dtype, shape = _DTYPES.get(array.dtype), tuple(array.shape)
     if dtype is None or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise TransportError(f"the vector {name!r} is {array.dtype!r} of shape {shape}")
+    # Also of an array without a byte, which is empty whatever its other dimensions are.
+    if math.prod(size or 1 for size in shape) > _MOST_VALUES or len(shape) > _MOST_DIMENSIONS:
+        raise TransportError(f"the vector {name!r} has {len(shape)} dimensions, or is too large")
     if transport == SHARED:
         return shared_memory.read(array.data, shape, dtype)
     if len(array.data) != math.prod(shape) * dtype.itemsize:

@@ -31,6 +31,7 @@ from strategies.nodes import Nodes
 from strategies.reply_checks import Check, NotFiniteError, ReplyError, TooFewClientsError
 
 Entries = Mapping[str, int | float | str]
+_MOST_MEMORY = 1e12  # MB
 _LONGEST_REASON = 300  # characters of a reason that is kept for summary.json
 REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
 
@@ -84,7 +85,8 @@ class RoundCosts:
     def add_peaks(self, record: Mapping[str, Any]) -> None:
         """Note what a client says of the memory that it took."""
         for name in CLIENT_PEAKS:
-            if isinstance(size := record.get(name), int | float):
+            size = record.get(name)
+            if isinstance(size, int | float) and 0 <= size < _MOST_MEMORY:  # which NaN is not
                 self.peaks[name] = max(size, self.peaks.get(name, 0.0))
 
 

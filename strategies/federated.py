@@ -110,7 +110,7 @@ class FederatedStrategy(Strategy):
         self.min_clients_ok = min_clients_ok
         self.accumulator = accumulator or algorithm.accumulator
         self._reader = ReplyReader(
-            algorithm, learning_rate, expand, size, most_examples, most_steps
+            algorithm, learning_rate, expand, size, most_examples, most_steps, local_steps
         )
         self.watchers: list[Watcher] = []
         self.state: Vectors | None = None
@@ -212,7 +212,7 @@ class FederatedStrategy(Strategy):
         """Yield the good replies of clients in their order, and note what outlives the round."""
 
         def check(partition_id: int, message: Message, vectors: Vectors) -> None:
-            self._reader.check(partition_id, message, vectors, self._weights)
+            self._reader.check(partition_id, message, vectors, self._weights, server_round)
 
         for partition_id, message, vectors in self.exchange.in_order(clients, replies, check):
             reply = self._reader.read(partition_id, message, vectors, server_round)
@@ -223,7 +223,8 @@ class FederatedStrategy(Strategy):
             self.exchange.remember(partition_id, self.setup(partition_id))
             if kept := message.content.config_records.get("memory"):
                 self._new_memories[partition_id] = str(kept["digest"])
-            self._loss += reply.num_examples * self._reader.trained(partition_id, message).loss
+            loss = self._reader.trained(partition_id, message, server_round).loss
+            self._loss += reply.num_examples * loss
             self._examples += reply.num_examples
 
     def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:

@@ -119,6 +119,8 @@ def read_nodes_file(name: str) -> dict[int, int] | None:
         raise ConfigError(
             f"{what} is not allowed: its entry {odd[0]!r} is not of the form node-id = partition-id"
         )
+    if len({int(key) for key in entries}) < len(entries):
+        raise ConfigError(f"{what} is not allowed: it has a node more than once")
     if len(set(entries.values())) < len(entries):
         raise ConfigError(f"{what} is not allowed: it gives a partition to more than one node")
     return {int(key): int(value) for key, value in entries.items()}

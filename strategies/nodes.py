@@ -154,7 +154,7 @@ def discover_nodes(
     share, deployed = max(1, clients_per_node), is_deployment(grid)
     if not deployed:
         _check_number(len(set(grid.get_node_ids())), num_clients, share)
-    wanted, share_memory = num_nodes(num_clients, share) or 1, can_share()
+    wanted, share_memory = num_nodes(num_clients, share) or 1, can_share() and not deployed
     answers, refused = _wait_for_nodes(
         grid, wanted, patience if deployed else 0.0, terms, share=share_memory
     )
@@ -285,7 +285,8 @@ def _ask(
             node_id = reply.metadata.src_node_id
             if reply.has_error():
                 # Ray's reason is a traceback, whose last line is the error.
-                reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+                lines = (reply.error.reason or "").strip().splitlines()
+                reason = lines[-1] if lines else "no reason given"
                 refused[node_id] = f"a client did not start: {reason}"
                 continue
             try:

@@ -28,9 +28,17 @@ class ReplyReader:
     size: Callable[[int, int], int]
     most_examples: Callable[[int], int]
     most_steps: int
+    local_steps: Callable[[int], int] | None = None  # of a round; 0 where images decide
     dtype: torch.dtype | None = None  # of an update; by default that of the weights
 
-    def check(self, partition_id: int, message: Message, vectors: Vectors, weights: Tensor) -> None:
+    def check(
+        self,
+        partition_id: int,
+        message: Message,
+        vectors: Vectors,
+        weights: Tensor,
+        server_round: int,
+    ) -> None:
         """Raise ReplyError unless a reply is one of the algorithm, over the client's entries.
 
         Parameters
@@ -41,21 +49,25 @@ class ReplyReader:
         size = self.size(partition_id, weights.numel())
         names = (WEIGHTS, *self.algorithm.sends)
         check_vectors(vectors, dict.fromkeys(names, size), self.dtype or weights.dtype)
-        self.trained(partition_id, message)
+        self.trained(partition_id, message, server_round)
         memory = message.content.config_records.get("memory")
         if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
             raise ReplyError("a name of its memory that is no sha256")
 
-    def trained(self, partition_id: int, message: Message) -> Trained:
+    def trained(self, partition_id: int, message: Message, server_round: int) -> Trained:
         """Return what the client says of its training."""
-        most_examples = self.most_examples(partition_id)
-        return check_training(message, most_examples=most_examples, most_steps=self.most_steps)
+        return check_training(
+            message,
+            most_examples=self.most_examples(partition_id),
+            most_steps=self.most_steps,
+            steps=self.local_steps(server_round) if self.local_steps else 0,
+        )
 
     def read(
         self, partition_id: int, message: Message, vectors: dict[str, Tensor], server_round: int
     ) -> Reply:
         """Return a reply that was checked, over the weights that travel."""
-        trained = self.trained(partition_id, message)
+        trained = self.trained(partition_id, message, server_round)
         update, entries = self.expand(partition_id, vectors.pop(WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(

@@ -16,6 +16,9 @@ from torch import Tensor
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 
+# No loss of float32 logits comes near it, and its powers and sums over a round stay finite.
+_LARGEST_LOSS = 1e12
+
 Check = Callable[[int, Message, Mapping[str, Tensor]], None]
 
 
@@ -24,7 +27,7 @@ class ReplyError(ValueError):
 
 
 class NotFiniteError(ReplyError):
-    """A reply with a number that is not finite, as when training diverged."""
+    """A reply with a number that is not finite, or nearly so, as when training diverged."""
 
 
 class TooFewClientsError(RunError):
@@ -71,8 +74,10 @@ def check_vectors(
                 f"{name!r} as {vector.dtype} of shape {tuple(vector.shape)}, not {dtype} of shape "
                 f"({sizes[name]},)"
             )
+        if not vector.numel() or not vector.is_floating_point():
+            continue
         # One pass without a copy: NaN is both the smallest and the largest of its vector.
-        if vector.is_floating_point() and not all(b.isfinite() for b in vector.aminmax()):
+        if not all(bound.isfinite() for bound in vector.aminmax()):
             raise NotFiniteError(f"{name!r} with numbers that are not finite")
 
 
@@ -83,7 +88,9 @@ def only_vector(vectors: Mapping[str, Tensor]) -> Tensor:
     return vectors["vector"]
 
 
-def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Trained:
+def check_training(
+    reply: Message, *, most_examples: int, most_steps: int, steps: int = 0
+) -> Trained:
     """Return what the client says of its training.
 
     Parameters
@@ -92,6 +99,8 @@ def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Tr
         That the client has.
     most_steps : int
         That it can take in a round.
+    steps : int
+        That it has to take; 0 where that depends on its images.
 
     Raises
     ------
@@ -101,7 +110,7 @@ def check_training(reply: Message, *, most_examples: int, most_steps: int) -> Tr
     metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
     return Trained(
         _whole(metrics, "num-examples", most_examples),
-        _whole(metrics, "num-steps", most_steps),
+        _whole(metrics, "num-steps", steps or most_steps, least=steps or 1),
         _finite(metrics, "train-loss"),
         _finite(metrics, "start-loss"),
     )
@@ -113,13 +122,15 @@ def _finite(metrics: Mapping[str, Any], name: str) -> float:
         raise ReplyError(f"{name} = {value!r}, which is no number")
     if not math.isfinite(value):
         raise NotFiniteError(f"{name} = {value}")
+    if abs(value) > _LARGEST_LOSS:
+        raise NotFiniteError(f"{name} = {value}; no loss is beyond {_LARGEST_LOSS:g}")
     return float(value)
 
 
-def _whole(metrics: Mapping[str, Any], name: str, most: int) -> int:
+def _whole(metrics: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:
     value = metrics.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ReplyError(f"{name} = {value!r}, which is no whole number from 1 to {most}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ReplyError(f"{name} = {value!r}, which is no whole number from {least} to {most}")
     return value
 
 
@@ -158,6 +169,8 @@ def check_mask(bits: Tensor, size: int, trained: int | None) -> None:
     spare = -size % 8  # bits of the last byte that belong to no entry
     if spare and int(bits[-1]) % 2**spare:
         raise ReplyError(f"a mask with bits beyond its {size} entries")
+    if not found:
+        raise ReplyError("a mask that trains nothing")
     if trained is not None and found != trained:
         raise ReplyError(f"a mask that trains {found} entries, not {trained}")
 

@@ -172,9 +172,10 @@ class SequentialStrategy(FederatedStrategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         groups = state["superclients"]
-        if sorted(client for group in groups for client in group) != list(
-            range(len(self.exchange.nodes))
-        ):
+        members = [client for group in groups for client in group]
+        # Not all clients: those that did not send their counts are in no group.
+        there = set(members) <= set(range(len(self.exchange.nodes)))
+        if not there or not all(groups) or len(set(members)) < len(members):
             raise ValueError("the superclients are not groups of the clients")
         self.superclients = groups
         super().load_state_dict({key: state[key] for key in state if key != "superclients"})

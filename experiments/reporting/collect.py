@@ -112,6 +112,8 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
     folder.mkdir(parents=True, exist_ok=True)
     mask = Run(path).flat_mask
+    for name in FILES:  # an earlier record's, which this run need not have
+        (folder / name).unlink(missing_ok=True)
     if mask is not None:
         summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
         summary["mask-density"] = _densities(mask, workspace)

@@ -140,7 +140,7 @@ class Record:
     def classes(self) -> npt.NDArray[np.int64] | None:
         """Images of each class that each client holds, None where they are not kept."""
         path = self.folder / CLASSES_FILE
-        return np.loadtxt(path, dtype=np.int64, delimiter=",") if path.exists() else None
+        return np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2) if path.exists() else None
 
 
 def read_records(table: Table, results: Path) -> list[Record]:

@@ -59,10 +59,14 @@ class _Fair:
         loss = max(reply.start_loss, _LEAST)
         self._first = self._first or loss
         longer = loss + self._q * squared_norm(reply.update) / reply.lr
-        if not math.isfinite(longer):  # the client diverged: so does the round, as with FedAvg
+        try:
+            power = (loss / self._first) ** (self._q - 1)
+        except OverflowError:
+            power = math.inf
+        weight = reply.num_examples * power * longer / self._first
+        if not math.isfinite(weight):  # the client diverged: it weighs as with FedAvg
             self._mean.add(reply)
             return
-        weight = reply.num_examples * (loss / self._first) ** (self._q - 1) * longer / self._first
         self._mean.add(reply._replace(update=reply.update * (loss / longer)), weight)
 
     def result(self) -> Total:

@@ -143,6 +143,8 @@ class _AgainstSome(_Robust):
         All clients; 0 where that is not known yet.
     fraction_train : float
         The share of them in a round.
+    superclient_clients : int
+        How many clients train one after the other; a round combines such chains.
 
     Raises
     ------
@@ -154,6 +156,7 @@ class _AgainstSome(_Robust):
     malicious_clients: int = 0
     num_clients: int = 0
     fraction_train: float = 1.0
+    superclient_clients: int = 0
 
     @property
     def fewest(self) -> int:
@@ -161,16 +164,21 @@ class _AgainstSome(_Robust):
         return self.copies * self.malicious_clients + 3 if self.malicious_clients else 1
 
     @property
+    def _updates(self) -> str:
+        return "superclients" if self.superclient_clients > 1 else "clients"
+
+    @property
     def clients_per_round(self) -> int:
-        """How many clients a round has; 0 where that is not known yet."""
-        return max(1, round(self.fraction_train * self.num_clients)) if self.num_clients else 0
+        """How many updates a round has; 0 where that is not known yet."""
+        updates = -(-self.num_clients // max(1, self.superclient_clients))
+        return max(1, round(self.fraction_train * updates)) if updates else 0
 
     def __post_init__(self) -> None:
         number = self.clients_per_round
         if number and number < self.fewest:
             raise ConfigError(
                 f"malicious-clients = {self.malicious_clients} is not allowed with strategy = "
-                f"'{self.name}' and {number} clients a round: it needs at least "
+                f"'{self.name}' and {number} {self._updates} a round: it needs at least "
                 f"{self.copies} * malicious-clients + 3 = {self.fewest} of them"
             )
 
@@ -206,7 +214,7 @@ class MultiKrum(_AgainstSome):
         if self.num_clients and self.selected_updates > most:
             raise ConfigError(
                 f"selected-updates = {self.selected_updates} is not allowed with malicious-clients "
-                f"= {self.malicious_clients} and {self.clients_per_round} clients a round: "
+                f"= {self.malicious_clients} and {self.clients_per_round} {self._updates} a round: "
                 f"selected-updates is at most {most} there"
             )
 

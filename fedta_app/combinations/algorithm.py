@@ -33,9 +33,15 @@ def _check_strategy(config: Keys) -> None:
 
 
 def _check_attack(config: Keys) -> None:
-    """Refuse an attack on a phase that the run does not have."""
+    """Refuse an attack by no client, or on a phase that the run does not have."""
     if not config.attackers:
         return
+    if config.num_clients and not round(config.attackers * config.num_clients):
+        raise ConfigError(
+            f"attackers = {config.attackers:g} is not allowed with num-clients = "
+            f"{config.num_clients}: of these it is none; attackers is 0, or for example "
+            f"{1 / config.num_clients:g}"
+        )
     scored = config.mask_rule != "none" and needs_scores(config.mask_rule)
     refuse(
         config,

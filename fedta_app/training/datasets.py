@@ -78,10 +78,13 @@ def data_key(config: RunConfig) -> tuple[object, ...]:
     """Return what `load_run_data` depends on: where it is equal, so are the data."""
     natural = config.partition == "natural" and config.engine != "centralized"
     drawn = (config.num_clients, config.seed) if natural else ()
+    folder = config.dataset == FOLDER
     return (
         config.dataset,
         config.data_dir,
-        config.image_size,
+        config.image_folder if folder else "",
+        config.image_size or (own_image_size(config.model) if folder else 0),
+        of_nodes(config),
         config.val_size,
         _split_seed(config),
         *drawn,

@@ -231,6 +231,14 @@ class TestClients:
             with pytest.raises(RunError, match="this node takes vectors by wire only"):
                 run_rounds(grid, config)
 
+    def test_the_nodes_do_not_choose_the_transport(self, tmp_path: Path) -> None:
+        """Not even where all of them say that they see the server's memory."""
+        grid, _ = grid_of(tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("client_app.app.on_servers_machine", lambda context: True)
+            nodes = discover_nodes(grid, 3, patience=1)
+        assert len(nodes) == 3 and not nodes.share_memory
+
     def test_a_node_trains_no_client_of_another(self) -> None:
         check_own_client(self.context(**{"partition-id": 2}), 2, 0)
         check_own_client(self.context(**{"partition-id": 2}), 5, 2)

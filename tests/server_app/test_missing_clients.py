@@ -173,6 +173,18 @@ def test_who_sent_no_class_counts_is_in_no_superclient(
     assert summary["missing-clients"] == {"counts": BROKE}
     groups = server(tmp_path)["algorithm"]["superclients"]
     assert sorted(client for group in groups for client in group) == OTHERS
+    # What was stored is taken over, although one client is in no group.
+    part = tmp_path / "part"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunSession, "stop_reason", _after_the_groups)
+        assert run(part, **VALUES, **chains)["status"] == "stopped"
+    resumed = run(part, **VALUES, **chains)
+    assert resumed["final-weights-sha256"] == summary["final-weights-sha256"]
+
+
+def _after_the_groups(session: RunSession) -> str | None:
+    there = any(row.phase == "superclients" for row in session.rows)
+    return "enough" if there and not session.checkpoint else None
 
 
 def test_a_head_from_nobody_is_refused_all_the_same(

@@ -48,6 +48,7 @@ def test_a_registered_node_stands_for_its_own_partition_only(
         (None, "there is no such file"),
         ("7 = 'zero'", "its entry '7' is not of the form node-id = partition-id"),
         ("a = 1", "its entry 'a' is not of the form node-id = partition-id"),
+        ("1 = 0\n01 = 1", "it has a node more than once"),
         ("7 = 1\n8 = 1", "it gives a partition to more than one node"),
         ("7 = ", "is not valid TOML"),
         ("", "it has no node yet"),

@@ -77,6 +77,17 @@ def test_a_mask_that_hostile_clients_made_is_not_shared(tmp_path: Path) -> None:
     assert attacked == again != honest
 
 
+def test_a_mask_of_secure_sums_is_not_shared(tmp_path: Path) -> None:
+    """Its scores are rounded, and travel as larger numbers: bits and bytes depend on both."""
+    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
+    secure = {"cache-dir": str(tmp_path / "cache"), "secure-aggregation": True}
+    first = run(tmp_path / "first", **short, **secure)
+    again = run(tmp_path / "again", **short, **secure)
+    assert not list((tmp_path / "cache").glob("mask-*"))
+    assert figures(tmp_path / "first") == figures(tmp_path / "again")
+    assert first["mask"] == again["mask"]
+
+
 def test_a_run_that_only_trains_otherwise_shares_the_mask(tmp_path: Path) -> None:
     cache = {"cache-dir": str(tmp_path / "cache")}
     changes: list[dict[str, Any]] = [{}, {"lr": 0.2, "head-refresh": 1}, {"strategy": "fedavg"}]

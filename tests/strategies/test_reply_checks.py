@@ -25,6 +25,7 @@ from strategies.reply_checks import (
     check_mask,
     check_scores,
     check_statistics,
+    check_vectors,
 )
 
 SIZE = 3
@@ -107,6 +108,17 @@ BAD: dict[str, tuple[Reply, str]] = {
     "a type without a size": (lambda m: answer(m, altered(dtype="qint8")), ""),
     "bfloat16": (lambda m: answer(m, altered(dtype="bfloat16", data=bytes(6))), ""),
     "a negative shape": (lambda m: answer(m, altered(shape=(-3,))), "of shape (-3,)"),
+    "too many dimensions": (
+        lambda m: answer(m, altered(shape=(1,) * 65, data=bytes(4))),
+        "has 65 dimensions, or is too large",
+    ),
+    "nothing of a huge shape": (
+        lambda m: answer(m, altered(shape=(0, 2**31 - 1, 2**31 - 1, 2**31 - 1), data=b"")),
+        "has 4 dimensions, or is too large",
+    ),
+    "a larger shape": (lambda m: answer(m, altered(shape=(2**70,))), "or is too large"),
+    "a huge loss": (lambda m: answer(m, train_loss=1e308), "no loss is beyond"),
+    "a huge loss at the start": (lambda m: answer(m, start_loss=-1e300), "no loss is beyond"),
     "a huge shape": (lambda m: answer(m, altered(shape=(10**12,))), "has 12 bytes for"),
     "too few bytes": (lambda m: answer(m, altered(data=b"123")), "has 3 bytes for"),
     "no metrics": (
@@ -171,6 +183,34 @@ def test_any_mixture_of_bad_replies_ends_no_round(data: st.DataObject) -> None:
     arrays, _ = fedavg.aggregate_train(1, data.draw(st.permutations(replies)))
     assert unpack(arrays, MEMORY).tolist() == [1.0] * SIZE
     assert len(fedavg.exchange.costs.rejected) == sum(case is not None for case in chosen)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_other_steps_than_the_round_has_are_rejected(steps: int) -> None:
+    """SCAFFOLD divides by the steps of a round, which are the same for all clients."""
+    fedavg = strategy(local_steps=lambda server_round: 4)
+    sent = ask(fedavg)
+    fedavg.aggregate_train(1, [answer(sent[0], num_steps=steps), *map(answer, sent[1:])])
+    (said,) = fedavg.exchange.costs.rejected.values()
+    assert f"num-steps = {steps}, which is no whole number from 4 to 4" in said
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan, -1.0, "7"])
+def test_a_peak_of_memory_that_is_none_is_ignored(size: Any) -> None:
+    fedavg = strategy()
+    sent = ask(fedavg)
+    replies = [answer(message) for message in sent]
+    for reply, peak in zip(replies, (12.5, size), strict=False):
+        record = {"client_memory_mb": peak} if not isinstance(peak, str) else {}
+        reply.content["peaks"] = MetricRecord(record)
+    fedavg.aggregate_train(1, replies)
+    assert fedavg.exchange.costs.peaks == {"client_memory_mb": 12.5}
+
+
+def test_an_empty_vector_is_refused_where_there_should_be_none() -> None:
+    check_vectors({"vector": torch.zeros(0)}, {"vector": 0}, torch.float32)
+    with pytest.raises(ReplyError, match="a mask that trains nothing"):
+        check_mask(torch.zeros(2, dtype=torch.uint8), 16, None)
 
 
 def test_replies_that_answer_nothing_are_ignored() -> None:

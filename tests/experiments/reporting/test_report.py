@@ -534,6 +534,13 @@ def test_cells_are_collected_and_reported(
     typed = "`python -m experiments run 'smoke/*-nc1' --engine in-process --seeds 1`"
     page = (results / "smoke/report.md").read_text()
     assert f"{typed}, then `collect smoke --seeds 1` and `report smoke`. 2 cells" in page
+    # A file of an earlier record is not taken for one of this run.
+    (folder / "interference.csv").write_text("round\n1\n")
+    again = ["collect", "smoke/least-nc1", "--results-dir", runs, "--out", str(results)]
+    assert main(again) == ExitStatus.FINISHED
+    assert {path.name for path in folder.iterdir()} == kept
+    files = json.loads((folder / "summary.json").read_text())["files"]
+    assert set(files) == kept - {"summary.json"}
 
 
 def test_cells_with_a_record_can_be_left_out(

@@ -62,6 +62,14 @@ def test_a_larger_q_spreads_the_losses_more_evenly() -> None:
     assert worst[0] > worst[1] > worst[2]
 
 
+@pytest.mark.parametrize("loss", [1e200, 1e308])
+def test_a_loss_whose_power_is_too_large_ends_no_round(loss: float) -> None:
+    total = QFFL(fairness=3.0).accumulator()
+    for start_loss in (1.0, loss):
+        total.add(Reply(torch.ones(2), 5, 4, 0.1, start_loss=start_loss))
+    assert total.result().mean.isfinite().all()
+
+
 def test_without_fairness_it_is_fedavg_bit_for_bit_and_measures_nothing() -> None:
     assert not QFFL(fairness=0.0).local(torch.zeros(1), {}, {}).wants_start_loss
     ours, plain = server(QFFL(fairness=0.0)), server(Algorithm())

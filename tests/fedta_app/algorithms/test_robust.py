@@ -163,6 +163,10 @@ def test_masks_of_clients_own_are_refused(name: str) -> None:
             "selected-updates is at most 7 there",
         ),
         ({"strategy": "fedtrimmedavg", "trimmed-share": 0.5}, "from 0 to below 0.5"),
+        (
+            {"strategy": "krum", "malicious-clients": 2, "superclient-clients": 5},
+            "and 2 superclients a round: it needs at least 2 * malicious-clients + 3 = 7 of them",
+        ),
     ],
 )
 def test_rules_that_ten_clients_a_round_cannot_hold_are_refused(

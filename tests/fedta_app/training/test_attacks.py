@@ -185,6 +185,16 @@ def test_who_is_hostile_is_the_same_in_every_round_and_engine_setting(tmp_path: 
     assert first["final-weights-sha256"] != run(tmp_path / "c")["final-weights-sha256"]
 
 
+@pytest.mark.parametrize(("share", "number"), [(0.1, 4), (0.1, 5), (0.4, 1)])
+def test_a_share_that_is_no_client_is_refused(share: float, number: int) -> None:
+    """The run would be called attacked, and be honest: every defence would withstand."""
+    hostile = {"attackers": share, "attack": "scale", "fraction-train": 1.0}
+    said = f"attackers = {share} is not allowed with num-clients = {number}: of these it is none"
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.from_mapping({**hostile, "num-clients": number})
+    RunConfig.from_mapping({**hostile, "num-clients": 0})  # not known yet
+
+
 def test_a_share_of_half_or_more_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"attackers = 0.5 is not allowed"):
         RunConfig.from_mapping({**RUN, "attackers": 0.5})
