@@ -26,6 +26,7 @@ from fedta_app.training.workspace import Workspace, build_workspace
 from server_app.missing import settle_missing
 from strategies.exchange import RoundCosts
 from strategies.reply_checks import ReplyError
+from tests.runs import summary_of
 from tests.server_app.masked import BACKBONE, MASKED, rows, run, stored_mask
 from tests.server_app.test_rejected_replies import answer_badly
 
@@ -167,7 +168,7 @@ def test_who_is_not_in_the_sum_is_not_asked_for_a_mask(
 def test_who_sent_no_class_counts_is_in_no_superclient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_badly(monkeypatch, "train.counts", None)
+    answer_badly(monkeypatch, "train.counts", None, times=2)  # once in each of two runs
     chains = {"mask-rule": "none", "superclient-clients": 3}
     summary = run(tmp_path, **VALUES, **chains)
     assert summary["missing-clients"] == {"counts": BROKE}
@@ -177,8 +178,9 @@ def test_who_sent_no_class_counts_is_in_no_superclient(
     part = tmp_path / "part"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunSession, "stop_reason", _after_the_groups)
-        assert run(part, **VALUES, **chains)["status"] == "stopped"
+        assert summary_of(part, {**MASKED, **VALUES, **chains})["status"] == "stopped"
     resumed = run(part, **VALUES, **chains)
+    assert resumed["missing-clients"] == {"counts": BROKE}
     assert resumed["final-weights-sha256"] == summary["final-weights-sha256"]
 
 

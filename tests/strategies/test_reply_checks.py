@@ -344,7 +344,7 @@ class TestScoresAndMasks:
             with pytest.raises(ReplyError):
                 check_scores(torch.tensor(bad), 2, 2)
 
-    @given(st.lists(st.booleans(), min_size=1, max_size=40))
+    @given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
     def test_bits_of_a_mask(self, entries: list[bool]) -> None:
         mask = FlatMask(torch.tensor(entries))
         bits = torch.frombuffer(bytearray(mask.to_bits()), dtype=torch.uint8)

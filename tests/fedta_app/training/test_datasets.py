@@ -19,7 +19,7 @@ def key(**values: Any) -> tuple[object, ...]:
     [
         {"image-folder": "dogs"},
         {"image-size": 16},
-        {"model": "vit_cifar"},  # of another size of its own
+        {"model": "vit_digits"},  # of another size of its own
         {"partition": "nodes"},  # the server's side, which has nothing to train on
         {"val-size": 0.2},
         {"data-dir": "elsewhere"},
