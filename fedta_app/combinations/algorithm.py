@@ -144,6 +144,10 @@ def _check_privacy(config: Keys) -> None:
                 "it publishes what single updates do",
             ),
             "task-figures": (config.task_figures, "it publishes figures of single updates"),
+            "adacomm-rounds": (
+                config.adacomm_rounds > 0,
+                "the local steps would follow the clients' losses, which get no noise",
+            ),
             "min-clients-ok": (
                 config.min_clients_ok > 1,
                 "whether a round counts would depend on who answers; min-clients-ok is 1",

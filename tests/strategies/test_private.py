@@ -224,6 +224,7 @@ DP = {"dp-noise": 1.0, "update-bound": 0.5, "update-bound-kind": "fixed"}
         ({"superclient-clients": 2}, "with superclient-clients = 2: a chain"),
         ({"interference-every": 1}, "with interference-every = 1: it publishes"),
         ({"task-figures": True}, "with task-figures = true: it publishes"),
+        ({"adacomm-rounds": 2}, "with adacomm-rounds = 2: the local steps would follow"),
         ({"min-clients-ok": 2}, "min-clients-ok is 1"),
         (
             {"mask-rule": "random", "head": "ridge", "mask-scope": "client"},
