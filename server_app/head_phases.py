@@ -21,7 +21,8 @@ class RidgeHead(FederatedPhase):
     name = "head"
 
     def __init__(self, state: ServerState) -> None:
-        self._groups = groups_of(range(len(state.exchange.nodes)), state.clients_per_round)
+        everybody, secure = range(len(state.exchange.nodes)), state.config.secure_aggregation
+        self._groups = groups_of(everybody, state.clients_per_round, secure=secure)
         super().__init__(state, len(self._groups))
         self._sums = RidgeSums(state)
 

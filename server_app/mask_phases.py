@@ -170,7 +170,7 @@ class SummedScores(_Scores):
         """Yield the sums of the scores of groups of clients, of which the server sees no single."""
         size, setup = self.state.weights.numel(), Setup(self.state.head, self.state.mask)
         told = {"server-round": number, "known": False}
-        for group in groups_of(sampled, self._at_a_time()):
+        for group in groups_of(sampled, self._at_a_time(), secure=True):
             asked = (group, "train.calibrate", size, SCORES, f"scores {number} {group[0]}")
             yield self.ask_for_sum(*asked, setup=setup, config=told).float()
 

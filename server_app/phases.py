@@ -200,7 +200,8 @@ class Train(FederatedPhase):
         sums = RidgeSums(state)
         sent = pack_many({"vector": state.travelling_weights()}, exchange.transport)
         setup = Setup(head=state.head, down=state.mask)
-        for group in groups_of(clients, state.clients_per_round):
+        secure = state.config.secure_aggregation
+        for group in groups_of(clients, state.clients_per_round, secure=secure):
             self.add_feature_sums(sums, group, number, arrays=sent, setup=setup)
         release(sent, exchange.transport)
         sums.solve()

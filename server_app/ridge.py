@@ -13,18 +13,20 @@ from server_app.state import ServerState
 from strategies.reply_checks import check_statistics, check_vectors
 
 
-def groups_of(clients: Sequence[int], size: int) -> list[list[int]]:
-    """Return clients in groups of this size; what is left joins the last one if it is one client.
+def groups_of(clients: Sequence[int], size: int, *, secure: bool = False) -> list[list[int]]:
+    """Return clients in groups of this size; what is left joins the last one if it is too few.
 
-    Of one client alone there is no sum.
+    Of one client alone there is no sum, and from a secure sum of two each can take itself away.
 
     >>> groups_of(range(7), 3)
     [[0, 1, 2], [3, 4, 5, 6]]
+    >>> groups_of(range(8), 3, secure=True)
+    [[0, 1, 2], [3, 4, 5, 6, 7]]
     """
     groups = [list(clients[first : first + size]) for first in range(0, len(clients), size)]
-    if len(groups) > 1 and len(groups[-1]) == 1:
-        alone = groups.pop()
-        groups[-1] += alone
+    if len(groups) > 1 and len(groups[-1]) < (3 if secure else 2):
+        left = groups.pop()
+        groups[-1] += left
     return groups
 
 
