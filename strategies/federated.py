@@ -296,6 +296,5 @@ class FederatedStrategy(Strategy):
 
     def summary(self) -> None:
         """Print how clients are sampled and combined."""
-        clients = len(self.exchange.nodes)
-        name = type(self.algorithm).__name__
+        name, clients = type(self.algorithm).__name__, len(self.exchange.nodes)
         print(f"{name}: {self.fraction_train:g} of {clients} clients a round")

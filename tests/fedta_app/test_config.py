@@ -189,7 +189,7 @@ def some_configurations(number: int) -> list[RunConfig]:
         values |= {"trained-blocks": draw.choice((0, 1)), "head-refresh": draw.choice((0, 1))}
         values |= {"shared-fraction": draw.choice((0.0, 0.1))}
         values |= {"update-bound": draw.choice((0.0, 1.0)), "attackers": draw.choice((0.0, 0.1))}
-        values |= {"secure-aggregation": False}  # it goes with few of the others
+        values |= {"secure-aggregation": False}
         values |= {"adacomm-rounds": draw.choice((0, 1))}
         if draw.random() < 0.2:  # it needs rounds of one step
             values |= {"noise-scale-rounds": 1, "local-steps": 1}
@@ -197,7 +197,8 @@ def some_configurations(number: int) -> list[RunConfig]:
         values |= {"dp-noise": draw.choice((0.0, 0.0, 1.0))}
         with suppress(ConfigError):
             found.append(RunConfig.from_mapping(values))
-    return [*found, RunConfig(secure_aggregation=True)]
+    # What goes with few of the others.
+    return [*found, RunConfig(secure_aggregation=True), RunConfig(dp_noise=1.0)]
 
 
 def test_every_key_is_read_somewhere_and_idle_elsewhere_unless_it_is_always_read() -> None:
