@@ -31,7 +31,7 @@ from strategies.nodes import Nodes
 from strategies.reply_checks import Check, NotFiniteError, ReplyError, TooFewClientsError
 
 Entries = Mapping[str, int | float | str]
-_MOST_MEMORY = 1e12  # MB
+_MOST_MEMORY = 1e12  # in MB, that a client may say it took
 _LONGEST_REASON = 300  # characters of a reason that is kept for summary.json
 REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 
-# No loss of float32 logits comes near it, and its powers and sums over a round stay finite.
-_LARGEST_LOSS = 1e12
+_LARGEST_LOSS = 1e12  # of a model that has not diverged; sums over a round stay finite
 
 Check = Callable[[int, Message, Mapping[str, Tensor]], None]
 

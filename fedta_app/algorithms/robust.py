@@ -164,21 +164,21 @@ class _AgainstSome(_Robust):
         return self.copies * self.malicious_clients + 3 if self.malicious_clients else 1
 
     @property
-    def _updates(self) -> str:
+    def _senders(self) -> str:
         return "superclients" if self.superclient_clients > 1 else "clients"
 
     @property
-    def clients_per_round(self) -> int:
+    def updates_per_round(self) -> int:
         """How many updates a round has; 0 where that is not known yet."""
         updates = -(-self.num_clients // max(1, self.superclient_clients))
         return max(1, round(self.fraction_train * updates)) if updates else 0
 
     def __post_init__(self) -> None:
-        number = self.clients_per_round
+        number = self.updates_per_round
         if number and number < self.fewest:
             raise ConfigError(
                 f"malicious-clients = {self.malicious_clients} is not allowed with strategy = "
-                f"'{self.name}' and {number} {self._updates} a round: it needs at least "
+                f"'{self.name}' and {number} {self._senders} a round: it needs at least "
                 f"{self.copies} * malicious-clients + 3 = {self.fewest} of them"
             )
 
@@ -210,11 +210,11 @@ class MultiKrum(_AgainstSome):
     def __post_init__(self) -> None:
         """Refuse more updates than are honest."""
         super().__post_init__()
-        most = self.clients_per_round - self.malicious_clients
+        most = self.updates_per_round - self.malicious_clients
         if self.num_clients and self.selected_updates > most:
             raise ConfigError(
                 f"selected-updates = {self.selected_updates} is not allowed with malicious-clients "
-                f"= {self.malicious_clients} and {self.clients_per_round} {self._updates} a round: "
+                f"= {self.malicious_clients} and {self.updates_per_round} {self._senders} a round: "
                 f"selected-updates is at most {most} there"
             )
 

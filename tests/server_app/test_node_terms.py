@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.runs.provenance import code_version
@@ -116,6 +116,23 @@ def test_one_that_cannot_start_does_not_keep_another_from_coming_back(tmp_path: 
     grid.nodes |= {400: {"partition-id": 1, "lr": 0.1}, 401: {"partition-id": 1}}
     assert welcome_back(grid, found, 1) == [1] and found.by_partition[1] == 401
     assert list(found.refused) == [400]
+
+
+@pytest.mark.parametrize("reason", ["", " \n "])
+def test_a_node_that_fails_without_a_reason_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    grid, _ = grid_of(tmp_path)
+    answer = grid._answer
+
+    def broken(message: Message) -> Message:
+        failed = message.metadata.dst_node_id == 102
+        error = Message(Error(code=0, reason=reason), reply_to=message)
+        return error if failed else answer(message)
+
+    monkeypatch.setattr(grid, "_answer", broken)
+    with pytest.raises(RunError, match=r"a client did not start: no reason given"):
+        discover_nodes(grid, 3)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def write_all(results: Path) -> None:
             write(results, preset, seed)
 
 
+def test_images_of_each_class_are_a_table_also_of_one_client(tmp_path: Path) -> None:
+    folder = write(tmp_path, "least-iid", 0)
+    (folder / "classes.csv").write_text("3,0,4\n")
+    (record,) = read_records(TABLE, tmp_path)
+    assert record.classes is not None and record.classes.tolist() == [[3, 0, 4]]
+
+
 def test_a_page_has_means_and_intervals(tmp_path: Path) -> None:
     write_all(tmp_path)
     page = page_frame(TABLE, read_records(TABLE, tmp_path))
