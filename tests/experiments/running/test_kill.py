@@ -26,6 +26,8 @@ def command(
         f"name={name}", f"seed={seed}", f"num-server-rounds={ROUNDS}", "eval-every=4",
         "eval-size=50", "checkpoint-every=2", "num-clients=40", f"strategy={strategy}",
     ]  # fmt: skip
+    if strategy == "task-arithmetic":
+        settings.append("server-scale=0.1")  # it diverges at 1
     sets = [part for setting in settings for part in ("--set", setting)]
     arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
     return [sys.executable, "-m", "experiments", *arguments]
