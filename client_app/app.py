@@ -115,7 +115,7 @@ def train(message: Message, context: Context) -> Message:
         batch_size=int(settings.get("batch-size", config.batch_size)),
         algorithm=make_algorithm(config.strategy, vars(config)),
         received=received,
-        memory=memory.recall(client, setup.memory),
+        memory=memory.recall(client, setup.memory, setup.kept),
         down=memory.mask(setup.down),
         up=memory.mask(setup.up),
         outbox=lambda update: (
@@ -123,7 +123,7 @@ def train(message: Message, context: Context) -> Message:
         ),
     )
     # Before the reply is packed: a disk that refuses it leaves nothing behind to be released.
-    digest = memory.memorise(client, result.memory, setup.kept)
+    digest = memory.memorise(client, result.memory)
     update = secured_update(config, settings, result.update, result.num_examples)
     reply = _trained(message, replace(result, update=update))
     if digest:

@@ -11,7 +11,7 @@ In a simulation, server and clients share the directory. In a deployment each ma
 and a client's memory never leaves it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -50,7 +50,7 @@ class Setup:
     memory : str
         The client's memory.
     kept : tuple of str
-        Memories that the server's checkpoints still refer to; the client may delete all others.
+        Memories that the server's checkpoints still refer to; the client deletes all others.
     """
 
     head: str = ""
@@ -109,37 +109,39 @@ class ClientMemory:
         """Return the mask of a digest, or None for the empty one."""
         return _load_mask(self, digest) if digest else None
 
-    def recall(self, partition_id: int, digest: str) -> dict[str, Tensor]:
-        """Return a client's memory; for the empty digest an empty one.
+    def recall(
+        self, partition_id: int, digest: str, kept: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return a client's memory, for the empty digest an empty one, and delete outdated ones.
+
+        They are deleted before a client trains, and not when it stores its new memory: a client
+        that took longer than `round-timeout` may be asked again meanwhile, and what it would then
+        delete is the memory that the later round has stored.
+
+        Parameters
+        ----------
+        kept : collection of str, optional
+            Digests of the memories to keep: a lost round may be repeated from them. By default
+            all are kept.
 
         Raises
         ------
         MemoryLostError
             When it is missing or damaged.
         """
+        store = self._own(partition_id)
+        if kept is not None:
+            store.keep_only({*kept, digest})
         if not digest:
             return {}
         try:
-            return tensors_in(self._own(partition_id).get(digest))
+            return tensors_in(store.get(digest))
         except (RunError, ValueError) as error:
             raise MemoryLostError(f"client {partition_id} lost its memory: {error}") from error
 
-    def memorise(
-        self, partition_id: int, vectors: Mapping[str, Tensor], kept: Iterable[str]
-    ) -> str:
-        """Store a client's memory, delete its outdated ones, and return the digest.
-
-        Parameters
-        ----------
-        kept : iterable of str
-            Digests of the memories to keep: a lost round may be repeated from them.
-        """
-        if not vectors:
-            return ""
-        store = self._own(partition_id)
-        digest = store.put(*tensor_parts(vectors))
-        store.keep_only({*kept, digest})
-        return digest
+    def memorise(self, partition_id: int, vectors: Mapping[str, Tensor]) -> str:
+        """Store a client's memory and return its digest, which is empty for an empty memory."""
+        return self._own(partition_id).put(*tensor_parts(vectors)) if vectors else ""
 
     def _own(self, partition_id: int) -> BlobStore:
         return BlobStore(memories_path(self.workspace) / str(partition_id))
