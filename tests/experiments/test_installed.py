@@ -18,6 +18,7 @@ from experiments.running.flower import engine
 from experiments.running.presets import load_table
 from experiments.running.tuned import write_choice
 from fedta_app.config import RunConfig
+from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,34 +75,36 @@ def test_tuned_values_of_an_installed_package_lie_with_the_results(
     assert before == {path: path.read_bytes() for path in (tmp_path / "tables").rglob("*.toml")}
 
 
-def test_the_app_that_is_made_of_the_packages_is_that_of_the_checkout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_pip", [False, True])
+def test_the_app_that_flower_gets_is_that_of_the_checkout(
+    by_pip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "INSTALLED", by_pip)
     app = write_app(tmp_path / "app")
     made = tomllib.loads((app / "pyproject.toml").read_text())
     assert made["tool"]["flwr"] == PROJECT["tool"]["flwr"]
-    assert set(made["project"]) == {"name", "version", "description", "license"}
+    assert made["project"].keys() >= {"name", "version", "description", "license"}
     for pattern in PROJECT["tool"]["flwr"]["app"]["fab-include"]:
         files = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
         assert files and files == {path.relative_to(app) for path in app.glob(pattern)}
     assert not list(app.rglob("*.safetensors"))
 
 
-def test_flower_runs_the_app_that_is_made_where_there_is_no_checkout(
+def test_flower_is_given_a_folder_with_nothing_but_the_app(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    apps = []
+    given = []
 
     def stream(command: list[str], environment: dict[str, str]) -> None:
         app = Path(command[command.index("run") + 1])
-        apps.append((app, (app / "pyproject.toml").is_file()))
+        given.append((app, {path.name for path in app.iterdir()}, environment[CHECKOUT_VARIABLE]))
 
     monkeypatch.setattr(engine, "_superlink", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(engine, "_stream", stream)
-    for where in (False, True):
-        monkeypatch.setattr(engine, "INSTALLED", where)
-        engine.run_on_flower(RunConfig(num_clients=10), client_cpus=1, client_gpus=0.0)
-    (checkout, made) = apps
-    assert checkout == (ROOT, True)
-    assert made[0] != ROOT and made[1]
+    engine.run_on_flower(RunConfig(num_clients=10), client_cpus=1, client_gpus=0.0)
+    ((app, files, checkout),) = given
+    assert app != ROOT and files == {*installed.ROOMS, "pyproject.toml"}
+    assert checkout == str(ROOT)  # whose history says at which commit the run was
 
 
 def test_flowers_commands_are_found_where_pip_put_them(

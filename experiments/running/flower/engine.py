@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments import INSTALLED, ROOT
+from experiments import ROOT
 from experiments.installed import flower_scripts, write_app
 from experiments.running.cells import in_any_folder
 from experiments.running.flower.environment import child_environment, redirects
@@ -72,7 +72,7 @@ def run_on_flower(config: RunConfig, *, client_cpus: int, client_gpus: float) ->
         f"num-supernodes={nodes} client-resources-num-cpus={client_cpus} "
         f"client-resources-num-gpus={float(client_gpus)} init-args-num-cpus={usable_cpus()}"
     )
-    run_app(None if INSTALLED else ROOT, to_toml(config), federation)
+    run_app(None, to_toml(config), federation)
 
 
 def run_app(app: Path | None, run_config: str, federation: str) -> None:
@@ -81,7 +81,7 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
     Parameters
     ----------
     app : Path or None
-        The folder of the app; None for fedta as it is installed.
+        The folder of the app; None for fedta itself.
     """
     environment = dict(os.environ)
     if left_out := redirects(environment):
@@ -91,14 +91,14 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
             flush=True,
         )
     with run_home() as home:
-        app = app or write_app(home / "app")
+        folder = app or write_app(home / "app")
         values = home / "run.toml"
         values.write_text(run_config, encoding="utf-8")
         environment = child_environment(home, SCRIPTS, environment)
-        environment[CHECKOUT_VARIABLE] = str(app)  # Flower runs a copy without the history
+        environment[CHECKOUT_VARIABLE] = str(app or ROOT)  # copies are without the history
         with _superlink(home, environment):
             command = [
-                str(SCRIPTS / "flwr"), "run", str(app), _CONNECTION, "--stream",
+                str(SCRIPTS / "flwr"), "run", str(folder), _CONNECTION, "--stream",
                 "--run-config", str(values), "--federation-config", federation,
             ]  # fmt: skip
             _stream(command, environment)
