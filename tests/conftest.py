@@ -2,9 +2,11 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fedta_app import progress
 
@@ -23,6 +25,20 @@ def pytest_collection_finish() -> None:
 
 
 UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save empty files for figures, whose drawing takes longer than a run of two rounds.
+
+    A test marked `draws` draws them.
+    """
+
+    def nothing(figure: Figure, *arguments: Any, **options: Any) -> None:
+        pass
+
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(Figure, "savefig", nothing)
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,12 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages a result depends on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Read the versions once in a process: a run asks for them with every file that it writes."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -15,6 +15,8 @@ from fedta_app.plotting import (
     save_figure,
 )
 
+pytestmark = pytest.mark.draws
+
 
 @pytest.mark.parametrize(("suffix", "begins"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_the_same_figure_is_the_same_file(tmp_path: Path, suffix: str, begins: bytes) -> None:

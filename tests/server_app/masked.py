@@ -13,18 +13,19 @@ from fedta_app.training.workspace import build_workspace
 from fedta_app.vectors import FlatMask
 from tests.runs import summary_of
 
-CLIENTS = 10
+CLIENTS = 5
 MASKED = {
     "name": "test",
     "partition": "classes",
     "num-clients": CLIENTS,
-    "num-classes-per-client": 1,
-    "fraction-train": 0.5,
+    "num-classes-per-client": 2,
+    "fraction-train": 0.6,
     "num-server-rounds": 2,
     "local-steps": 2,
     "lr": 0.05,
     "weight-decay": 0.01,
     "eval-every": 2,
+    "eval-size": 100,
     "threads": 1,
     "head": "ridge",
     "mask-rule": "least-sensitive",

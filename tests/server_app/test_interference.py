@@ -34,7 +34,7 @@ def test_measuring_changes_no_bit_of_the_run(tmp_path: Path, values: dict[str, A
     assert not (tmp_path / "plain/test/seed0/interference.csv").exists()
     rows = lines(tmp_path / "measured")
     assert [int(row["round"]) for row in rows] == [1, 3]
-    assert all(float(row["lr"]) == 0.05 and int(row["clients"]) == 5 for row in rows)
+    assert all(float(row["lr"]) == 0.05 and int(row["clients"]) == 3 for row in rows)
     assert all(float(row["own"]) < float(row["others"]) for row in rows)
     has_ridge = values is not DENSE
     assert all((row["fresh_head_accuracy"] != "") == has_ridge for row in rows)

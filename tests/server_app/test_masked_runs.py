@@ -88,7 +88,7 @@ def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_pa
     masks = {}
     partitions: list[dict[str, Any]] = [
         {"partition": "iid"},
-        {"num-classes-per-client": 1},
+        {"num-classes-per-client": 1, "num-clients": 10},
     ]
     everyone = {"num-server-rounds": 1, "calibration-examples": 0}  # all images of all clients
     for number, values in enumerate(partitions):
@@ -247,7 +247,7 @@ def test_scaling_and_negation_end_a_run_that_asks_for_them(tmp_path: Path) -> No
     assert scaled[summary["task-vectors"]["best-scale"]] == max(scaled.values())
     with (folder / "negation.csv").open() as stream:
         negated = list(csv.DictReader(stream))
-    assert len({row["client"] for row in negated}) == 5
+    assert len({row["client"] for row in negated}) == 3
     assert "forgotten" in summary["task-vectors"]
 
 

@@ -12,7 +12,7 @@ from fedta_app.config import RunConfig
 from fedta_app.training.workspace import build_workspace
 from tests.server_app.masked import MASKED, bits_of, final_weights, rows, run
 
-BLOCKS = {"trained-blocks": 1, "num-clients": 10, "num-classes-per-client": 2, "lr": 0.01}
+BLOCKS = {"trained-blocks": 1, "lr": 0.01}
 DENSE = {"mask-rule": "none", "strategy": "fedavg"}
 
 
@@ -36,7 +36,7 @@ def test_masks_and_traffic_count_the_trained_blocks(tmp_path: Path) -> None:
     assert weights.shape == (33_600,)  # a block of vit_digits, and the norm behind it
     assert summary["mask"]["of"] == 33_600 and summary["mask"]["trained"] == 3_360
     up = [int(row["bytes_up"]) for row in rows(tmp_path / "dense", "train")]
-    assert up == [5 * 33_600 * 4] * 2
+    assert up == [3 * 33_600 * 4] * 2
     masked = final_weights(tmp_path / "masked")
     assert not torch.equal(bits_of(weights), bits_of(masked))
     mask = load_run(tmp_path / "masked/test/seed0").mask

@@ -17,7 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "union": {"mask-scope": "union"},
     "agreement": {"mask-rule": "agreement"},
     "ties": {"strategy": "ties", "mask-scope": "client"},
-    "superclients": {"superclient-clients": 3, "strategy": "fedprox"},
+    "superclients": {"superclient-clients": 3, "strategy": "fedprox", "fraction-train": 1.0},
     "secure": {"secure-aggregation": True, "strategy": "fedavg"},
     "task-arithmetic": {"strategy": "task-arithmetic", "server-scale": 0.3},
 }
@@ -71,6 +71,7 @@ def test_clients_that_do_not_share_memory_get_their_vectors_by_wire(tmp_path, mo
 @pytest.mark.skipif(not can_share(), reason="no anonymous files here")
 def test_buffers_are_given_back_and_used_again_however_many_the_clients(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory, "_own", [])
-    run(tmp_path, transport="shared", **{"num-server-rounds": 4, "head": "probe"})
+    everyone = {"num-server-rounds": 4, "fraction-train": 1.0}
+    run(tmp_path, transport="shared", **everyone, head="probe")
     assert len(shared_memory._own) <= 4  # one down, one up; the head and the scores are shorter
     assert not any(buffer.taken for buffer in shared_memory._own)

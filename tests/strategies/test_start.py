@@ -10,7 +10,6 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from matplotlib.figure import Figure
 
 from client_app.app import app as client_app
 from engine.client_memory import client_memory, forget_run, memories_path
@@ -32,11 +31,6 @@ RUN = {
 
 
 QUICK = {"fedavg", "fedadam", "scaffold"}  # the others are alike: only slow tests run them
-
-
-@pytest.fixture(autouse=True)
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: None)
 
 
 def with_flowers_start(folder: Path, name: str) -> tuple[torch.Tensor, list[int]]:

@@ -79,6 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, method, caps
     assert curves[0]["knn"].notna().tolist() == [True, False, True]
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("method", ["dino", "supervised"])
 def test_the_file_loads_and_says_what_it_is(data_dir, tmp_path, method):
     assert train(data_dir, tmp_path, "--method", method, "--seed", "7") == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from matplotlib.figure import Figure
 
 from experiments.__main__ import main
@@ -36,9 +37,12 @@ from experiments.reporting.map_figures import mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
 from experiments.reporting.report import commands_that_made
-from experiments.running.presets import Preset, load_table
+from experiments.running import presets
+from experiments.running.presets import Preset, Table, load_table
+from experiments.running.timing import Parts
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.data.loading import DataSplits
+from fedta_app.files import read_toml
 from fedta_app.runs.metrics import ADDED, COLUMNS, Row, write_csv
 from fedta_app.runs.records import read_rows
 from fedta_app.training.datasets import load_run_data
@@ -164,6 +168,7 @@ def test_comparisons_that_are_planned_count_before_they_are_run(tmp_path: Path) 
     assert frame["p (Holm)"].tolist() == pytest.approx([3 * frame["p"][0], frame["p"][1]])
 
 
+@pytest.mark.draws
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     write_all(tmp_path / "results")
     found = []
@@ -513,8 +518,23 @@ def test_paths_are_cut_down_to_names() -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def quick_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """The same table with small cells, in a folder of its own."""
+    few = {
+        "num-clients": 10, "num-server-rounds": 2, "local-steps": 1, "eval-every": 1,
+        "calibration-examples": 8,
+    }  # fmt: skip
+    about = read_toml(presets.FOLDER / "smoke/table.toml")
+    (tmp_path / "tables/smoke").mkdir(parents=True)
+    content = tomli_w.dumps(about | {"base": about["base"] | few})
+    (tmp_path / "tables/smoke/table.toml").write_text(content)
+    monkeypatch.setattr(presets, "FOLDER", tmp_path / "tables")
+    return load_table("smoke")
+
+
 def test_cells_are_collected_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, quick_table: Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, results = str(tmp_path / "runs"), tmp_path / "results"
     run = ["--engine", "in-process", "--results-dir", runs, "--seeds", "1"]
@@ -531,10 +551,10 @@ def test_cells_are_collected_and_reported(
     assert summary["frozen-weights-untouched"] is True
     assert 0 < summary["mask-density"]["blocks.0"]["attn.k"] < 1
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.glob("*[ljn]"))
-    (record, other) = read_records(TABLE, results)
+    (record, other) = read_records(quick_table, results)
     assert record.mask is not None and other.mask is not None
     assert record.mask.mean() == pytest.approx(0.1, abs=0.01)
-    assert record.classes is not None and record.classes.shape == (50, 10)
+    assert record.classes is not None and record.classes.shape == (10, 10)
     assert main(["report", "--records", str(results)]) == ExitStatus.FINISHED
     assert "frozen weights kept their bits: holds (2 cells" in capsys.readouterr().out
     # What was typed, without what only says where; and what collects and reports the same.
@@ -553,6 +573,8 @@ def test_cells_are_collected_and_reported(
 def test_cells_with_a_record_can_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parts = Parts(1, 1, 1, 1, 1, 1, 1, 1, (900, 100, 50))
+    monkeypatch.setattr("experiments.running.cost.measure_parts", lambda config: parts)
     monkeypatch.setattr("experiments.commands.cells.RESULTS", tmp_path / "kept")
     write(tmp_path / "kept", "least-iid", 0)
     write(tmp_path / "kept", "random-iid", 1, config={"lr": 0.5})  # not what the preset says now

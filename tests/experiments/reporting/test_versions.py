@@ -9,7 +9,7 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.reporting import versions
 from experiments.reporting.origin import check_origin, commits
-from experiments.reporting.records import read_records
+from experiments.reporting.records import RecordError, read_records
 from experiments.reporting.versions import code_versions, code_warnings
 from experiments.running.cells import make_cells
 from experiments.running.presets import select
@@ -82,6 +82,22 @@ def test_origin_toml_says_why_other_code_changes_no_figure(tmp_path: Path) -> No
         "of other code than that sentence is about, so that a difference may be one of code: "
         "eeeeeeee ran smoke/least-iid seed 1"
     )
+
+
+def test_origin_toml_says_which_files_hold_the_same_weights(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    identity = {"data-sha256": "d0", "weights-file-sha256": "later"}
+    write(tmp_path, "least-iid", 0, identity=identity)
+    with pytest.raises(RecordError, match="different weights"):
+        notes(tmp_path)
+    origin = tmp_path / "smoke/origin.toml"
+    origin.write_text('mixed-weights = "it says more"\nsame-weights = ["w", "other"]')
+    with pytest.raises(RecordError, match="different weights"):
+        notes(tmp_path)
+    origin.write_text('mixed-weights = "it says more"\nsame-weights = ["w", "later"]')
+    assert notes(tmp_path) == ["cells began from several files of weights: it says more"]
+    write(tmp_path, "least-iid", 0)
+    assert notes(tmp_path) == []
 
 
 @pytest.mark.parametrize("changed", [True, ["fedta_app/masks/rules/least_sensitive.py"]])

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from engine.client_memory import forget_run
 from engine.shared_memory import can_share
+from experiments.__main__ import main
+from experiments.exit_status import ExitStatus
 from fedta_app.algorithms import algorithms
 from fedta_app.runs.finished_model import read_model
+from fedta_app.training.workspace import shared_workspace
 from tests.experiments.running.killing import descendants, kill_after, runs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,10 +40,14 @@ def command(
 def finish(
     folder: Path, engine: str, *, name: str, seed: int = 0, strategy: str = "fedavg"
 ) -> dict[str, Any]:
-    subprocess.run(
-        command(folder, engine, name=name, seed=seed, strategy=strategy), cwd=ROOT, check=True,
-        timeout=280, capture_output=True,
-    )  # fmt: skip
+    """Run the command to its end, in this process where the engine allows that."""
+    words = command(folder, engine, name=name, seed=seed, strategy=strategy)
+    if engine == "in-process":
+        forget_run()
+        shared_workspace.cache_clear()
+        assert main(words[words.index("experiments") + 1 :]) == ExitStatus.FINISHED
+    else:
+        subprocess.run(words, cwd=ROOT, check=True, timeout=280, capture_output=True)
     path = folder / name / f"seed{seed}/summary.json"
     summary: dict[str, Any] = json.loads(path.read_text())
     assert summary["status"] == "finished"

@@ -65,7 +65,8 @@ def test_what_is_done_is_not_left() -> None:
 def test_plan_says_what_is_left_and_runs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = ["--engine", "in-process", "--results-dir", str(tmp_path), "--seeds", "1"]
+    few = ["--set=num-clients=10", "--set=local-steps=1", "--set=calibration-rounds=1"]
+    place = ["--engine", "in-process", "--results-dir", str(tmp_path), "--seeds", "1", *few]
     assert main(["plan", "smoke/*-nc1", *place, "--session-minutes", "60"]) == 0
     before = capsys.readouterr().out
     assert before.count("measuring a round") == before.count(" ...\n") == 2

@@ -22,7 +22,7 @@ from fedta_app.runs.directory import RunDirectory
 ROOT = Path(__file__).resolve().parents[3]
 PAIR = "demo/[fm]*"  # fedavg and masked
 SHORT = {
-    "num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "num-clients": 20,
+    "num-server-rounds": 2, "eval-size": 50, "local-steps": 1, "num-clients": 10,
     "calibration-examples": 4, "calibration-rounds": 1,
 }  # fmt: skip
 QUICK = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]

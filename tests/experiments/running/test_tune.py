@@ -28,6 +28,7 @@ from fedta_app.runs.session import RunSession
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the chosen values out of the repository, beside a table that is quick."""
     quick = {"num-server-rounds": 4, "eval-every": 1, "local-steps": 1, "calibration-rounds": 1}
+    quick |= {"num-clients": 10, "eval-size": 100}
     about = read_toml(presets.FOLDER / "smoke/table.toml")
     folder = tmp_path / "tables/smoke"
     folder.mkdir(parents=True)

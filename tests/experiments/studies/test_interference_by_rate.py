@@ -9,6 +9,7 @@ from experiments.studies.interference_by_rate import main
 from tests.server_app.masked import run
 
 
+@pytest.mark.draws
 def test_points_are_the_first_measurements_of_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

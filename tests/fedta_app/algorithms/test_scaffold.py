@@ -32,7 +32,7 @@ def test_scaffold_reaches_the_optimum_that_fedavg_misses(momentum: float) -> Non
     lr = 0.02 * (1 - momentum)
     ours = server(scaffold(momentum), momentum, lr=lr)
     fedavg = server(TaskArithmetic(server_scale=1 / N), momentum, lr=lr)  # the unweighted mean
-    for chosen in schedule(1500, N, 3):
+    for chosen in schedule(400, N, 3):
         ours.run_round(chosen)
         fedavg.run_round(range(N))  # everybody in every round: no noise of sampling
     assert distance(ours) < 1e-9
@@ -43,7 +43,7 @@ def test_dividing_by_the_number_of_steps_in_spite_of_momentum_does_not_converge(
     """The trap of methods that are written for plain SGD: the norm matters."""
     wrong = server(scaffold(momentum=0.0), momentum=0.9, lr=0.02)
     right = server(scaffold(momentum=0.9), momentum=0.9, lr=0.02)
-    for chosen in schedule(600, N, 3):
+    for chosen in schedule(100, N, 3):
         wrong.run_round(chosen)
         right.run_round(chosen)
     assert distance(right) < 1e-6

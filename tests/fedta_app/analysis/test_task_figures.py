@@ -16,6 +16,8 @@ from fedta_app.analysis.task_figures import (
     save_sign_conflict_matrix,
 )
 
+pytestmark = pytest.mark.draws
+
 
 def assert_picture(path: Path) -> None:
     picture = matplotlib.image.imread(path)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from experiments.__main__ import main
@@ -37,11 +36,6 @@ with torch.inference_mode():
 ours = sorted(name for name in sys.modules if name.split(".")[0] in ("fedta_app", "experiments"))
 print(json.dumps([int(right) / len(images["labels"]), ours]))
 """
-
-
-@pytest.fixture(autouse=True)
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **_: None)
 
 
 def train(folder: Path, values: dict[str, Any]) -> Run:

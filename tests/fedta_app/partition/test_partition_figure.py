@@ -10,6 +10,8 @@ from fedta_app.partition import figure as partition_figure
 from fedta_app.partition.figure import save_partition_figure
 from fedta_app.plotting import new_figure
 
+pytestmark = pytest.mark.draws
+
 
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

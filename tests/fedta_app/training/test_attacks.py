@@ -84,7 +84,10 @@ def test_features_that_are_too_long_are_rejected_and_the_run_goes_on(tmp_path: P
 
 def test_votes_withstand_poisoned_scores_that_a_sum_does_not(tmp_path: Path) -> None:
     """The mask of the votes is nearly the same, and that of the sum is another."""
-    masked = {"mask-rule": "least-sensitive", "calibration-rounds": 1, "sparsity": 0.8}
+    masked = {
+        "mask-rule": "least-sensitive", "calibration-rounds": 1, "sparsity": 0.8,
+        "calibration-examples": 16, "num-server-rounds": 1,
+    }  # fmt: skip
     densities = {}
     for scope in ("global", "vote"):
         masks = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import main
 from experiments.running.flower import engine as flower_engine
 from experiments.running.flower import is_chatter, run_on_flower
 from fedta_app.config import RunConfig
@@ -14,26 +15,38 @@ from fedta_app.config import RunConfig
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def run(folder: Path, engine: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    quick = ["num-server-rounds=3", "eval-size=50", "num-clients=20", *settings]
+def arguments(folder: Path, engine: str, *settings: str) -> list[str]:
+    quick = [
+        "num-server-rounds=3", "eval-size=50", "num-clients=10", "fraction-train=0.4", *settings
+    ]  # fmt: skip
     sets = [part for setting in quick for part in ("--set", setting)]
-    arguments = ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
+    return ["run", "demo/fedavg", "--engine", engine, "--results-dir", str(folder), *sets]
+
+
+def run(folder: Path, engine: str, *settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments],
+        [sys.executable, "-m", "experiments", *arguments(folder, engine, *settings)],
         cwd=folder, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
 
 
-def test_flowers_engine_gives_the_bits_of_the_in_process_engine(tmp_path: Path) -> None:
+def test_flowers_engine_gives_the_bits_of_the_in_process_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shas, codes = {}, {}
     for engine in ("flower", "in-process"):
         folder = tmp_path / engine
         folder.mkdir()
-        result = run(folder, engine)
-        assert result.returncode == 0, result.stdout + result.stderr
+        if engine == "flower":
+            result = run(folder, engine)
+            assert result.returncode == 0, result.stdout + result.stderr
+            output = result.stdout
+        else:
+            assert main(arguments(folder, engine)) == 0
+            output = capsys.readouterr().out
         directory = folder / "demo/fedavg/seed0"
         # A warning where the code is not committed, as while it is worked on.
-        lines = [line for line in result.stdout.splitlines() if not line.startswith("warning: ")]
+        lines = [line for line in output.splitlines() if not line.startswith("warning: ")]
         assert lines[0] == lines[-1] == f"run directory: {directory}"
         assert lines[-2].startswith("finished: train round 3")
         summary = json.loads((directory / "summary.json").read_text())
