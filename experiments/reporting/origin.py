@@ -7,9 +7,15 @@ compute the same, `results/<table>/origin.toml` says why, and the caption repeat
 
     mixed-code = "the later version only prints more"
     commits = ["1ba75d7", "d079585"]    # that it is about; without them, any
+
+Weights are compared by the sha256 of their file. Where files differ in what they say of themselves,
+and not in a tensor, the same page says so:
+
+    mixed-weights = "a later file also names the size of its patches"
+    same-weights = ["439c29ee...", "32e1b889..."]   # whole sha256, at least two
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +51,19 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
         When data, weights or settings are mixed.
     """
     _one_name_each(records)
-    for what, facts in (("data sets", _data), ("weights", _kind), ("weights", _weights)):
+    excuse = read_toml(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
+    same: list[str] = excuse.get("same-weights", [])
+
+    def weights(record: Record) -> tuple[str, str]:
+        group, sha256 = _weights(record)
+        return group, same[0] if sha256 in same else sha256
+
+    for what, facts in (("data sets", _data), ("weights", _kind), ("weights", weights)):
         _one(records, what, facts)
     notes = [f"{key} = {value!r}, not the presets'" for key, value in departures(records).items()]
-    notes += _code_notes(records, folder)
+    notes += _code_notes(records, excuse)
+    if len({_weights(record)[1] for record in records} & set(same)) > 1:
+        notes.append(f"cells began from several files of weights: {excuse['mixed-weights']}")
     for what, found in (("torch", _torches(records)), ("devices", _devices(records))):
         if len(found) > 1:
             notes.append(f"cells of several {what}: {' and '.join(found)}")
@@ -105,7 +120,7 @@ def _weights(record: Record) -> tuple[str, str]:
     return f"{config.model} {config.image_size} {draw}", sha256
 
 
-def _code_notes(records: Sequence[Record], folder: Path) -> list[str]:
+def _code_notes(records: Sequence[Record], excuse: Mapping[str, Any]) -> list[str]:
     """Return notes on code that is not committed, and on cells of several versions of the code."""
     notes = []
     changed = {record.label for record in records if any(c.get("changed") for c in _codes(record))}
@@ -117,7 +132,6 @@ def _code_notes(records: Sequence[Record], folder: Path) -> list[str]:
     versions = code_versions(code for record in records for code in _codes(record))
     if len(versions) == 1:
         return notes
-    excuse = read_toml(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
     cells = cells_by_version(versions, [(record.label, record.summary) for record in records])
     said, named = [], excuse.get("commits")
     for version, labels in zip(versions, cells, strict=True):
