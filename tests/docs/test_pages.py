@@ -88,8 +88,8 @@ def test_python_imports_what_there_is(page: Path) -> None:
 # Words that look like keys: options of the command line and of Flower, and other files' keys.
 _OTHERS = {
     "client-cpus", "client-gpus", "client-resources-num-gpus", "final-weights-sha256",
-    "flower-supernode", "label-distance", "mixed-code", "mixed-weights", "num-supernodes", "partition-id",
-    "same-weights", "weights-command",
+    "flower-supernode", "label-distance", "mixed-code", "mixed-weights", "num-supernodes",
+    "partition-id", "same-weights", "weights-command",
 }  # fmt: skip
 
 
