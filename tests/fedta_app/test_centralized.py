@@ -22,9 +22,13 @@ BASE = {
     "lr": 0.02,
     "weight-decay": 0.01,
     "eval-every": 3,
+    "eval-size": 100,
     "threads": 1,
 }
-SPARSE = {"head": "ridge", "mask-rule": "least-sensitive", "calibration-rounds": 2}
+SPARSE = {
+    "head": "ridge", "mask-rule": "least-sensitive", "calibration-rounds": 2,
+    "calibration-examples": 64,
+}  # fmt: skip
 
 
 def run(folder: Path, **values: Any) -> dict[str, Any]:

@@ -11,10 +11,7 @@ from fedta_app.config import RunConfig
 from fedta_app.training import frozen, scoring, shared_masks, workspace
 from tests.server_app.masked import MASKED, rows, run
 
-BLOCKS = {
-    "trained-blocks": 1, "num-clients": 10, "num-classes-per-client": 2, "lr": 0.01,
-    "augment": False,
-}  # fmt: skip
+BLOCKS = {"trained-blocks": 1, "lr": 0.01, "augment": False}
 SCOPES: list[dict[str, Any]] = [
     {"mask-scope": "global"},
     {"mask-rule": "agreement", "calibration-fraction": 0.5},

@@ -16,7 +16,6 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from fedta_app.algorithms import algorithms
 from fedta_app.runs.finished_model import read_model
-from fedta_app.training.workspace import shared_workspace
 from tests.experiments.running.killing import descendants, kill_after, runs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +43,6 @@ def finish(
     words = command(folder, engine, name=name, seed=seed, strategy=strategy)
     if engine == "in-process":
         forget_run()
-        shared_workspace.cache_clear()
         assert main(words[words.index("experiments") + 1 :]) == ExitStatus.FINISHED
     else:
         subprocess.run(words, cwd=ROOT, check=True, timeout=280, capture_output=True)

@@ -93,6 +93,7 @@ def test_the_overall_figures_are_those_of_the_run_to_the_bit(run: Run, weights: 
     assert (test.images, validation.images) == (120, 120)
 
 
+@pytest.mark.draws
 def test_every_table_is_that_of_a_loop_over_the_images(run: Run, tmp_path: Path) -> None:
     evaluation = evaluate_run(run)
     model, facts = run.model(), run.kept().facts["model"]
@@ -137,6 +138,7 @@ def test_another_data_set_than_the_run_had_is_refused(run: Run, tmp_path: Path) 
         evaluate_run(run, split="train")
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("classes", [2, 12, 100])
 def test_the_figure_is_drawn_for_few_and_for_many_classes(tmp_path: Path, classes: int) -> None:
     confusion = np.random.default_rng(0).poisson(1.0, (classes, classes)) + np.eye(classes) * 9
