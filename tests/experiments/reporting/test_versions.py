@@ -91,9 +91,13 @@ def test_origin_toml_says_which_files_hold_the_same_weights(tmp_path: Path) -> N
     with pytest.raises(RecordError, match="different weights"):
         notes(tmp_path)
     origin = tmp_path / "smoke/origin.toml"
-    origin.write_text('mixed-weights = "it says more"\nsame-weights = ["w", "other"]')
-    with pytest.raises(RecordError, match="different weights"):
-        notes(tmp_path)
+    for not_enough in (
+        'mixed-weights = "it says more"\nsame-weights = ["w", "other"]',
+        'same-weights = ["w", "later"]',  # without a reason
+    ):
+        origin.write_text(not_enough)
+        with pytest.raises(RecordError, match="different weights"):
+            notes(tmp_path)
     origin.write_text('mixed-weights = "it says more"\nsame-weights = ["w", "later"]')
     assert notes(tmp_path) == ["cells began from several files of weights: it says more"]
     write(tmp_path, "least-iid", 0)

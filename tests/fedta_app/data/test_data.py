@@ -199,8 +199,18 @@ def test_damage_to_the_real_files_is_found(cifar100_dir: Path, tmp_path: Path) -
         load_data("cifar100", tmp_path, val_size=0.1, seed=0)
 
 
-def test_scikit_learn_is_imported_for_digits_only() -> None:
-    """Its import takes longer than all of our own code does, in every process of a run."""
-    script = "import sys, fedta_app.config; print('sklearn' in sys.modules)"
-    command = [sys.executable, "-c", script]
-    assert subprocess.run(command, check=True, capture_output=True).stdout.strip() == b"False"
+@pytest.mark.parametrize(
+    ("module", "not_needed"),
+    [
+        ("fedta_app.config", {"sklearn", "scipy", "pandas", "torchvision", "timm"}),
+        ("server_app.loop", {"sklearn", "scipy", "pandas"}),
+        ("client_app.app", {"sklearn", "scipy", "pandas"}),
+    ],
+)
+def test_what_only_some_runs_need_is_imported_by_those(module: str, not_needed: set[str]) -> None:
+    """Such imports take longer than all of our own code does, in every process of a run."""
+    script = f"import sys, {module}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert not not_needed & set(done.stdout.split())
