@@ -1,4 +1,6 @@
 import gc
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +20,11 @@ progress._reporter._watched = False  # what is printed does not depend on a mach
 def pytest_collection_finish() -> None:
     """Leave what the tests import out of garbage collection, which every run of fedta begins with.
 
-    It would be walked hundreds of times, for a sixth of the time of all tests.
+    It would be walked hundreds of times, for a sixth of the time of all tests. That is also so for
+    the packages that fedta imports when a run first needs them.
     """
+    for name in ("sklearn.datasets", "torch.utils.tensorboard"):
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
@@ -39,6 +44,12 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr(Figure, "savefig", nothing)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no disk: flushing is for a machine that loses its power, and no test does that."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What depends only on weights and data is computed once, and shared by the runs of a machine."""
 
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -54,32 +55,42 @@ CHANGES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+SHORT = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
+
+
+@pytest.fixture(scope="module")
+def filled_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder that one run of `SHORT` has filled; copy it before you write to it."""
+    folder = tmp_path_factory.mktemp("filled")
+    run(folder, **SHORT, **{"cache-dir": str(folder / "cache")})
+    return folder / "cache"
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_other_inputs_have_a_mask_of_their_own(tmp_path: Path, change: dict[str, Any]) -> None:
-    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
-    cache = {"cache-dir": str(tmp_path / "cache")}
-    for values in ({}, change):
-        run(tmp_path / str(len(values)), **{**short, **cache, **values})
-    assert len(list((tmp_path / "cache").glob("mask-*"))) == 2
+def test_other_inputs_have_a_mask_of_their_own(
+    tmp_path: Path, change: dict[str, Any], filled_cache: Path
+) -> None:
+    cache = shutil.copytree(filled_cache, tmp_path / "cache")
+    assert len(list(cache.glob("mask-*"))) == 1
+    run(tmp_path / "changed", **{**SHORT, "cache-dir": str(cache), **change})
+    assert len(list(cache.glob("mask-*"))) == 2
 
 
 def test_a_mask_that_hostile_clients_made_is_not_shared(tmp_path: Path) -> None:
-    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
     cache = {"cache-dir": str(tmp_path / "cache")}
     hostile = {"attackers": 0.2, "attack": "scores"}
-    attacked = run(tmp_path / "attacked", **short, **cache, **hostile)["mask"]
+    attacked = run(tmp_path / "attacked", **SHORT, **cache, **hostile)["mask"]
     assert not list((tmp_path / "cache").glob("mask-*"))
-    honest = run(tmp_path / "honest", **short, **cache)["mask"]
-    again = run(tmp_path / "again", **short, **cache, **hostile)["mask"]
+    honest = run(tmp_path / "honest", **SHORT, **cache)["mask"]
+    again = run(tmp_path / "again", **SHORT, **cache, **hostile)["mask"]
     assert attacked == again != honest
 
 
 def test_a_mask_of_secure_sums_is_not_shared(tmp_path: Path) -> None:
     """Its scores are rounded, and travel as larger numbers: bits and bytes depend on both."""
-    short = {**BLOCKS, "num-server-rounds": 1, "eval-every": 1, "calibration-rounds": 1}
     secure = {"cache-dir": str(tmp_path / "cache"), "secure-aggregation": True}
-    first = run(tmp_path / "first", **short, **secure)
-    again = run(tmp_path / "again", **short, **secure)
+    first = run(tmp_path / "first", **SHORT, **secure)
+    again = run(tmp_path / "again", **SHORT, **secure)
     assert not list((tmp_path / "cache").glob("mask-*"))
     assert figures(tmp_path / "first") == figures(tmp_path / "again")
     assert first["mask"] == again["mask"]
@@ -148,15 +159,16 @@ def test_a_run_leaves_no_workspace_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("part", ["shared", "mask-rule least-sensitive", "model vit_digits"])
 def test_a_mask_of_other_code_is_not_taken(
-    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, part: str, filled_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an edit of one's own rule, whose name stays the same."""
-    values = {**BLOCKS, "calibration-rounds": 1, "cache-dir": str(tmp_path / "cache")}
-    run(tmp_path / "before", **values)
+    cache = shutil.copytree(filled_cache, tmp_path / "cache")
+    values = {**SHORT, "cache-dir": str(cache)}
     for module in (frozen, shared_masks):
         edited = {**module.code_parts(RunConfig.from_mapping({**MASKED, **values})), part: "edited"}
         monkeypatch.setattr(module, "code_parts", lambda config, edited=edited: edited)
+    before = len(list(cache.glob("tokens-*")))
     run(tmp_path / "after", **values)
-    assert len(list((tmp_path / "cache").glob("mask-*"))) == 2
-    tokens = len(list((tmp_path / "cache").glob("tokens-*")))
-    assert tokens == (6 if part.startswith("model") else 3)
+    assert len(list(cache.glob("mask-*"))) == 2
+    tokens = len(list(cache.glob("tokens-*")))
+    assert tokens == (2 * before if part.startswith("model") else before)
