@@ -6,6 +6,7 @@ optimizer may be another (`fedta_app.optim.large_batch`). A round is
 momentum from round to round. Head and mask are made from the training images.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,12 +21,12 @@ from fedta_app.optim.large_batch import (
 from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.pace.schedule import learning_rate
 from fedta_app.runs.finished_model import ModelKeeper
-from fedta_app.runs.loop import Phase, RoundLoop, check_keys, check_tensor
+from fedta_app.runs.loop import Phase, RoundLoop, check_keys, check_tensor, diverged
 from fedta_app.runs.metrics import Figures, Row
 from fedta_app.runs.session import RunSession
 from fedta_app.training.evaluation import Start, measure, measured_when_due
 from fedta_app.training.facts import model_facts, run_facts
-from fedta_app.training.head_fit import pooled_head
+from fedta_app.training.head_fit import NOT_FINITE, longest_feature, pooled_head
 from fedta_app.training.scoring import own_mask
 from fedta_app.training.steps import make_optimizer, train_steps
 from fedta_app.training.workspace import Workspace, shared_workspace
@@ -204,6 +205,8 @@ class Train(_BaselinePhase):
         with sparse.skip_frozen_tensors() if sparse else nullcontext():
             loss = train_steps(workspace, optimizer, workspace.train_images, lr=lr, key=(number,))
         if workspace.config.head_refresh and number % workspace.config.head_refresh == 0:
+            if not math.isfinite(longest_feature(workspace)):
+                raise diverged(number, NOT_FINITE)
             self.baseline.solve_head()
         return loss
 

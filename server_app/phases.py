@@ -1,5 +1,6 @@
 """What all phases of a federated run share, and the phase that trains."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -12,10 +13,11 @@ from engine.transport import MEMORY, pack, pack_many, release, unpack
 from fedta_app.algorithms import make_algorithm
 from fedta_app.pace import Pace
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.loop import Phase
+from fedta_app.runs.loop import Phase, diverged
 from fedta_app.runs.metrics import Row
 from fedta_app.secure import FEATURE_SUMS, FixedPoint, SecureSum
 from fedta_app.training.evaluation import measured_when_due
+from fedta_app.training.head_fit import NOT_FINITE
 from server_app.interference import InterferenceLog
 from server_app.personal import has_own_models, personal_figures
 from server_app.privacy import announce, spent
@@ -198,6 +200,8 @@ class Train(FederatedPhase):
         everybody = state.config.head_refresh_clients == "all"
         clients = list(range(len(exchange.nodes))) if everybody else self.strategy.answered
         sums = RidgeSums(state)
+        if not math.isfinite(sums.longest):  # else clients would be missing, with such features
+            raise diverged(number, NOT_FINITE)
         sent = pack_many({"vector": state.travelling_weights()}, exchange.transport)
         setup = Setup(head=state.head, down=state.mask)
         secure = state.config.secure_aggregation

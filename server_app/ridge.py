@@ -1,6 +1,7 @@
 """The ridge head from the clients' sums, before training and, where it is refreshed, during it."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,7 +41,12 @@ class RidgeSums:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.statistics = empty_statistics(state.workspace)
-        self._longest: float | None = None
+
+    @cached_property
+    def longest(self) -> float:
+        """The largest squared length of features of the server's images, not finite if one is."""
+        self.state.workspace.weights.load(self.state.weights)
+        return longest_feature(self.state.workspace)
 
     def __len__(self) -> int:
         """Return the length of the vector that a client sends."""
@@ -62,11 +68,9 @@ class RidgeSums:
 
     def check(self, client: int, vector: Tensor) -> None:
         """Raise ReplyError unless a vector holds sums that features of the client could have."""
-        if self._longest is None:
-            self.state.workspace.weights.load(self.state.weights)
-            self._longest = _LONGEST * longest_feature(self.state.workspace)
         check_vectors({"sums": vector}, {"sums": len(self)}, torch.float64)
-        check_statistics(self.unpacked(vector), self.state.images_of(client), self._longest)
+        longest = _LONGEST * self.longest
+        check_statistics(self.unpacked(vector), self.state.images_of(client), longest)
 
     def unpacked(self, vector: Tensor) -> RidgeStatistics:
         """Return the statistics that a client or a checkpoint packed."""

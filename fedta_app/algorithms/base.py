@@ -244,6 +244,9 @@ class Algorithm:
     # not where an algorithm takes an update for the work of one client from the round's weights.
     sequential: ClassVar[bool] = True
     personal: ClassVar[bool] = False  # whether clients keep weights of their own, as `PERSONAL`
+    # Whether the server's state is the mean of what clients keep, and both are made from the
+    # updates. What changes an update on its way would part the two, for good.
+    mirrored: ClassVar[bool] = False
 
     @property
     def adaptation(self) -> float:

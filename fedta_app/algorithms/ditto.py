@@ -57,6 +57,8 @@ class Ditto(Algorithm):
         lambda, at least 0, where each client trains alone.
     lr, momentum : float
         Of the clients' SGD.
+    batch_size, lr_batch_size : int
+        By whose quotient `lr` is multiplied, unless the latter is 0.
     coverage_exponent : float
         See `MaskedFedAvg`; read only where clients have masks of their own.
 
@@ -71,15 +73,20 @@ class Ditto(Algorithm):
     personal: ClassVar[bool] = True
     pull: float = 0.01
     lr: float = 0.0
+    batch_size: int = 1
+    lr_batch_size: int = 0
     momentum: float = 0.0
     coverage_exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.pull * self.lr >= 2 * (1 + self.momentum):
+        scaling = self.batch_size / self.lr_batch_size if self.lr_batch_size else 1.0
+        lr = self.lr * scaling
+        if self.pull * lr >= 2 * (1 + self.momentum):
+            scaled = f", which the rule of lr-batch-size makes {lr:g}" if scaling != 1 else ""
             raise ConfigError(
                 f"pull = {self.pull:g} is not allowed with strategy = 'ditto' and lr = "
-                f"{self.lr:g}: pull is below 2 (1 + momentum) / lr = "
-                f"{2 * (1 + self.momentum) / self.lr:g} there, because longer steps overshoot"
+                f"{self.lr:g}{scaled}: pull is below 2 (1 + momentum) / lr = "
+                f"{2 * (1 + self.momentum) / lr:g} there, because longer steps overshoot"
             )
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:

@@ -80,6 +80,7 @@ class FedDyn(Algorithm):
 
     name: ClassVar[str] = "feddyn"
     sequential: ClassVar[bool] = False
+    mirrored: ClassVar[bool] = True
     num_clients: int = 1
     pull: float = 0.01
 

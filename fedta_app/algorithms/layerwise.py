@@ -14,7 +14,8 @@ tensor l,
     \qquad w_l \leftarrow w_l + \eta_g \frac{\lVert w_l \rVert}{\lVert r_l \rVert} r_l
     \quad\text{(LAMB)}
 
-where m and v of LAMB are Adam's, from 0, and t is the round. The norms are over the entries that
+where m and v of LAMB are Adam's, from 0, and t is the round, or where clients have masks of their
+own the number of rounds in which somebody trained the entry. The norms are over the entries that
 travel, not over the frozen ones, which are a constant. As is usual, tensors of one dimension
 (biases and normalisation) and those where a norm is 0 keep their step: their factor is 1.
 
@@ -95,9 +96,10 @@ class FedLamb(ServerOptimizer):
     server_beta2: float = 0.99
 
     def init(self, num_entries: int, holders: Tensor | None = None) -> Vectors:
-        """Start both moments at 0."""
+        """Start both moments at 0, and the rounds of each entry where clients train others."""
         zero = torch.zeros(num_entries)
-        return {"first_moment": zero, "second_moment": zero.clone()}
+        moments = {"first_moment": zero, "second_moment": zero.clone()}
+        return moments if holders is None else {**moments, "rounds": zero.clone()}
 
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Update both moments and move by their ratio, at the length of the weights."""
@@ -106,9 +108,14 @@ class FedLamb(ServerOptimizer):
         m = keep_untrained(old_m.lerp(total.mean, 1 - self.server_beta1), old_m, total)
         squares = total.mean.square_()
         v = keep_untrained(old_v.lerp(squares, 1 - self.server_beta2), old_v, total)
-        spread = v.div(1 - self.server_beta2**server_round).sqrt_().add_(_EPSILON)
-        ratio = m.div(1 - self.server_beta1**server_round).div_(spread)
+        kept = {"first_moment": m, "second_moment": v}
+        rounds: int | Tensor = server_round
+        if "rounds" in state:
+            old = state["rounds"].to(total.mean)
+            kept["rounds"] = keep_untrained(old + 1, old, total)
+            rounds = kept["rounds"].clamp(min=1)  # of those that have none, nothing is left below
+        spread = v.div(1 - self.server_beta2**rounds).sqrt_().add_(_EPSILON)
+        ratio = m.div(1 - self.server_beta1**rounds).div_(spread)
         ratio = keep_untrained(ratio, None, total)  # before its length is measured
         _scaled(ratio, total, lambda weights, length: weights / length)
-        move = Move(ratio, self.server_lr or self.default_lr)
-        return move, {"first_moment": m, "second_moment": v}
+        return Move(ratio, self.server_lr or self.default_lr), kept

@@ -117,6 +117,7 @@ class Scaffold(Algorithm):
 
     name: ClassVar[str] = "scaffold"
     sequential: ClassVar[bool] = False
+    mirrored: ClassVar[bool] = True
     num_clients: int = 1
     local_steps: int = 0
     momentum: float = 0.0

@@ -8,6 +8,10 @@ from fedta_app.keys.algorithm import ON_HEAD, ON_MASK
 from fedta_app.masks import needs_scores, rule_named
 
 _OWN_MODELS = "by it clients have models of their own"
+_MIRRORED = (
+    "its server keeps the mean of what the clients keep, and it would not be that any more once "
+    "the server shortens, cuts or blurs what they send"
+)
 
 
 def check_algorithm(config: Keys) -> None:
@@ -29,6 +33,17 @@ def _check_strategy(config: Keys) -> None:
         raise ConfigError(
             f"mask-scope = 'client' is not allowed with strategy = '{config.strategy}': it "
             "compares all entries of the updates, which takes one mask for all clients"
+        )
+    if algorithm.mirrored and config.update_bound:
+        raise ConfigError(
+            f"update-bound = {config.update_bound:g} is not allowed with strategy = "
+            f"'{config.strategy}': {_MIRRORED}; update-bound is 0 there"
+        )
+    if algorithm.personal and config.head_refresh:
+        raise ConfigError(
+            f"head-refresh = {config.head_refresh} is not allowed with strategy = "
+            f"'{config.strategy}': its features are of one model for all clients, and each has "
+            "another; head-refresh is 0 there"
         )
 
 
@@ -169,14 +184,17 @@ def _check_secure(config: Keys) -> None:
     if not config.secure_aggregation:
         return
     algorithm = make_algorithm(config.strategy, vars(config))
+    more = not isinstance(algorithm.accumulator(), MeanOfReplies) or bool(algorithm.sends)
     rule = None if config.mask_rule == "none" else rule_named(config.mask_rule)
     refuse(
         config,
         "secure-aggregation = true is not allowed with ",
         {
             "strategy": (
-                not isinstance(algorithm.accumulator(), MeanOfReplies) or bool(algorithm.sends),
-                "its server needs more than the mean of the updates; strategy is fedavg there",
+                more or algorithm.mirrored,
+                "its server needs more than the mean of the updates; strategy is fedavg there"
+                if more
+                else f"{_MIRRORED}; strategy is fedavg there",
             ),
             "head": (
                 config.head == "probe",

@@ -2,10 +2,12 @@
 
 import math
 
-from fedta_app.algorithms import works_in_sequence
+from fedta_app.algorithms import make_algorithm, works_in_sequence
 from fedta_app.combinations.refusal import refuse
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
+from fedta_app.masks import needs_scores
+from fedta_app.secure.protocol import FEWEST_IN_A_SUM
 
 
 def check_rounds(config: Keys) -> None:
@@ -85,6 +87,10 @@ def _check_pace(config: Keys) -> None:
                     config.mask_rule != "none" and config.mask_scope == "client",
                     "mask-scope is another, so that all updates are of the same weights",
                 ),
+                "strategy": (
+                    make_algorithm(config.strategy, vars(config)).mirrored,
+                    "what clients keep is part of their updates, and holds noise of old batches",
+                ),
             },
         )
 
@@ -96,17 +102,32 @@ def _check_round(config: Keys) -> None:
     in_chain = max(1, config.superclient_clients)
     chains = max(1, round(config.fraction_train * math.ceil(config.num_clients / in_chain)))
     asked = min(config.num_clients, chains * in_chain)
+    each_round = (
+        f"is not allowed with num-clients = {config.num_clients} and fraction-train = "
+        f"{config.fraction_train:g}: a round asks {asked} of them"
+    )
+    if config.noise_scale_rounds and asked < 2:
+        raise ConfigError(
+            f"noise-scale-rounds = {config.noise_scale_rounds} {each_round}, and it compares the "
+            "updates of at least 2"
+        )
     if config.min_clients_ok > asked:
         raise ConfigError(
-            f"min-clients-ok = {config.min_clients_ok} is not allowed with num-clients = "
-            f"{config.num_clients} and fraction-train = {config.fraction_train:g}: a round asks "
-            f"{asked} of them, so min-clients-ok is at most that"
+            f"min-clients-ok = {config.min_clients_ok} {each_round}, so min-clients-ok is at most "
+            "that"
         )
-    if config.secure_aggregation and asked < 3:
+    if not config.secure_aggregation:
+        return
+    few = "and of two each can take itself away from the sum; it asks at least 3"
+    if asked < FEWEST_IN_A_SUM:
+        raise ConfigError(f"secure-aggregation = true {each_round}, {few}")
+    scored = config.mask_rule != "none" and needs_scores(config.mask_rule)
+    asked = max(1, round(config.calibration_fraction * config.num_clients))
+    if scored and config.mask_scope != "server" and asked < FEWEST_IN_A_SUM:
         raise ConfigError(
-            f"secure-aggregation = true is not allowed with num-clients = {config.num_clients} and "
-            f"fraction-train = {config.fraction_train:g}: a round asks {asked} of them, and of two "
-            "each can take itself away from the sum; it asks at least 3"
+            f"calibration-fraction = {config.calibration_fraction:g} is not allowed with "
+            f"secure-aggregation = true and num-clients = {config.num_clients}: a round of the "
+            f"mask asks {asked} of them, {few}"
         )
 
 

@@ -137,14 +137,14 @@ class RidgeStatistics:
         if ridge > 0 and not failed:
             weight = torch.cholesky_solve(targets.T, factor).T
         else:
-            weight = self._by_eigenvalues(torch.linalg.eigh(gram), targets, ridge)
+            weight = self._by_eigenvalues(_decomposed(gram), targets, ridge)
         return weight, self._bias(weight)
 
     def path(self, ridges: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
         """Return what `solve` returns for each ridge, with one eigendecomposition for all."""
         _check_ridges(ridges)
         gram, targets = self._centred()
-        decomposition = torch.linalg.eigh(gram)
+        decomposition = _decomposed(gram)
         weights = [self._by_eigenvalues(decomposition, targets, ridge) for ridge in ridges]
         return [(weight, self._bias(weight)) for weight in weights]
 
@@ -207,6 +207,17 @@ class RidgeStatistics:
 
     def _bias(self, weight: Tensor) -> Tensor:
         return (self.class_counts - weight @ self.class_sums.sum(0)) / self._weight
+
+
+def _decomposed(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues and eigenvectors of a symmetric matrix of any size of entries.
+
+    Where all features are nearly constant, only rounding is left in their centred Gram matrix, and
+    LAPACK fails to converge on such small numbers. A power of two changes no bit of others.
+    """
+    power = 2.0 ** math.frexp(float(gram.abs().max()))[1]
+    values, vectors = torch.linalg.eigh(gram / power)
+    return values * power, vectors
 
 
 @torch.no_grad()

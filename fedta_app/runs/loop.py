@@ -155,9 +155,9 @@ class RoundLoop:
     def _check_finite(self, loss: float | None, number: int) -> None:
         """Raise RunError if the loss of a round, or any tensor of the state, is not finite."""
         if loss is not None and not math.isfinite(loss):
-            raise _diverged(number, f"loss {loss}")
+            raise diverged(number, f"loss {loss}")
         for tensor in _not_finite(self._state()["parts"]):
-            raise _diverged(number, f"{tensor} is not finite")
+            raise diverged(number, f"{tensor} is not finite")
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint, whose hashes are right but which may be another run's.
@@ -222,10 +222,11 @@ def _check_figures(row: Row) -> None:
     if row.train_loss is not None:
         for name, value in asdict(row).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise _diverged(row.round, f"{name} {value}")
+                raise diverged(row.round, f"{name} {value}")
 
 
-def _diverged(number: int, reason: str) -> RunError:
+def diverged(number: int, reason: str) -> RunError:
+    """Return the error of a run that cannot go on after a round, by which tuning recognises it."""
     return RunError(f"{DIVERGED} in round {number} ({reason}): lower lr, or clip")
 
 

@@ -31,7 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedta_app.errors import RunError
 from fedta_app.secure.shamir import PRIME, SHARE_BYTES, reconstruct, split
+
+FEWEST_IN_A_SUM = 3  # clients
 
 
 class UnmaskError(RuntimeError):
@@ -82,9 +85,20 @@ class SecureSum:
     def over(cls, seed: int, name: str, clients: Sequence[int], share: float) -> "SecureSum":
         """Return a sum that opens when at least this share of its clients answers.
 
-        The share is above a half; what it gives is rounded up.
+        The share is above a half; what it gives is rounded up. A sum of fewer than three opens
+        never: of two, each can take itself away, and has the other's vector.
+
+        Raises
+        ------
+        RunError
+            When there are fewer than three clients.
         """
-        least = max(len(clients) // 2 + 1, math.ceil(share * len(clients)))
+        if len(clients) < FEWEST_IN_A_SUM:
+            raise RunError(
+                f"secure aggregation cannot add up what {len(clients)} clients send, in the sum "
+                f"{name!r}: of two each can take itself away; it takes {FEWEST_IN_A_SUM} or more"
+            )
+        least = max(len(clients) // 2 + 1, math.ceil(share * len(clients)), FEWEST_IN_A_SUM)
         return cls(seed, name, tuple(sorted(clients)), least)
 
     def to_config(self) -> dict[str, str | int]:

@@ -135,16 +135,21 @@ def fit_head(
     return FittedHead(vector, ridge, temperature)
 
 
+NOT_FINITE = "features of validation images are not finite"  # why no head is made of them
+
+
 def longest_feature(workspace: Workspace) -> float:
     """Return the largest squared length of the features of some validation images.
 
-    At most 100 of them, of all classes, under the weights that the model has now.
+    At most 100 of them, of all classes, under the weights that the model has now. If a feature is
+    not finite, neither is what is returned.
     """
     known = workspace.plain.val
     chosen = torch.linspace(0, len(known) - 1, min(100, len(known))).long()  # by class in a folder
     images = known.subset(chosen)
     batches = _feature_batches(workspace, images)
-    return max(float(found.double().square().sum(1).max()) for found, _ in batches)
+    lengths = torch.cat([found.double().square().sum(1) for found, _ in batches])
+    return float(lengths.max())  # NaN, if there is one
 
 
 class PersonalHeads:

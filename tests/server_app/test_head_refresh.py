@@ -9,6 +9,7 @@ import torch
 from engine.client_memory import bytes_vector
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
+from fedta_app.errors import RunError
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import load_checkpoint
 from fedta_app.runs.session import RunSession
@@ -63,6 +64,20 @@ def test_its_traffic_is_counted_where_it_is_due(tmp_path: Path) -> None:
         assert more[1] - plain[1] >= once
         head = CLIENTS * 3000  # at most, to whom it concerns
         assert more[1] - plain[1] <= once + head
+
+
+def test_weights_that_diverged_get_no_head(tmp_path: Path) -> None:
+    """What is said is that, and not that clients whose features are not finite are missing."""
+    values = {
+        **DENSE, "num-clients": 10, "fraction-train": 0.2, "local-steps": 6, "weight-decay": 0.0,
+        "momentum": 0.0, "num-server-rounds": 8, "eval-every": 8, "head-refresh": 1,
+    }  # fmt: skip
+    said = r"training diverged in round \d \(features of validation images are not finite\)"
+    with pytest.raises(RunError, match=said):
+        run(tmp_path, **values)
+    alone = {**MASKED, **values, "engine": "centralized", "results-dir": str(tmp_path / "alone")}
+    with pytest.raises(RunError, match=said):
+        run_centralized(RunConfig.from_mapping({**alone, "lr": 0.5}))
 
 
 def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:

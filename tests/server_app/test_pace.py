@@ -148,6 +148,9 @@ def test_factor_1_and_a_late_turn_are_fedavg_on_bits(tmp_path: Path) -> None:
             {**NOISE_SCALE, "head": "ridge", "mask-rule": "random", "mask-scope": "client"},
             "mask-scope = 'client': mask-scope is another",
         ),
+        ({**NOISE_SCALE, "strategy": "scaffold"}, "strategy = 'scaffold': what clients keep"),
+        ({**NOISE_SCALE, "strategy": "feddyn"}, "strategy = 'feddyn': what clients keep"),
+        ({**NOISE_SCALE, "num-clients": 5, "fraction-train": 0.2}, "a round asks 1 of them, and"),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], sentence: str) -> None:

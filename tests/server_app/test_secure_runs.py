@@ -188,12 +188,17 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(
     [
         ({"strategy": "krum"}, "strategy = 'krum': its server needs more than the mean"),
         ({"strategy": "scaffold"}, "strategy = 'scaffold': its server needs"),
+        ({"strategy": "feddyn"}, "strategy = 'feddyn': its server keeps the mean of what"),
         ({"head": "probe"}, "head = 'probe': only head = 'ridge'"),
         ({**MASKED, "mask-rule": "agreement"}, "mask-rule = 'agreement': it needs more"),
         ({**MASKED, "mask-scope": "client"}, "mask-scope = 'client': it takes masks"),
         ({"update-bound": 1.0}, "update-bound = 1.0: the server cannot measure"),
         ({"task-figures": True}, "task-figures = true: they show single updates"),
         ({"fraction-train": 0.3}, "a round asks 2 of them, and of two each can"),
+        (
+            {**MASKED, "calibration-fraction": 0.3},
+            "calibration-fraction = 0.3 .* a round of the mask asks 2 of them, and of two each can",
+        ),
     ],
 )
 def test_what_needs_single_clients_is_refused(values: dict[str, Any], sentence: str) -> None:

@@ -131,6 +131,23 @@ def test_a_pull_by_which_steps_run_away_is_refused(momentum: float, limit: float
     assert ends[0] < 1e-6 and ends[1] > 1e6
 
 
+def test_the_rate_that_is_used_counts() -> None:
+    values = {"strategy": "ditto", "lr": 0.005, "batch-size": 32, "lr-batch-size": 8}
+    said = r"lr = 0.005, which the rule of lr-batch-size makes 0.02: .* / lr = 100 there"
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.from_mapping({**values, "momentum": 0.0, "pull": 100})
+    RunConfig.from_mapping({**values, "momentum": 0.0, "pull": 99})
+
+
+def test_a_head_of_the_global_model_alone_is_refused() -> None:
+    values = {"strategy": "ditto", "head": "ridge", "head-refresh": 4}
+    with pytest.raises(
+        ConfigError, match="head-refresh = 4 is not allowed with strategy = 'ditto'"
+    ):
+        RunConfig.from_mapping(values)
+    RunConfig.from_mapping({**values, "engine": "centralized"})
+
+
 # --- on the real trainer
 
 RUN = {

@@ -107,7 +107,7 @@ def test_weights_or_updates_of_zero_are_no_division_by_zero(algorithm: Algorithm
 def test_an_entry_that_nobody_trains_in_a_round_keeps_its_state_and_counts_in_no_length(
     algorithm: Algorithm,
 ) -> None:
-    state: Vectors = algorithm.init(3)
+    state: Vectors = algorithm.init(3, holders=torch.ones(3))
     start, segments = torch.tensor([3.0, 4.0, 1.0]), (Segment(3, dims=2),)
     everybody, some = torch.ones(3).bool(), torch.tensor([True, False, True])
     for server_round, mask in enumerate([everybody, everybody, some], start=1):
@@ -120,6 +120,19 @@ def test_an_entry_that_nobody_trains_in_a_round_keeps_its_state_and_counts_in_no
     assert all(state[name][1] == before[name][1] != state[name][0] for name in state)
     if isinstance(algorithm, FedLamb):
         assert float(move.direction.norm()) == pytest.approx(float(start.norm()), rel=1e-6)
+
+
+def test_an_entry_that_is_trained_late_takes_the_first_step_of_lamb() -> None:
+    """Its moments begin at 0 then, so their correction is that of a first step, not of a tenth."""
+    algorithm = FedLamb(server_lr=1.0)
+    state: Vectors = algorithm.init(2, holders=torch.tensor([5.0, 1.0]))
+    for server_round in range(1, 11):
+        mask = torch.tensor([True, server_round == 10])
+        total = algorithm.accumulator()
+        total.add(Reply(torch.full((2,), 0.1) * mask, 10, 4, 0.1, trained=mask))
+        combined = total.result()._replace(start=torch.ones(2), segments=(Segment(2, dims=2),))
+        move, state = algorithm.step(state, combined, server_round)
+    torch.testing.assert_close(move.direction, torch.ones(2), rtol=1e-4, atol=0)
 
 
 @dataclass(frozen=True)

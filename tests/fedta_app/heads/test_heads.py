@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch.nn import functional
 
+from fedta_app.heads import ridge as ridge_module
 from fedta_app.heads.ridge import (
     RELATIVE_RIDGES,
     TEMPERATURES,
@@ -136,6 +137,25 @@ def test_constant_features_give_the_class_shares(ridge):
     torch.testing.assert_close(weight @ torch.full((D,), 3.7).double() + bias, shares.double())
     assert weight.abs().max() == 0
     assert statistics.scale() < 1e-6 * N
+
+
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e5])
+def test_what_lapack_gets_is_of_the_size_of_1_and_no_bit_changes(size, monkeypatch):
+    """On the rounding that is left of nearly constant features it does not converge."""
+    features, labels = make_examples()
+    statistics = RidgeStatistics(D, C).add(size * features.double(), labels)
+    gram, _ = statistics._centred()
+    eigh, given = torch.linalg.eigh, []
+
+    def remembered(matrix):
+        given.append(float(matrix.abs().max()))
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", remembered)
+    values, vectors = ridge_module._decomposed(gram)
+    assert 0.5 <= given[0] < 1
+    assert all(map(torch.equal, (values, vectors), eigh(gram)))
+    assert all(part.isfinite().all() for part in ridge_module._decomposed(torch.zeros(D, D)))
 
 
 def test_path_equals_solving_each():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedta_app.errors import RunError
 from fedta_app.secure import SecureSum, UnmaskError
 from fedta_app.secure.shamir import SHARE_BYTES
 
@@ -111,7 +112,15 @@ def test_a_sum_that_protects_nobody_is_refused(
         SecureSum(0, "test", clients, threshold)
 
 
-@given(st.sets(st.integers(0, 10**6), min_size=2, max_size=30), st.floats(0.51, 1.0))
+@pytest.mark.parametrize("clients", [[], [3], [3, 5]])
+def test_of_two_each_could_take_itself_away(clients: list[int]) -> None:
+    said = f"secure aggregation cannot add up what {len(clients)} clients send, in the sum 'head'"
+    with pytest.raises(RunError, match=said):
+        SecureSum.over(4, "head", clients, 0.6)
+    assert SecureSum.over(4, "head", [1, 2, 3], 0.6).threshold == 3
+
+
+@given(st.sets(st.integers(0, 10**6), min_size=3, max_size=30), st.floats(0.51, 1.0))
 def test_a_message_names_the_sum(clients: set[int], share: float) -> None:
     whole = SecureSum.over(4, "train 3", list(clients), share)
     assert SecureSum.from_config(4, whole.to_config()) == whole
