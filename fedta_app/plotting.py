@@ -204,13 +204,22 @@ def use_integers(axis: "Axis", most: int) -> None:
 
 
 def legend_below(
-    figure: "Figure", axes: Sequence["Axes"], columns: int = 1, note: str = ""
+    figure: "Figure",
+    axes: Sequence["Axes"],
+    columns: int = 1,
+    note: str = "",
+    order: Sequence[str] = (),
 ) -> None:
-    """Put one legend for all axes below the figure, with each label once, under a note."""
+    """Put one legend for all axes below the figure, with each label once, under a note.
+
+    Labels are in this order, and others after them as they come.
+    """
     entries: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    first = [label for label in order if label in entries]
+    entries = {label: entries[label] for label in dict.fromkeys([*first, *entries])}
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", frameon=False,
         fontsize="small", ncols=min(len(entries), columns),

@@ -19,6 +19,7 @@ from experiments.reporting.records import TASK_FIGURES, Record, RecordError, by_
 from experiments.running.presets import Preset, Table
 
 ALPHA = 0.05
+EQUAL = "p (equivalence)"
 DIFFERS, EQUIVALENT, UNDECIDED = "differs", "equivalent", "cannot be told"
 
 
@@ -148,7 +149,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     if not table.compared:
         return None
     check_comparison(table)
-    reference, margin = table.report.get("reference"), float(table.report.get("margin", 0.0))
+    reference, margin = table.report.get("reference"), table.report.get("margin")
     planned = {s: len(_pairs(methods, reference)) for s, methods in _methods(table).items()}
     found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in records:
@@ -174,17 +175,15 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                         "± (95 %)": difference.half,
                         "detectable": smallest_detectable(one, other, size),
                         "p": p,
-                        "p (equivalence)": equivalence_p(one, other, margin),
+                        **({EQUAL: equivalence_p(one, other, margin)} if margin else {}),
                         "family": size,
                     }
                 )
-        differ, equal = (
-            holm([row[column] for row in family], planned[setting])
-            for column in ("p", "p (equivalence)")
-        )
+        differ = holm([row["p"] for row in family], planned[setting])
+        equal = holm([row.get(EQUAL, math.nan) for row in family], planned[setting])
         for row, p, q in zip(family, differ, equal, strict=True):
-            corrected = {"p (Holm)": p, "p (equivalence, Holm)": q, "verdict": verdict(p, q)}
-            rows.append({**row, **corrected})
+            corrected = {"p (Holm)": p, **({"p (equivalence, Holm)": q} if margin else {})}
+            rows.append({**row, **corrected, "verdict": verdict(p, q)})
     return pd.DataFrame(rows) if rows else None
 
 
@@ -248,10 +247,10 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
         for mean, half in zip(frame["difference"], frame["± (95 %)"], strict=True)
     ]
     page["detectable"] = ["" if math.isnan(d) else f"{100 * d:.1f}" for d in frame["detectable"]]
-    # Runs that are compared by hand state no margin, and have no test of equivalence.
+    # Tables without a margin, and runs that are compared by hand, have no test of equivalence.
     for column in page.columns.intersection(["p (Holm)", "p (equivalence, Holm)"]):
         page[column] = [_p_value(p) for p in frame[column]]
-    return page.drop(columns=["± (95 %)", "p", "p (equivalence)"], errors="ignore")
+    return page.drop(columns=["± (95 %)", "p", EQUAL], errors="ignore")
 
 
 def _p_value(p: float) -> str:

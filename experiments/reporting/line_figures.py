@@ -228,7 +228,7 @@ def _draw(
             plot(axis, group, styles[line])
     for axis in axes[::MOST_COLUMNS]:
         axis.set_ylabel(label)
-    legend_below(figure, axes, 3 if len(axes) == 1 else 5, note)
+    legend_below(figure, axes, 3 if len(axes) == 1 else 5, note, list(labels))
     if not shares:
         fit_losses(axes)
         return figure

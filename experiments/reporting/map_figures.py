@@ -26,7 +26,9 @@ def _by_axes(
     figure_of: Callable[[Record], float | None], what: str, digits: int, table: Table, drawn: Group
 ) -> "Figure | None":
     """Draw a figure of each cell, `lines` by `panels`, mean and 95 % interval over seeds."""
-    rows, columns = list(dict.fromkeys(line for p in drawn.values() for line in p)), list(drawn)
+    there = dict.fromkeys(line for lines in drawn.values() for line in lines)
+    order = table.axes.get(table.report.get("lines", ""), list(there))
+    rows, columns = [line for line in order if line in there], list(drawn)
     grid = np.full((len(rows), len(columns)), math.nan)
     texts, widths = {}, []
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
@@ -117,13 +119,16 @@ def mask_density(table: Table, drawn: Group) -> "Figure | None":
     """Draw which share of each kind of layer is trained, a row per line, over panels and seeds.
 
     Kinds are those of `fedta_app.analysis.task_vectors.block_density`, over all blocks that have
-    them.
+    them. A model without kinds has its blocks in their place, which differ in size.
     """
     found: dict[str, list[pd.Series[float]]] = {}
     for line, group in (pair for lines in drawn.values() for pair in lines.items()):
         for record in group:
             if densities := record.summary.get("mask-density"):
-                found.setdefault(line, []).append(pd.DataFrame(densities).mean(axis=1))
+                shares = pd.DataFrame(densities)  # a row per kind, a column per block
+                if list(shares.index) == ["all"]:
+                    shares = shares.T
+                found.setdefault(line, []).append(shares.mean(axis=1))
     if not found:
         return None
     shares = pd.DataFrame(

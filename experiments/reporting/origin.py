@@ -13,6 +13,10 @@ and not in a tensor, the same page says so:
 
     mixed-weights = "a later file also names the size of its patches"
     same-weights = ["439c29ee...", "32e1b889..."]   # whole sha256, at least two
+
+What else a reader has to know of the cells is a sentence of its own:
+
+    note = "their rates are too high: see results/README.md"
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +66,7 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
     for what, facts in (("data sets", _data), ("weights", _kind), ("weights", weights)):
         _one(records, what, facts)
     notes = [f"{key} = {value!r}, not the presets'" for key, value in departures(records).items()]
+    notes += [excuse["note"]] if "note" in excuse else []
     notes += _code_notes(records, excuse)
     if len({_weights(record)[1] for record in records} & set(same)) > 1:
         notes.append(f"cells began from several files of weights: {excuse['mixed-weights']}")
@@ -136,13 +141,14 @@ def _code_notes(records: Sequence[Record], excuse: Mapping[str, Any]) -> list[st
     cells = cells_by_version(versions, [(record.label, record.summary) for record in records])
     said, named = [], excuse.get("commits")
     for version, labels in zip(versions, cells, strict=True):
-        known = named is None or all(c.startswith(tuple(named)) for c in version.commits)
+        # Of one version, what holds for one commit holds for all.
+        known = named is None or any(c.startswith(tuple(named)) for c in version.commits)
         if "mixed-code" not in excuse or not known:
             said.append(f"{version.name} ran {some(labels)}")
     begin = f"cells of {len(versions)} versions of the code"
     if "mixed-code" in excuse:
         notes.append(f"{begin}: {excuse['mixed-code']}")
-        begin = "of other code than that sentence is about"
+        begin = "that says nothing of other versions among them"
     if said:
         notes.append(f"{begin}, so that a difference may be one of code: {', '.join(said)}")
     return notes

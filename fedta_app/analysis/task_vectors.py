@@ -4,6 +4,7 @@ Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv 2212.040
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,6 +16,7 @@ from fedta_app.aggregation import apply_update
 from fedta_app.vectors import Layout
 
 Inputs = TypeVar("Inputs")
+_ATTENTION = re.compile(r"blocks\.\d+\.attn\.")  # the names of a vision transformer of timm
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ def block_density(mask: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """
     trained: dict[tuple[str, str], int] = {}
     total: dict[tuple[str, str], int] = {}
-    is_vit = any(name.startswith("blocks.0.attn.") for name in mask)
+    is_vit = any(_ATTENTION.match(name) for name in mask)  # the last blocks alone, or all of them
     for name, entry in mask.items():
         whole = ((name.split(".")[0], "all"), entry)
         for place, part in _vit_parts(name, entry) if is_vit else [whole]:

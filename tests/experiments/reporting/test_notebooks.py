@@ -50,10 +50,18 @@ def test_a_notebook_begins_with_its_title(path: Path) -> None:
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(RESULTS.parent))  # this checkout, whatever is installed
     notebook = nbformat.read(path, as_version=4)
+    stored = _words(notebook)
     NotebookClient(notebook, timeout=200, resources={"metadata": {"path": RESULTS}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output.text for output in outputs if output.output_type == "stream"]  # warnings
+    assert _words(notebook) == stored, "execute it again, and commit it"
+
+
+def _words(notebook: nbformat.NotebookNode) -> list[set[str]]:
+    """Return the words of each output, however wide the lines were that they stand in."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [set(output.get("data", {}).get("text/plain", "").split()) for output in outputs]
 
 
 # A page and its numbers are made anew in a quick run; the figures are drawn in a slow one too.

@@ -33,7 +33,7 @@ from experiments.reporting.line_figures import (
     negated,
     scaled,
 )
-from experiments.reporting.map_figures import mask_density
+from experiments.reporting.map_figures import accuracies, mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
 from experiments.reporting.report import commands_that_made
@@ -116,6 +116,7 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert frame["difference"].tolist() == pytest.approx([0.099995, 0.0])
     assert frame["verdict"].tolist() == ["differs", "cannot be told"]
     assert frame["family"].tolist() == [1, 1]  # a partition is a setting, a family
+    assert not [name for name in frame if "equivalence" in name]  # without a margin
 
 
 def test_what_happened_on_the_way_is_reported(tmp_path: Path) -> None:
@@ -497,6 +498,28 @@ def test_densities_are_means_over_blocks_and_records(tmp_path: Path) -> None:
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["least"]
     np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), [[20.0, 30.0]])
+
+
+def test_densities_of_a_model_without_kinds_are_by_block(tmp_path: Path) -> None:
+    """A mean over blocks would weigh millions of weights like the few of the last norm."""
+    shares = {"blocks": {"all": 0.1}, "norm": {"all": 0.9}}
+    write(tmp_path, "least-iid", 0, **{"mask-density": shares})
+    figure = mask_density(TABLE, dict(groups(TABLE, read_records(TABLE, tmp_path)))[""])
+    assert figure is not None
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["blocks", "norm"]
+    np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), [[10.0, 90.0]])
+
+
+def test_lines_are_in_the_order_of_their_axis_whichever_panel_has_them(tmp_path: Path) -> None:
+    for name in ("random-iid", "least-nc1", "random-nc1"):  # least is in the second panel alone
+        write(tmp_path, name, 0)
+    drawn = dict(groups(TABLE, read_records(TABLE, tmp_path)))[""]
+    heat, lines = accuracies(TABLE, drawn), curves(TABLE, drawn)
+    assert heat is not None and lines is not None
+    rows = [label.get_text() for label in heat.axes[0].get_yticklabels()]
+    legend = [text.get_text() for text in lines.legends[0].get_texts()]
+    assert rows == legend == ["least", "random"]
 
 
 def test_a_record_of_no_preset_is_refused(tmp_path: Path) -> None:

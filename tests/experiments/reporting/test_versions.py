@@ -75,11 +75,17 @@ def test_origin_toml_says_why_other_code_changes_no_figure(tmp_path: Path) -> No
     assert notes(tmp_path) == ["cells of 2 versions of the code: it prints more"]
     origin.write_text('mixed-code = "it prints more"\ncommits = ["0123", "ffff"]')
     assert notes(tmp_path) == ["cells of 2 versions of the code: it prints more"]
+    origin.write_text(origin.read_text() + '\nnote = "read this"')
+    assert notes(tmp_path) == ["read this", "cells of 2 versions of the code: it prints more"]
+    origin.write_text('mixed-code = "it prints more"\ncommits = ["0123", "ffff"]')
+    # The same code under another commit is covered too.
+    write(tmp_path, "least-iid", 1, code={"sha256": "x", "commit": "d" * 40, "changed": False})
+    assert notes(tmp_path) == ["cells of 2 versions of the code: it prints more"]
     write(tmp_path, "least-iid", 1, code={"sha256": "y", "commit": "e" * 40, "changed": False})
     first, second = notes(tmp_path)
     assert first == "cells of 3 versions of the code: it prints more"
     assert second == (
-        "of other code than that sentence is about, so that a difference may be one of code: "
+        "that says nothing of other versions among them, so that a difference may be one of code: "
         "eeeeeeee ran smoke/least-iid seed 1"
     )
 

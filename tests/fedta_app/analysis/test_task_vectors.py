@@ -118,6 +118,16 @@ def test_block_density_of_a_vision_transformer() -> None:
     assert table["norm"] == {"norm": 0.5}
 
 
+def test_block_density_of_the_last_blocks_alone() -> None:
+    mask = {
+        "blocks.9.attn.proj.weight": torch.tensor([True, False]),
+        "blocks.10.mlp.fc1.weight": torch.tensor([False]),
+        "norm.weight": torch.tensor([True]),
+    }
+    table = {"attn.proj": 0.5}, {"mlp.fc1": 0.0}, {"norm": 1.0}
+    assert block_density(mask) == dict(zip(("blocks.9", "blocks.10", "norm"), table, strict=True))
+
+
 def test_block_density_of_another_model_is_by_module() -> None:
     mask = {
         "layer1.0.conv.weight": torch.tensor([True, True, False]),
