@@ -38,6 +38,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_readme_and_the_index_link_every_page() -> None:
+    found = {}
+    for start in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        links = re.findall(r"\]\(([^)#]*\.md)", prose(start))
+        found[start.name] = {(start.parent / link).resolve() for link in links}
+    pages = {page for page in PAGES if page.name not in ("README.md", "index.md")}
+    assert pages <= found["README.md"] and pages <= found["index.md"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_NAMES)
 def test_commands_exist(page: Path) -> None:
     inline = re.findall(
