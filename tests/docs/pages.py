@@ -63,7 +63,6 @@ def app_with(page: Path, folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x") as stream:  # an example replaces nothing
                 stream.write(block.text)
-    (folder / "data").mkdir()
     (folder / "results").mkdir()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "The page"]):

@@ -1,5 +1,7 @@
 """docs/extending.md, done as it says, in a copy of the app."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,13 @@ def test_the_commands_of_the_page_run_in_their_order(app: Path) -> None:
     run_console(PAGE, app)
     report = (app / "results" / "stripes" / "report.md").read_text()
     assert "two classes per client cost" in report and "FAILS" not in report
+
+
+def test_the_script_makes_the_folder_that_it_is_given(app: Path, tmp_path: Path) -> None:
+    """A fresh clone has no folder for data."""
+    script = [sys.executable, str(app / "make_stripes.py"), str(tmp_path / "data")]
+    subprocess.run(script, check=True)
+    assert (tmp_path / "data" / "stripes.npz").is_file()
 
 
 def test_the_files_of_the_page_pass_the_checks(app: Path) -> None:
