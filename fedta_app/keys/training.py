@@ -37,7 +37,8 @@ class TrainingKeys:
     """Local training, head and mask."""
 
     fraction_train: float = number(0.1, SHARE, "result time",
-        "C, the share of the clients that train in a round", read_when=FEDERATED,
+        "C, the share of the clients that train in a round, rounded to at least one client",
+        read_when=FEDERATED,
         synonyms="c fraction-fit participation client-fraction")
     min_clients_ok: int = whole(1, 1, "result",
         "good replies that a round needs; with fewer it is repeated once, with other clients",

@@ -157,6 +157,10 @@ def test_an_entry_is_complete(key: Key) -> None:
         assert key.checked(option) == option
 
 
+def test_the_share_of_clients_says_that_it_is_never_none_of_them() -> None:
+    assert "at least one client" in KEYS["fraction-train"].reason
+
+
 @pytest.mark.parametrize(
     ("values", "asked"),
     [
