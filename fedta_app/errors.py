@@ -1,5 +1,9 @@
 """The errors that end a command with one sentence in place of a traceback."""
 
+# What starts a run over, for sentences that advise it: the key, which `flwr run` and Python take,
+# and the option, because most runs are started on the command line.
+NO_RESUME = "resume = false, or --no-resume on the command line of experiments"
+
 
 class ConfigError(ValueError):
     """A key, a value or a combination that no run can use; the message is one sentence."""

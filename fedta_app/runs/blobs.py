@@ -11,10 +11,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from fedta_app.errors import RunError
+from fedta_app.errors import NO_RESUME, RunError
 from fedta_app.hashed_files import read_hashed, write_hashed
 
-_START_OVER = "put back what was there, or start the run over with resume = false"
+_START_OVER = f"put back what was there, or start the run over ({NO_RESUME})"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedta_app.errors import CheckpointError
+from fedta_app.errors import NO_RESUME, CheckpointError
 from fedta_app.files import remove_tree, sync_folder, write_atomically
 from fedta_app.hashed_files import read_hashed, write_hashed
 from fedta_app.vectors.tensor_bytes import tensor_parts, tensors_in
@@ -224,7 +224,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     why = str(error).partition("\n")[0]
     return CheckpointError(
         f"the checkpoint {path} is damaged ({why}): delete that folder to continue from "
-        "the one before it, or set resume = false to start over"
+        f"the one before it, or start the run over ({NO_RESUME})"
     )
 
 
@@ -233,7 +233,7 @@ def _another_format(path: Path, number: Any) -> CheckpointError:
     release = "fedta 0.1.0" if earlier else "a later release of fedta"
     return CheckpointError(
         f"the checkpoint {path} was written by {release}, which reads it: continue the run with "
-        "that release, choose another name, or set resume = false to start over"
+        f"that release, choose another name, or start the run over ({NO_RESUME})"
     )
 
 

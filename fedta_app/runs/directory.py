@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedta_app.config import RunConfig, difference, to_toml
-from fedta_app.errors import ConfigError, RunError
+from fedta_app.errors import NO_RESUME, ConfigError, RunError
 from fedta_app.files import as_folder, expanded, read_toml, remove_temporary, write_atomically
 from fedta_app.runs.checkpoint import kept_values
 
@@ -67,8 +67,8 @@ def check_resumable(config: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{path} holds a run with another configuration ({'; '.join(changed)}): "
-            "restore the values, choose another name (--name NAME, or the key name), or set "
-            "resume = false to start over"
+            "restore the values, choose another name (--name NAME, or the key name), or start the "
+            f"run over ({NO_RESUME})"
         )
 
 
@@ -89,7 +89,7 @@ def started_with(path: Path) -> dict[str, Any] | None:
     if states and not (path / CONFIG).exists():
         raise ConfigError(
             f"{path / CONFIG} is missing, and the checkpoint, of an earlier release, does not say "
-            "how the run was started: put the file back, or set resume = false to start over"
+            f"how the run was started: put the file back, or start the run over ({NO_RESUME})"
         )
     return read_toml(path / CONFIG) if (path / CONFIG).exists() else None
 

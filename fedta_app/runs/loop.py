@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from fedta_app import progress
-from fedta_app.errors import CheckpointError, RunError, first_line
+from fedta_app.errors import NO_RESUME, CheckpointError, RunError, first_line
 from fedta_app.runs.checkpoint import Checkpoint
 from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.finished_model import ModelKeeper
@@ -184,7 +184,7 @@ class RoundLoop:
             except Exception as error:  # whatever values of a wrong type or shape lead to
                 raise CheckpointError(
                     f"the checkpoint of step {checkpoint.step} holds a {name!r} that is not one of "
-                    f"this run ({first_line(error)}): start the run over, with resume = false"
+                    f"this run ({first_line(error)}): start the run over ({NO_RESUME})"
                 ) from error
         self._check_finite(None, self._phases[self._current].round)
 
@@ -197,7 +197,7 @@ class RoundLoop:
                 return
         raise CheckpointError(
             f"the checkpoint of step {step} is of phase {phase!r}, round {number!r}, which this "
-            "run does not have then: start the run over, with resume = false"
+            f"run does not have then: start the run over ({NO_RESUME})"
         )
 
 
@@ -241,7 +241,7 @@ def check_tensor(stored: Any, like: Tensor, name: str) -> Tensor:
     if not isinstance(stored, Tensor) or (stored.dtype, stored.shape) != (like.dtype, like.shape):
         raise CheckpointError(
             f"the checkpoint's {name} are not {like.dtype} of shape {tuple(like.shape)}: start "
-            "the run over, with resume = false"
+            f"the run over ({NO_RESUME})"
         )
     return stored
 

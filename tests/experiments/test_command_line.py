@@ -165,7 +165,9 @@ def test_a_damaged_checkpoint_is_refused_before_anything_starts(
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
     assert main(["run", "demo/fedavg", *common]) == ExitStatus.REFUSED
-    assert "is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert "(resume = false, or --no-resume on the command line of experiments)" in said
 
 
 def test_another_configuration_is_refused_before_anything_starts(
@@ -175,7 +177,9 @@ def test_another_configuration_is_refused_before_anything_starts(
     main(["run", "demo/fedavg", *common, "--max-minutes", "1e-9"])
     capsys.readouterr()
     assert main(["run", "demo/fedavg", *common, "--set", "lr=0.01"]) == ExitStatus.REFUSED
-    assert "another configuration (lr: 0.05 -> 0.01)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "another configuration (lr: 0.05 -> 0.01)" in said
+    assert "(resume = false, or --no-resume on the command line of experiments)" in said
 
 
 def test_a_finished_run_is_finished_as_often_as_it_is_asked(tmp_path: Path) -> None:
