@@ -8,7 +8,6 @@ on the code passes plain keyword arguments. What the keys are says `fedta_app.ke
     python -m fedta_app.config --markdown   # a table of all keys for the documentation
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from fedta_app.combinations import check_combinations
 from fedta_app.entry import DECIDES, Key, Value, markdown_table, toml_table
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
+from fedta_app.spelling import near_words
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def unknown_key_sentence(key: Any) -> str:
         return f"{key!r} is not a key of the run configuration: keys are words, such as num-clients"
     meant = {name: key.name for key in KEYS.values() for name in (*key.synonyms, key.name)}
     typed = re.sub(r"[_ .]", "-", key.strip().lower())
-    near = [typed] if typed in meant else difflib.get_close_matches(typed, meant, n=1)
+    near = [typed] if typed in meant else near_words(typed, meant, most=1)
     hint = f"did you mean {meant[near[0]]}?" if near else "allowed are: " + ", ".join(KEYS)
     return f"{key} is not a key of the run configuration; {hint}"
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from fedta_app.errors import ConfigError
+from fedta_app.spelling import did_you_mean
 
 Value = bool | int | float | str
 _LARGEST = 3.4e38  # tensors are float32, and hold no larger factor
@@ -118,9 +119,10 @@ class Key:
             typed, limits = _number(value, self.kind)
         right_type = isinstance(typed, self.kind) and isinstance(typed, bool) == (self.kind is bool)
         if not right_type or limits or not self.check(typed):
+            near = did_you_mean(value, self.options) if isinstance(value, str) else ""
             raise ConfigError(
                 f"{self.name} = {_shortened(value)} is not allowed: {self.name} is "
-                f"{limits}{self.allowed}"
+                f"{limits}{self.allowed}" + (near and f"; {near}")
             )
         checked: Value = typed
         return checked

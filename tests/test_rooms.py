@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each room may import those to its left, and what stands in its own braces not at all.
 ORDER: list[set[str]] = [
     {"fedta_app.errors"},
-    {"fedta_app.seeding", "fedta_app.files", "fedta_app.discovery", "fedta_app.progress"},
+    {
+        "fedta_app.seeding", "fedta_app.files", "fedta_app.discovery", "fedta_app.progress",
+        "fedta_app.spelling",
+    },
     {"fedta_app.hashed_files"},
     {"fedta_app.vectors", "fedta_app.plotting", "fedta_app.cache"},
     {"fedta_app.device"},

@@ -40,7 +40,10 @@ def run(options: argparse.Namespace) -> ExitStatus:
         ) from error
     table, chosen = select(options.selection, options.scale)
     if len(chosen) != 1:
-        raise ConfigError(f"{options.selection!r} is {len(chosen)} presets: tune one, --for others")
+        raise ConfigError(
+            f"{options.selection!r} names {len(chosen)} presets, and tune takes one preset, such "
+            f"as {table.name}/{chosen[0].name}; --for PATTERN gives its choice to others"
+        )
     options.seeds = 1
     (cell,) = chosen_cells(options)
     check_weights(options, [cell])

@@ -36,6 +36,7 @@ from experiments import INSTALLED, RESULTS
 from experiments.running.scales import FOLDER, Scale, load_scale, make_scale, scales
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
+from fedta_app.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from fedta_app.config import RunConfig
@@ -134,7 +135,8 @@ def load_table(name: str, scale: str = "") -> Table:
         When there is no such table or scale, or its file is wrong; the message says what to do.
     """
     if name not in tables():
-        raise ConfigError(f"there is no table {name!r}; tables are: {', '.join(tables())}")
+        hint = did_you_mean(name, tables(), otherwise=f"tables are: {', '.join(tables())}")
+        raise ConfigError(f"there is no table {name!r}; {hint}")
     path = FOLDER / name / TABLE_FILE
     about = read_toml(path) if path.exists() else {}
     if unknown := set(about) - _TABLE_KEYS:
@@ -216,9 +218,8 @@ def _choices(path: Path, names: Sequence[str]) -> dict[str, Any]:
 def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
     """Raise ConfigError if the pattern matches none of the presets."""
     if not fnmatch.filter(names, pattern):
-        raise ConfigError(
-            f"{where}: {pattern!r} matches no preset of the table; presets are: {', '.join(names)}"
-        )
+        hint = did_you_mean(pattern, names, otherwise=f"presets are: {', '.join(names)}")
+        raise ConfigError(f"{where}: {pattern!r} matches no preset of the table; {hint}")
 
 
 def _tuned(choices: Mapping[str, Any], preset: str) -> dict[str, Any]:
@@ -236,14 +237,16 @@ def select(selection: str, scale: str = "") -> tuple[Table, list[Preset]]:
     Raises
     ------
     ConfigError
-        When there is no such table or preset; the message lists those that exist.
+        When there is no such table or preset; the message has those that are spelled alike, or
+        else all.
     """
     name, _, pattern = selection.strip("/").partition("/")
     table = load_table(name, scale)
     chosen = [p for p in table.presets if not pattern or fnmatch.fnmatchcase(p.name, pattern)]
     if not chosen:
-        names = ", ".join(preset.name for preset in table.presets)
-        raise ConfigError(f"table {name!r} has no preset {pattern!r}; its presets are: {names}")
+        names = [preset.name for preset in table.presets]
+        hint = did_you_mean(pattern, names, otherwise=f"its presets are: {', '.join(names)}")
+        raise ConfigError(f"table {name!r} has no preset {pattern!r}; {hint}")
     return table, chosen
 
 

@@ -1,6 +1,5 @@
 """How the model of a name is built, its image size, and where its weights are."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from fedta_app.errors import ModelError, first_line
 from fedta_app.models.architectures import ARCHITECTURES
 from fedta_app.models.committed import committed_weights
+from fedta_app.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ def _pretrained_cfg(name: str) -> PretrainedCfg | None:
 
 def _unknown_name(name: str) -> ModelError:
     known = [*ARCHITECTURES, *timm.list_models(), *timm.list_pretrained()]
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+    hint = did_you_mean(name, known, otherwise="timm.list_models() lists them")
     return ModelError(
         f"model = {name!r} is not allowed: model is {', '.join(ARCHITECTURES)} or a model of "
         f"timm {timm.__version__}; {hint}"

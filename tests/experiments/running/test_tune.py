@@ -242,7 +242,9 @@ def test_a_space_is_checked() -> None:
 
 def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "smoke", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
-    assert "'smoke' is 4 presets: tune one, --for others" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'smoke' names 4 presets, and tune takes one preset, such as smoke/" in said
+    assert "; --for PATTERN gives its choice to others" in said
     assert main(arguments(tmp_path, 1, "--for", "dense-*")) == ExitStatus.REFUSED
     assert "--for: 'dense-*' matches no preset of the table" in capsys.readouterr().err
 
@@ -250,7 +252,10 @@ def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('["leasst-*"]\nlr = 1.0', "'leasst-*' matches no preset of the table; presets are: least"),
+        (
+            '["leasst-*"]\nlr = 1.0',
+            "'leasst-*' matches no preset of the table; did you mean least-",
+        ),
         ("lr = 1.0", "lr = 1.0 is not allowed outside of a section"),
     ],
 )
