@@ -57,6 +57,11 @@ _FOLDERS = ("results_dir", "data_dir", "cache_dir", "records", "out")
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "selection": {"metavar": "TABLE[/PRESET]", "help": "* in a preset's name stands for anything"},
+    "shown": {
+        "nargs": "?",
+        "metavar": "TABLE[/PRESET]",
+        "help": "default: every table; of one preset, its keys",
+    },
     "table": {"nargs": "?", "metavar": "TABLE", "help": "default: every table"},
     "--scale": {"choices": scales(), "default": "", "help": "default: full scale"},
     "--engine": {"choices": ["flower", "in-process"], "help": "default: the preset's"},
@@ -138,7 +143,10 @@ _CELLS = (
 )  # fmt: skip
 _RESOURCES = ("--client-cpus", "--client-gpus")
 _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "list": ("show the tables and their presets", ()),
+    "list": (
+        "show the tables and their presets, or the keys of one preset",
+        ("shown", "--scale", "--set"),
+    ),
     "run": (
         "run a table, or one preset of it",
         (

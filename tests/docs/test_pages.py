@@ -78,7 +78,8 @@ def check_module(module: str, arguments: list[str]) -> None:
     options = parse(arguments)
     for key in parse_overrides(getattr(options, "overrides", [])):
         assert key in KEYS, key
-    selection = getattr(options, "selection", None) or getattr(options, "table", None)
+    named = (getattr(options, name, None) for name in ("selection", "shown", "table"))
+    selection = next(filter(None, named), None)
     example = selection is None or selection.split("/")[0] in ("TABLE", "stripes", "mine")
     if not example:
         select(selection, options.scale)

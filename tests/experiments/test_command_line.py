@@ -3,14 +3,16 @@
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.running.presets import load_table, parse_overrides, tables
+from experiments.running.presets import load_table, parse_overrides, select, tables
 from fedta_app.cache import ArrayCache
+from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,30 @@ def test_list_shows_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     for table in tables():
         for preset in load_table(table).presets:
             assert preset.label in output
+
+
+def test_list_shows_one_table_or_some_of_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "smoke"]) == ExitStatus.FINISHED
+    table = load_table("smoke")
+    labels = [f"  {preset.label}" for preset in table.presets]
+    assert capsys.readouterr().out.splitlines() == [f"smoke: {table.question}", *labels]
+    assert main(["list", "heterogeneity/nc5-*", "--scale", "small"]) == ExitStatus.FINISHED
+    (_, *lines) = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("  heterogeneity-small/nc5-") for line in lines)
+
+
+def test_list_shows_the_keys_of_a_preset_that_are_not_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = ["list", "mask-rules/least-nc5-frozen", "--scale", "small"]
+    assert main([*named, "--set", "lr=0.5"]) == ExitStatus.FINISHED
+    found = tomllib.loads(capsys.readouterr().out)
+    _, (preset,) = select("mask-rules/least-nc5-frozen", "small")
+    config = preset.config({"lr": 0.5})
+    assert found["lr"] == 0.5 and found["name"] == "mask-rules-small/least-nc5-frozen"
+    assert RunConfig.from_mapping(found) == config
+    defaults = RunConfig().to_mapping()
+    assert all(found[key] != defaults[key] for key in found)
 
 
 def test_a_reader_that_has_enough_gets_no_traceback() -> None:
@@ -57,6 +83,12 @@ def test_overrides_are_toml_or_plain_words() -> None:
     [
         (["run", "nowhere"], "there is no table 'nowhere'; tables are: "),
         (["run", "demo/nothing"], "table 'demo' has no preset 'nothing'; its presets are: "),
+        (["list", "smoke", "--set", "lr=1"], "list takes --set where it shows one preset"),
+        (["run", "dem"], "there is no table 'dem'; did you mean demo?"),
+        (["run", "demo/mask"], "table 'demo' has no preset 'mask'; did you mean masked?"),
+        (["tune", "demo/masked", "--for", "ridg"], "of the table; did you mean ridge?"),
+        (["run", "demo", "--set", "strategy=fedporx"], "; did you mean fedprox?"),
+        (["run", "demo", "--set", "mask-rule=least"], "; did you mean least-sensitive"),
         (["run", "demo", "--set", "lrr=1"], "did you mean lr?"),
         (["run", "demo", "--set", "lr=-1"], "lr = -1 is not allowed"),
         (["run", "demo", "--set", "weights=/nowhere.pth"], "/nowhere.pth"),
@@ -109,7 +141,7 @@ def test_a_mistake_is_one_sentence_and_a_status(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if "--results-dir" not in arguments:
+    if "--results-dir" not in arguments and arguments[0] != "list":
         arguments = [*arguments, "--results-dir", str(tmp_path)]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(arguments) == ExitStatus.REFUSED
