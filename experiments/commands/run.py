@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from experiments import RESULTS
-from experiments.commands.cells import cells_left
+from experiments.commands.cells import cells_left, rates_warning
 from experiments.exit_status import ExitStatus
 from experiments.reporting.comparison import save_comparison
 from experiments.reporting.versions import code_warnings
@@ -23,7 +23,8 @@ def run(options: argparse.Namespace) -> ExitStatus:
         return ExitStatus.FINISHED
     finished = FinishedRuns(cells[0].results)
     left = [cell for cell in cells if not cell.config.resume or not finished.path(cell)]
-    for warning in code_warnings(left, RESULTS) if left else ():
+    warnings = [*code_warnings(left, RESULTS), rates_warning(options, left)] if left else []
+    for warning in filter(None, warnings):
         print(f"warning: {warning}", flush=True)
     outcomes = run_cells(
         cells,

@@ -5,6 +5,7 @@ presets:
 
     question = "..."                 # the question that the table answers; its caption
     seeds = 3                        # number of seeds per preset, unless --seeds is given
+    rates-from = "python -m ..."     # finds the learning rates; a run without them warns
     exclude = ["nc1-*"]              # presets to leave out of the product of the axes
     [base]                           # keys that all presets share
     [axes.partition]                 # a preset's name joins its labels on the axes: iid-j4
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from fedta_app.config import RunConfig
 
 TABLE_FILE = "table.toml"
-_TABLE_KEYS = {"question", "seeds", "exclude", "base", "axes", "report", "tune", "scales"}
+_TABLE_KEYS = {
+    "question", "seeds", "exclude", "rates-from", "base", "axes", "report", "tune", "scales"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,15 @@ class Preset:
         The table's name, its scale included: `heterogeneity-small`.
     coordinates : dict of str to str
         The preset's label on each axis of the table; empty if the preset has its own file.
+    tuned : frozenset of str
+        The keys whose values are from `tuned.toml`.
     """
 
     table: str
     name: str
     values: dict[str, Any]
     coordinates: dict[str, str] = field(default_factory=dict)
+    tuned: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -86,6 +92,8 @@ class Table:
         The settings of `experiments.reporting.report`.
     tune : dict
         The keys that `experiments.running.tune` searches.
+    rates_from : str
+        The command that finds the learning rates which the table needs; empty if it needs none.
     """
 
     name: str
@@ -96,6 +104,7 @@ class Table:
     report: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
     scale: Scale | None = None
+    rates_from: str = ""
 
     @property
     def label(self) -> str:
@@ -157,14 +166,15 @@ def load_table(name: str, scale: str = "") -> Table:
     presets = []
     for preset, base, own, coordinates in rows:
         values = chosen.apply(base, own) if chosen else {**base, **own}
+        found: dict[str, Any] = {}
         for sections in choices:
-            values |= _tuned(sections, preset)
-        presets.append(Preset(label, preset, values, coordinates))
+            found |= _tuned(sections, preset)
+        presets.append(Preset(label, preset, values | found, coordinates, frozenset(found)))
     return Table(
         name, presets, about.get("question", ""),
         (chosen.seeds if chosen else 0) or about.get("seeds", 1),
         {axis: list(values) for axis, values in about.get("axes", {}).items()},
-        about.get("report", {}), about.get("tune", {}), chosen,
+        about.get("report", {}), about.get("tune", {}), chosen, about.get("rates-from", ""),
     )  # fmt: skip
 
 

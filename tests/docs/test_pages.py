@@ -99,7 +99,7 @@ def test_python_imports_what_there_is(page: Path) -> None:
 _OTHERS = {
     "client-cpus", "client-gpus", "client-resources-num-gpus", "final-weights-sha256",
     "flower-supernode", "label-distance", "mixed-code", "mixed-weights", "num-supernodes",
-    "partition-id", "same-weights", "weights-command",
+    "partition-id", "rates-from", "same-weights", "weights-command",
 }  # fmt: skip
 
 
