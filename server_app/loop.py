@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from engine.client_memory import forget_run, forget_unnamed, memories_path
 from engine.deployment import is_deployment
 from fedta_app.config import RunConfig
-from fedta_app.errors import CheckpointError, ConfigError, first_line
+from fedta_app.errors import NO_RESUME, CheckpointError, ConfigError, first_line
 from fedta_app.files import unless_refused
 from fedta_app.pace import Pace
 from fedta_app.partition.figure import save_partition_figure
@@ -161,7 +161,7 @@ def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"a checkpoint in {folder} does not say which memories it needs "
-                f"({first_line(error)}): start the run over, with resume = false"
+                f"({first_line(error)}): start the run over ({NO_RESUME})"
             ) from error
     strategy.keep_memories(named)
     forget_unnamed(memories_path(workspace), named)
