@@ -18,7 +18,7 @@ install: $(READY) ## install fedta and its development tools into .venv
 demo: $(READY) ## 100 clients on non-iid digits, on Flower's engine and in one process (under two minutes)
 	$(PYTHON) -m experiments run demo
 
-test: $(READY) ## the tests (10 to 15 minutes on two cores)
+test: $(READY) ## the tests (about ten minutes on two cores)
 	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included

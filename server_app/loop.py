@@ -4,8 +4,6 @@ Flower's `Strategy.start` cannot resume, since it always counts from round 1. Th
 same hooks of a strategy, and `fedta_app.runs.loop` records and checkpoints between them.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -34,13 +32,16 @@ from server_app.phases import Train, make_strategy
 from server_app.privacy import privacy_warnings
 from server_app.state import ServerState
 from server_app.superclient_phase import Superclients
-from strategies import FederatedStrategy, Nodes, SequentialStrategy, discover_nodes
+from strategies import FederatedStrategy, SequentialStrategy, discover_nodes
 from strategies.node_answers import Terms, read_nodes_file
 
 
 def run_rounds(grid: Grid, config: RunConfig) -> None:
     """Run a federated training to its end, from its last checkpoint if there is one."""
-    nodes, workspace = nodes_and_workspace(grid, config)
+    nodes = discover_nodes(
+        grid, config.num_clients, config.clients_per_node, config.round_timeout, terms(grid, config)
+    )
+    workspace = shared_workspace(config.with_values(num_clients=len(nodes)), None)
     try:
         state = ServerState.of(grid, nodes, workspace)
         pace = Pace(workspace.config, state.held)
@@ -65,25 +66,6 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             RoundLoop(phases, parts, session, keeper, state.sha256).run()
     finally:
         forget_run()
-
-
-def nodes_and_workspace(grid: Grid, config: RunConfig) -> tuple[Nodes, Workspace]:
-    """Return the nodes, and the workspace, which is built while the nodes start.
-
-    Where the number of clients is left to the federation, it has to be known first.
-    """
-    patience, share = config.round_timeout, config.clients_per_node
-    ask = partial(discover_nodes, grid, config.num_clients, share, patience, terms(grid, config))
-    if not config.num_clients:
-        nodes = ask()
-        return nodes, shared_workspace(config.with_values(num_clients=len(nodes)), None)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask)
-        try:
-            workspace = shared_workspace(config, None)
-        finally:
-            nodes = asked.result()  # nodes that are missing are what is said first
-    return nodes, workspace
 
 
 def terms(grid: Grid, config: RunConfig) -> Terms:
