@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
+from fedta_app.secure import FEWEST_IN_A_SUM
 from fedta_app.training.head_fit import empty_statistics, fit_head, longest_feature
 from server_app.missing import settle_missing
 from server_app.state import ServerState
@@ -25,7 +26,7 @@ def groups_of(clients: Sequence[int], size: int, *, secure: bool = False) -> lis
     [[0, 1, 2], [3, 4, 5, 6, 7]]
     """
     groups = [list(clients[first : first + size]) for first in range(0, len(clients), size)]
-    if len(groups) > 1 and len(groups[-1]) < (3 if secure else 2):
+    if len(groups) > 1 and len(groups[-1]) < (FEWEST_IN_A_SUM if secure else 2):
         left = groups.pop()
         groups[-1] += left
     return groups

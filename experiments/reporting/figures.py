@@ -46,7 +46,8 @@ FIGURES = {
     ),
     "mask-density": Kind(
         map_figures.mask_density,
-        "Trained share of each kind of layer, %: mean over blocks, partitions, seeds.",
+        "Trained share of each kind of layer, %, mean over blocks, partitions, seeds; of each part "
+        "of the model where kinds are not known.",
     ),
     "mask-overlap": Kind(
         map_figures.mask_overlap,

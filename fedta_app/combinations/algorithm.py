@@ -8,6 +8,7 @@ from fedta_app.keys.algorithm import ON_HEAD, ON_MASK
 from fedta_app.masks import needs_scores, rule_named
 
 _OWN_MODELS = "by it clients have models of their own"
+_MORE = "its server needs more than the mean of the updates"
 _MIRRORED = (
     "its server keeps the mean of what the clients keep, and it would not be that any more once "
     "the server shortens, cuts or blurs what they send"
@@ -192,9 +193,7 @@ def _check_secure(config: Keys) -> None:
         {
             "strategy": (
                 more or algorithm.mirrored,
-                "its server needs more than the mean of the updates; strategy is fedavg there"
-                if more
-                else f"{_MIRRORED}; strategy is fedavg there",
+                f"{_MORE if more else _MIRRORED}; strategy is fedavg there",
             ),
             "head": (
                 config.head == "probe",

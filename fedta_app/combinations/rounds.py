@@ -7,7 +7,7 @@ from fedta_app.combinations.refusal import refuse
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
 from fedta_app.masks import needs_scores
-from fedta_app.secure.protocol import FEWEST_IN_A_SUM
+from fedta_app.secure import FEWEST_IN_A_SUM
 
 
 def check_rounds(config: Keys) -> None:

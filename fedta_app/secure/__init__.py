@@ -7,11 +7,12 @@ from fedta_app.secure.fixed_point import (
     RangeError,
     fraction_bits,
 )
-from fedta_app.secure.protocol import SecureSum, UnmaskError
+from fedta_app.secure.protocol import FEWEST_IN_A_SUM, SecureSum, UnmaskError
 from fedta_app.secure.shamir import reconstruct, split
 
 __all__ = [
     "FEATURE_SUMS",
+    "FEWEST_IN_A_SUM",
     "SCORES",
     "FixedPoint",
     "RangeError",
