@@ -67,17 +67,21 @@ def test_its_traffic_is_counted_where_it_is_due(tmp_path: Path) -> None:
 
 
 def test_weights_that_diverged_get_no_head(tmp_path: Path) -> None:
-    """What is said is that, and not that clients whose features are not finite are missing."""
+    """What is said is that, and not that clients whose features are not finite are missing.
+
+    One step goes so far that whatever machine computes it, the weights are finite and their
+    features are not: how a run with a rate that is only too high ends, rounding decides.
+    """
     values = {
-        **DENSE, "num-clients": 10, "fraction-train": 0.2, "local-steps": 6, "weight-decay": 0.0,
-        "momentum": 0.0, "num-server-rounds": 8, "eval-every": 8, "head-refresh": 1,
+        **DENSE, "num-server-rounds": 1, "eval-every": 1, "local-steps": 1, "head-refresh": 1,
+        "weight-decay": 0.0, "momentum": 0.0,
     }  # fmt: skip
-    said = r"training diverged in round \d \(features of validation images are not finite\)"
+    said = r"training diverged in round 1 \(features of validation images are not finite\)"
     with pytest.raises(RunError, match=said):
-        run(tmp_path, **values)
+        run(tmp_path, **{**values, "strategy": "fedavgm", "server-lr": 1e30})
     alone = {**MASKED, **values, "engine": "centralized", "results-dir": str(tmp_path / "alone")}
     with pytest.raises(RunError, match=said):
-        run_centralized(RunConfig.from_mapping({**alone, "lr": 0.5}))
+        run_centralized(RunConfig.from_mapping({**alone, "lr": 1e30}))
 
 
 def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:
