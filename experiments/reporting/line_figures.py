@@ -116,7 +116,7 @@ def scaled(table: Table, drawn: Group) -> "Figure | None":
 
 def negated(table: Table, drawn: Group) -> "Figure | None":
     """Draw target (solid) and control accuracy (dashed) against how much was subtracted."""
-    label = "length subtracted, of the run's own"
+    label = "length subtracted (1: that of the run's task vector)"
     return _by_points(table, drawn, "negation", "length", ["target", "control"], label)
 
 
@@ -243,12 +243,16 @@ def _draw(
 
 
 def line_style(number: int, label: str) -> dict[str, Any]:
-    """Return colour, marker and label of the line of a number, from 0 up."""
+    """Return colour, marker, width and label of the line of a number, from 0 up.
+
+    Later lines are thinner, so that a line under another one can be seen at its sides.
+    """
+    share = min(number, 4) / 4  # 0 for the first line, 1 for the thinnest
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 3.5,
-        "linewidth": 1.3,
+        "markersize": 5.2 - 2.2 * share,
+        "linewidth": 2.3 - 1.2 * share,
         "linestyle": "-" if number < len(_COLOURS) else "--",
         "label": label,
     }

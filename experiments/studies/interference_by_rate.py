@@ -66,6 +66,7 @@ def tradeoff_figure(points: pd.DataFrame) -> Figure:
     axis.set_xlabel("loss that the client's own images lose")
     axis.set_ylabel("loss that other clients' images gain")
     axis.grid(alpha=0.3)
+    axis.margins(0.12)  # room for the rates at the last points
     axis.legend(frameon=False, fontsize="small")
     return figure
 
