@@ -131,7 +131,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--records": {"metavar": "FOLDER", "help": "default: results"},
     "--out": {
         "metavar": "FOLDER",
-        "help": "default: results; of report, where the records are; of compare, comparison",
+        "help": "folder to write to (default: results; for report, the folder of the records; for "
+        "compare, comparison)",
     },
     "run": {"type": Path, "metavar": "RUN", "help": "the directory that the run printed"},
     "file": {"type": Path, "metavar": "FILE", "help": "to write: NAME.safetensors, and NAME.md"},
@@ -195,7 +196,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command line; the command's name is the option `command`."""
     parser = argparse.ArgumentParser(
         prog=" ".join(program()),
-        description="Tables of presets: run them, and report what they say.",
+        description="Run experiments in federated learning, and report their results. A preset is "
+        "one configuration, a table is a group of presets that answers one question, and a cell is "
+        "a preset with one seed.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (purpose, options) in _COMMANDS.items():
