@@ -33,7 +33,6 @@ from fedta_app.errors import disk_sentence
 from fedta_app.keys.algorithm import ON_HEAD
 from fedta_app.runs.memory import peaks, reset_peaks
 from fedta_app.runs.provenance import code_version
-from fedta_app.secure import FEATURE_SUMS, SCORES
 from fedta_app.training.attacks import attack_of, poisoned_sums
 from fedta_app.training.client import LocalResult, load_weights, train_client, train_head
 from fedta_app.training.datasets import find_dataset
@@ -153,11 +152,12 @@ def head(message: Message, context: Context) -> Message:
         weights = _received(message, settings)["vector"]
         load_weights(memory.workspace, weights, memory.mask(str(settings["down"])))
     client = int(settings["partition-id"])
-    images = head_images(memory.workspace, client, at_start=at_start)
+    counted = memory.workspace.counted_positions(client, _asked(settings))
+    images = head_images(memory.workspace, counted, at_start=at_start)
     sums, config = head_statistics(memory.workspace, images), memory.workspace.config
     if (attack := attack_of(config, client)) in ON_HEAD:
         sums = poisoned_sums(sums, attack)
-    found = secured(config, settings, sums.to_vector(), FEATURE_SUMS)
+    found = secured(config, settings, sums.to_vector())
     return _reply(message, {"vector": found})
 
 
@@ -188,9 +188,12 @@ def calibrate(message: Message, context: Context) -> Message:
     if settings["known"]:
         return _reply(message, {"vector": torch.zeros(1)})
     workspace, client = memory.workspace, int(settings["partition-id"])
-    batches, mask = client_batches(workspace, client), memory.mask(str(settings["down"]))
+    batches, mask = (
+        client_batches(workspace, client, _asked(settings)),
+        memory.mask(str(settings["down"])),
+    )
     found = scores(workspace, batches, mask, int(settings["server-round"]), owner=client)
-    found = secured(workspace.config, settings, found, SCORES)
+    found = secured(workspace.config, settings, found)
     return _reply(message, {"vector": found})
 
 
@@ -227,6 +230,11 @@ def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[
     memory.learn([vector_bytes(unpack(blobs, WIRE, name)) for name in blobs])
     memory.load_head(str(settings["head"]))
     return memory, settings
+
+
+def _asked(settings: Mapping[str, Any]) -> list[int] | None:
+    """Return which clients are asked, where that matters to an image that several of them hold."""
+    return [int(part) for part in str(settings["asked"]).split()] if "asked" in settings else None
 
 
 def _received(message: Message, settings: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from fedta_app.seeding import torch_generator
 
 
 def secured(
-    config: RunConfig, settings: Mapping[str, Any], vector: Tensor, point: FixedPoint
+    config: RunConfig, settings: Mapping[str, Any], vector: Tensor, bits: int = 64
 ) -> Tensor:
-    """Return a vector (D,) behind masks, where the configuration asks for that.
+    """Return a vector (D,) as integers behind masks, where the configuration asks for that.
 
     Raises
     ------
@@ -30,6 +30,7 @@ def secured(
         return vector
     whole, client = SecureSum.from_config(config.seed, settings), int(settings["partition-id"])
     rounding = torch_generator(config.seed, "secure", whole.name, client)
+    point = FixedPoint(bits, int(settings["secure-fraction"]))
     values = point.encode(vector.cpu(), rounding, len(whole.clients))
     return whole.masked(client, values)
 
@@ -42,10 +43,11 @@ def secured_update(
         return update
     combined = make_algorithm(config.strategy, vars(config)).accumulator()
     assert isinstance(combined, MeanOfReplies)  # what else the server would need is refused
+    if not update.isfinite().all():
+        raise ValueError("the update has numbers that are not finite")
     weight = num_examples if combined.by_examples else 1
     within = update.clamp(-config.secure_range, config.secure_range)
-    point = FixedPoint(32, int(settings.get("secure-fraction", 0)))
-    return secured(config, settings, weight * within.double(), point)
+    return secured(config, settings, weight * within.double(), bits=32)
 
 
 def shares(config: RunConfig, settings: Mapping[str, Any]) -> Tensor:

@@ -44,7 +44,7 @@ class InterferenceLog:
     def __init__(self, state: ServerState, rate: Callable[[int], float]) -> None:
         self._state, self._rate = state, rate
         self._rows: dict[int, Interference] = {}
-        self._start = torch.empty(0)
+        self._start, self._head = torch.empty(0), ""
         self._vectors: dict[int, Tensor] = {}
 
     def due(self, number: int) -> bool:
@@ -53,8 +53,8 @@ class InterferenceLog:
         return every > 0 and (number - 1) % every == 0
 
     def begin(self) -> None:
-        """Remember the weights before the round."""
-        self._start = self._state.weights.clone()
+        """Remember the weights before the round, and the head that its clients train under."""
+        self._start, self._head = self._state.weights.clone(), self._state.head
         self._vectors = {}
 
     def watch(self, partition_id: int, update: Tensor, trained: Tensor | None) -> None:
@@ -64,7 +64,7 @@ class InterferenceLog:
     def measure(self, number: int) -> None:
         """Measure after the round, and write the row, the matrix and the figure."""
         state, folder = self._state, run_path(self._state.config)
-        state.memory.load_head(state.head)
+        state.memory.load_head(self._head)
         clients = sorted(self._vectors)
         vectors = [state.whole(self._vectors[client]) for client in clients]
         images = [self._images(client) for client in clients]
@@ -94,6 +94,7 @@ class InterferenceLog:
     def _accuracies(self) -> dict[str, float]:
         """Return the validation accuracy with the head in use, and with one solved afresh."""
         state, workspace = self._state, self._state.workspace
+        state.memory.load_head(state.head)
         workspace.weights.load(state.weights)
         validation = workspace.evaluation_sets[0]
         found = {"head_accuracy": evaluate(workspace, validation)[1]}

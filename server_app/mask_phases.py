@@ -25,10 +25,11 @@ from fedta_app.masks import (
 from fedta_app.progress import counting
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.loop import check_keys, check_tensor
-from fedta_app.secure import SCORES
+from fedta_app.secure import FixedPoint, fraction_bits
 from fedta_app.seeding import torch_generator
 from fedta_app.training.scoring import (
     calibration,
+    largest_score,
     own_mask,
     require_trained,
     scored_positions,
@@ -37,7 +38,7 @@ from fedta_app.training.shared_masks import IncompleteMaskError, shared_mask
 from fedta_app.vectors import FlatMask
 from server_app.missing import settle_missing
 from server_app.phases import FederatedPhase
-from server_app.ridge import groups_of
+from server_app.ridge import among, groups_of
 from server_app.state import ServerState
 from strategies.reply_checks import check_mask, check_scores, check_vectors
 
@@ -93,7 +94,7 @@ class _Scores(FederatedPhase):
         """Yield the scores of clients, in their order, as they arrive."""
         state, step = self.state, self._at_a_time()
         setup = Setup(head=state.head, down=state.mask)
-        config = {"server-round": number, "known": known}
+        config = {"server-round": number, "known": known, **among(state.config, sampled)}
         with counting("clients", len(sampled)) as done:
             for first in range(0, len(sampled), step):
                 clients = sampled[first : first + step]
@@ -139,7 +140,7 @@ class SummedScores(_Scores):
             return found[0]
 
         state.model()  # loads the weights and the head that are scored
-        positions = (scored_positions(state.workspace, client) for client in sampled)
+        positions = (scored_positions(state.workspace, client, sampled) for client in sampled)
         mask = shared_mask(state.workspace, positions, number, state.trained(), find)
         if not found:
             self._count_replies(sampled, number)
@@ -168,17 +169,17 @@ class SummedScores(_Scores):
 
     def _sums(self, sampled: list[int], number: int) -> Iterator[Tensor]:
         """Yield the sums of the scores of groups of clients, of which the server sees no single."""
-        size, setup = self.state.weights.numel(), Setup(self.state.head, self.state.mask)
-        told = {"server-round": number, "known": False}
+        state = self.state
+        size, setup = state.weights.numel(), Setup(state.head, state.mask)
+        told = {"server-round": number, "known": False, **among(state.config, sampled)}
+        largest = largest_score(state.workspace, state.trained(), number)
         for group in groups_of(sampled, self._at_a_time(), secure=True):
-            asked = (group, "train.calibrate", size, SCORES, f"scores {number} {group[0]}")
+            point = FixedPoint(64, fraction_bits(64, largest, len(group)))
+            asked = (group, "train.calibrate", size, point, f"scores {number} {group[0]}")
             yield self.ask_for_sum(*asked, setup=setup, config=told).float()
 
     def _count_replies(self, sampled: list[int], number: int) -> None:
-        """Tell the clients what they need, and count the scores that they would have sent.
-
-        The mask is known already; what a run says of its traffic does not depend on that.
-        """
+        """Tell the clients what they need, and count the scores of a mask that is known already."""
         rule = rule_named(self.state.config.mask_rule)
         scores = rule.message_size(self.state.weights.numel())
         for reply in self.replies(sampled, number, known=True):

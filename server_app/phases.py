@@ -21,7 +21,7 @@ from fedta_app.training.head_fit import NOT_FINITE
 from server_app.interference import InterferenceLog
 from server_app.personal import has_own_models, personal_figures
 from server_app.privacy import announce, spent
-from server_app.ridge import RidgeSums, groups_of
+from server_app.ridge import RidgeSums, among, groups_of
 from server_app.state import ServerState
 from server_app.task_report import TaskReport, table_digests
 from strategies import FederatedStrategy, SequentialStrategy
@@ -117,7 +117,8 @@ class FederatedPhase(Phase):
         state = self.state
         share = state.config.secure_threshold
         masked = MaskedTotal(SecureSum.over(state.config.seed, name, clients, share), point)
-        settings = {**(config or {}), **masked.whole.to_config()}
+        told = {**masked.whole.to_config(), "secure-fraction": point.fraction}
+        settings = {**(config or {}), **told}
 
         def check(client: int, vector: Tensor) -> None:
             check_vectors({"vector": vector}, {"vector": size}, point.dtype)
@@ -134,7 +135,7 @@ class FederatedPhase(Phase):
             )
             return shares_of(state.exchange, masked.whole, answered, state.send(messages))
 
-        return masked.opened(shares)
+        return masked.opened(shares, state.exchange.costs.errors)
 
     def add_feature_sums(
         self, sums: RidgeSums, clients: list[int], number: int, **message: Any
@@ -206,7 +207,9 @@ class Train(FederatedPhase):
         setup = Setup(head=state.head, down=state.mask)
         secure = state.config.secure_aggregation
         for group in groups_of(clients, state.clients_per_round, secure=secure):
-            self.add_feature_sums(sums, group, number, arrays=sent, setup=setup)
+            self.add_feature_sums(
+                sums, group, number, arrays=sent, setup=setup, config=among(state.config, clients)
+            )
         release(sent, exchange.transport)
         sums.solve()
 
@@ -225,7 +228,7 @@ class Train(FederatedPhase):
             state.notes["outputs"] = table_digests(run_path(config))  # nothing else holds them
         if interference:
             interference.measure(number)
-        if adapted := self.pace.after_round(row.train_loss):
+        if adapted := self.pace.after_round(number, row.train_loss):
             state.notes.setdefault("adapted", []).append({"round": number + 1, **adapted})
         if number == self.num_rounds and has_own_models(config):
             algorithm, memories = self.strategy.algorithm, self.strategy.memories

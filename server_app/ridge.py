@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.secure import FEWEST_IN_A_SUM
@@ -34,6 +35,11 @@ def groups_of(clients: Sequence[int], size: int, *, secure: bool = False) -> lis
 
 # Of the mean square of a client's features, times the largest square that the server has seen.
 _LONGEST = 4.0
+
+
+def among(config: RunConfig, clients: Sequence[int]) -> dict[str, str]:
+    """Return what clients are told of who is asked: an image that they share counts on one."""
+    return {"asked": " ".join(map(str, clients))} if config.shared_fraction else {}
 
 
 class RidgeSums:

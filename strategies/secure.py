@@ -55,8 +55,13 @@ class MaskedTotal:
         self._total = masked.clone() if self._total is None else self._total.add_(masked)
         self.answered.append(client)
 
-    def opened(self, ask: AskShares) -> Tensor:
+    def opened(self, ask: AskShares, errors: Sequence[str] = ()) -> Tensor:
         """Return the sum, float64 of shape (D,), with the help of the clients that answered.
+
+        Parameters
+        ----------
+        errors : sequence of str
+            Why others did not, for the sentence of the error.
 
         Raises
         ------
@@ -66,9 +71,10 @@ class MaskedTotal:
         whole = self.whole
         try:
             if self._total is None or len(self.answered) < whole.threshold:
+                why = f" ({errors[0]})" if errors else ""
                 raise UnmaskError(
                     f"{len(self.answered)} of {len(whole.clients)} clients are in the sum "
-                    f"{whole.name!r}, and at least {whole.threshold} have to be"
+                    f"{whole.name!r}, and at least {whole.threshold} have to be{why}"
                 )
             answered = " ".join(map(str, self.answered))
             settings = {**whole.to_config(), "secure-answered": answered}

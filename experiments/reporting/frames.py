@@ -66,7 +66,7 @@ def presets_frame(records: Sequence[Record]) -> pd.DataFrame:
             "test accuracy": accuracy.mean,
             "± (95 %)": accuracy.half,
             "start val accuracy": interval(start).mean if start else math.nan,
-            "density": group[0].density,
+            "density": _density(group),
             "megabytes": interval([record.megabytes for record in group]).mean,
         }
         for figure in TASK_FIGURES:
@@ -76,6 +76,12 @@ def presets_frame(records: Sequence[Record]) -> pd.DataFrame:
                 row |= {figure: found.mean, f"{figure} ± (95 %)": found.half}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _density(group: Sequence[Record]) -> float | None:
+    """Return the mean density of a preset's masks, which differ where they are combined."""
+    known = [record.density for record in group if record.density is not None]
+    return interval(known).mean if known else None
 
 
 def page_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:

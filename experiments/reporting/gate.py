@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from experiments.reporting.records import Record
+from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.data.sets import DATASETS
 from fedta_app.masks.selection import round_density
@@ -131,7 +133,8 @@ def _frozen(records: Sequence[Record]) -> Check:
 def _distinct(records: Sequence[Record]) -> Check:
     """Hold the final weights of all cells against each other: no two may be equal.
 
-    Cells that differ by their attack alone may: a defence can leave out all that is hostile.
+    Cells that differ by their attack alone may: a defence can leave out all that is hostile. So may
+    those that differ by what clients keep for themselves alone.
     """
     name = "seeds and presets are different runs"
     if len(records) < 2:
@@ -140,15 +143,26 @@ def _distinct(records: Sequence[Record]) -> Check:
     wrong = []
     for record in records:
         other = seen.setdefault(record.summary["final-weights-sha256"], record)
-        if other is not record and not _differ_by_attack(other.config, record.config):
+        if other is not record and not _may_be_equal(other.config, record.config):
             wrong.append(f"{other.label} and {record.label} end with equal weights")
     same = len(records) - len(seen)
     fine = f"{len(records)} cells end with different weights"
-    but = f", but for {same} whose defence leaves out another attack" if same else ""
-    return _check(name, wrong, fine + but)
+    but = f", but for {same} that need not: an attack is left out, or clients keep what differs"
+    return _check(name, wrong, fine + (but if same else ""))
 
 
-def _differ_by_attack(one: RunConfig, other: RunConfig) -> bool:
-    """Tell whether two runs with hostile clients are equal but for what these send."""
-    attacks = one.attack != other.attack and one.attackers > 0
-    return attacks and one.with_values(name=other.name, attack=other.attack) == other
+def _may_be_equal(one: RunConfig, other: RunConfig) -> bool:
+    """Tell whether two runs differ by an attack, or by what clients keep for themselves, alone."""
+    if one.with_values(name=other.name) == other:
+        return False  # two presets that are the same run
+    return _of_honest_weights(one) == _of_honest_weights(other)
+
+
+def _of_honest_weights(config: RunConfig) -> RunConfig:
+    """Return a configuration without what the server's weights need not depend on."""
+    values: dict[str, Any] = {"name": "run", "personal_ridge": 0.0}
+    if config.attackers > 0:
+        values["attack"] = RunConfig.attack
+    if make_algorithm(config.strategy, vars(config)).personal:
+        values |= {"strategy": "fedavg", "pull": RunConfig.pull}
+    return config.with_values(**values)

@@ -68,8 +68,10 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[Interv
 def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float) -> float:
     """Return the p-value of |mean of first - second| >= margin: small where both are equivalent.
 
-    It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN.
-    Differences that are all equal have no spread to test by: 0 within the margin, else 1.
+    It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN, and
+    neither have equal differences, in which the spread that the tests need does not show: an
+    accuracy is a multiple of one image, so that a few seeds may differ by the same number by
+    chance. Where no pair differs at all, it is 0.
 
     Examples
     --------
@@ -82,7 +84,7 @@ def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float
         return math.nan
     mean = float(differences.mean())
     if np.ptp(differences) <= _ROUNDING:
-        return 0.0 if abs(mean) < margin else 1.0
+        return math.nan if differences.any() else 0.0
     distance = (margin - abs(mean)) / float(stats.sem(differences))
     return float(stats.t.sf(distance, number - 1))
 
@@ -91,7 +93,7 @@ def smallest_detectable(first: Sequence[float], second: Sequence[float], family:
     """Return the smallest mean difference that the paired test could have told, in a family.
 
     That is the one whose p-value, at the spread that the differences have, is 5 % over the size of
-    the family: Holm's first step. NaN for fewer than two pairs.
+    the family: Holm's first step. NaN for fewer than two pairs, and for equal differences.
 
     Examples
     --------
@@ -99,7 +101,7 @@ def smallest_detectable(first: Sequence[float], second: Sequence[float], family:
     0.025
     """
     differences = np.subtract(first, second)
-    if len(differences) < 2:
+    if len(differences) < 2 or np.ptp(differences) <= _ROUNDING:
         return math.nan
     quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * family), len(differences) - 1)
     return float(quantile * stats.sem(differences))

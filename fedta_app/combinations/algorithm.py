@@ -40,6 +40,12 @@ def _check_strategy(config: Keys) -> None:
             f"update-bound = {config.update_bound:g} is not allowed with strategy = "
             f"'{config.strategy}': {_MIRRORED}; update-bound is 0 there"
         )
+    if config.task_figures and config.head_refresh:
+        raise ConfigError(
+            f"task-figures = true is not allowed with head-refresh = {config.head_refresh}: it "
+            "scales what was learned under one head, and each refresh makes another; head-refresh "
+            "is 0 there"
+        )
     if algorithm.personal and config.head_refresh:
         raise ConfigError(
             f"head-refresh = {config.head_refresh} is not allowed with strategy = "
@@ -66,6 +72,14 @@ def _check_attack(config: Keys) -> None:
             "head": (
                 config.attack in ON_HEAD and config.head != "ridge",
                 "it is on the sums for a ridge head; head is ridge there",
+            ),
+            "personal-ridge": (
+                config.attack in ON_HEAD and config.personal_ridge > 0,
+                "its heads are made from images, and not from what hostile clients send",
+            ),
+            "interference-every": (
+                config.attack in ON_HEAD and config.interference_every > 0,
+                "it compares the head with one made from images, which the attack does not reach",
             ),
             "mask-rule": (
                 config.attack in ON_MASK

@@ -63,6 +63,7 @@ def _check_pace(config: Keys) -> None:
             },
         )
     if config.noise_scale_rounds:
+        algorithm = make_algorithm(config.strategy, vars(config))
         refuse(
             config,
             f"noise-scale-rounds = {config.noise_scale_rounds} is not allowed with ",
@@ -79,6 +80,10 @@ def _check_pace(config: Keys) -> None:
                     config.superclient_clients > 1,
                     "superclient-clients is 0 or 1: a chain has one update",
                 ),
+                "lr-batch-size": (
+                    config.lr_batch_size > 0 and algorithm.personal,
+                    "the rate would grow with the batch, until steps along pull overshoot",
+                ),
                 "dp-noise": (
                     config.dp_noise > 0,
                     "dp-noise is 0, because the batch size would tell of the updates",
@@ -88,7 +93,7 @@ def _check_pace(config: Keys) -> None:
                     "mask-scope is another, so that all updates are of the same weights",
                 ),
                 "strategy": (
-                    make_algorithm(config.strategy, vars(config)).mirrored,
+                    algorithm.mirrored,
                     "what clients keep is part of their updates, and holds noise of old batches",
                 ),
             },
@@ -101,7 +106,8 @@ def _check_round(config: Keys) -> None:
         return
     in_chain = max(1, config.superclient_clients)
     chains = max(1, round(config.fraction_train * math.ceil(config.num_clients / in_chain)))
-    asked = min(config.num_clients, chains * in_chain)
+    missing = -config.num_clients % in_chain  # in the last chain, which may be among them
+    asked = chains * in_chain - missing
     each_round = (
         f"is not allowed with num-clients = {config.num_clients} and fraction-train = "
         f"{config.fraction_train:g}: a round asks {asked} of them"
@@ -110,6 +116,11 @@ def _check_round(config: Keys) -> None:
         raise ConfigError(
             f"noise-scale-rounds = {config.noise_scale_rounds} {each_round}, and it compares the "
             "updates of at least 2"
+        )
+    if config.interference_every and asked < 2:
+        raise ConfigError(
+            f"interference-every = {config.interference_every} {each_round}, and it measures what "
+            "the update of one does to others"
         )
     if config.min_clients_ok > asked:
         raise ConfigError(
@@ -145,6 +156,7 @@ def _check_superclients(config: Keys) -> None:
         {
             "strategy": (not works_in_sequence(config.strategy), each),
             "task-figures": (config.task_figures, each),
+            "update-bound": (config.update_bound > 0, each),
             "interference-every": (config.interference_every > 0, each),
         },
     )

@@ -202,6 +202,11 @@ def _limits(run: Run, facts: dict[str, Any]) -> list[str]:
         )
     if "test_accuracy" not in facts["figures"]:
         lines.append(f"The run did not measure these weights on test {things}.")
+    if run.config.personal_layers != "none":
+        lines.append(
+            f"Layers of its clients' own (`personal-layers = '{run.config.personal_layers}'`) are "
+            "not in it: in their places are the weights of the start, and no client has this model."
+        )
     if run.config.eval_size:
         lines.append(f"Measured on draws of at most {run.config.eval_size} {things} (`eval-size`).")
     if not any(_evaluation(run, facts, split) for split in ("test", "validation")):

@@ -10,9 +10,9 @@ batches :math:`b_k` and :math:`h = \frac{1}{m} \sum_k 1 / b_k`
 
     \tfrac1m \sum_k |u_k|^2 \approx |G|^2 + h S, \qquad |\bar u|^2 \approx |G|^2 + \tfrac{h}{m} S,
 
-which are solved for :math:`|G|^2` and S; the learning rate cancels in :math:`B = S / |G|^2`. Both
-are smoothed over rounds before they are divided, as the paper does. Where clients' data differ, so
-do their gradients, and S counts that as noise.
+where :math:`u_k` is the update over the round's learning rate. They are solved for :math:`|G|^2`
+and S. Both are smoothed over rounds, as the paper does, before they give :math:`B = S / |G|^2`.
+Where clients' data differ, so do their gradients, and S counts that as noise.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ class NoiseScale:
     >>> rule = NoiseScale(8, every=1, sizes=[100, 100])
     >>> for client in (0, 1):
     ...     rule.watch(client, torch.tensor([0.1, -0.2]), None)
-    >>> rule.end_round()
+    >>> rule.end_round(lr=0.1)
     >>> rule.batch_size
     1
     """
@@ -54,7 +54,7 @@ class NoiseScale:
         self._most = most or max(sizes)
         self.batch_size = batch_size
         self._rounds = 0
-        self._signal = self._noise = 0.0  # smoothed |G|^2 and S, times the squared learning rate
+        self._signal = self._noise = 0.0  # smoothed |G|^2 and S
         self.begin()
 
     @property
@@ -76,13 +76,20 @@ class NoiseScale:
         self._inverse += 1 / min(self.batch_size, self._sizes[partition_id])
         self._seen += 1
 
-    def end_round(self) -> None:
-        """Estimate from the round's updates, of which there must be two; set the batch size."""
+    def end_round(self, lr: float) -> None:
+        """Estimate from the round's updates, of which there must be two; set the batch size.
+
+        Parameters
+        ----------
+        lr : float
+            The learning rate of the round: without it, rounds of a high rate would outweigh those
+            of a lower one for a long time.
+        """
         clients, total = self._seen, self._sum
         self._rounds += 1
         if total is not None and clients > 1:
-            small, inverse = self._squares / clients, self._inverse / clients
-            large = _squared(total / clients)
+            small, inverse = self._squares / lr**2 / clients, self._inverse / clients
+            large = _squared(total / lr / clients)
             noise = (small - large) / (inverse * (1 - 1 / clients))
             self._noise = self._smoothed(self._noise, noise)
             self._signal = self._smoothed(self._signal, small - inverse * noise)

@@ -50,8 +50,8 @@ class Pace:
         """Return the batch size of a round, the next one where it adapts."""
         return self._config.batch_size if self.noise_scale is None else self.noise_scale.batch_size
 
-    def after_round(self, loss: float | None) -> dict[str, int]:
-        """Take the mean training loss of a round, None if nobody trained.
+    def after_round(self, server_round: int, loss: float | None) -> dict[str, int]:
+        """Take the mean training loss of a round that ended, None if nobody trained.
 
         Returns
         -------
@@ -62,7 +62,7 @@ class Pace:
         if self._adacomm is not None and loss is not None:
             self._adacomm.observe(loss)
         if self.noise_scale is not None:
-            self.noise_scale.end_round()
+            self.noise_scale.end_round(self.learning_rate(server_round))
         return {key: value for key, value in self._adapted().items() if value != before[key]}
 
     def _adapted(self) -> dict[str, int]:

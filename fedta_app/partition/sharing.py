@@ -7,6 +7,7 @@ the clients, and each client gets a random portion of G, the same in all rounds.
 training images, G included. What sharing repairs the paper measures by `label_distances`.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,21 +91,22 @@ def partition_with_shared(
     return parts
 
 
-def counted_once(parts: list[IntArray]) -> list[IntArray]:
-    """Return, for each client, those of its samples that no client before it holds.
+def counted_once(parts: Sequence[IntArray], client: int, asked: Iterable[int]) -> IntArray:
+    """Return those of a client's samples that no client before it holds, of those that are asked.
 
     Sums over clients that are meant to be sums over samples count these only.
 
     Examples
     --------
-    >>> parts = counted_once([np.array([0, 1]), np.array([1, 2]), np.array([0, 3])])
-    >>> [part.tolist() for part in parts]
+    >>> parts = [np.array([0, 1]), np.array([1, 2]), np.array([0, 3])]
+    >>> [counted_once(parts, client, range(3)).tolist() for client in range(3)]
     [[0, 1], [2], [3]]
+    >>> counted_once(parts, 2, asked=[1, 2]).tolist()
+    [0, 3]
     """
-    first = np.full(1 + max(int(part.max(initial=-1)) for part in parts), len(parts))
-    for client in reversed(range(len(parts))):
-        first[parts[client]] = client
-    return [part[first[part] == client] for client, part in enumerate(parts)]
+    own = parts[client]
+    before = [parts[other] for other in asked if other < client]
+    return own[~np.isin(own, np.concatenate(before))] if before else own
 
 
 def label_distances(counts: IntArray) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from fedta_app.secure.fixed_point import (
     FEATURE_SUMS,
-    SCORES,
     FixedPoint,
     RangeError,
     fraction_bits,
@@ -13,7 +12,6 @@ from fedta_app.secure.shamir import reconstruct, split
 __all__ = [
     "FEATURE_SUMS",
     "FEWEST_IN_A_SUM",
-    "SCORES",
     "FixedPoint",
     "RangeError",
     "SecureSum",

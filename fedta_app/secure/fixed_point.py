@@ -69,8 +69,7 @@ class FixedPoint:
         return torch.ldexp(total.double(), torch.tensor(-self.fraction))
 
 
-# Sums of features are below 2e9 / clients, and sensitivities below 5e5 / clients.
-FEATURE_SUMS, SCORES = FixedPoint(64, 32), FixedPoint(64, 44)
+FEATURE_SUMS = FixedPoint(64, 32)  # those of a client are below 2e9 / clients
 
 
 def fraction_bits(bits: int, largest: float, summands: int) -> int:

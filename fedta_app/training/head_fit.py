@@ -31,14 +31,14 @@ def empty_statistics(workspace: Workspace) -> RidgeStatistics:
 
 
 def head_images(
-    workspace: Workspace, partition_id: int | None, *, at_start: bool = False
+    workspace: Workspace, positions: Tensor | None, *, at_start: bool = False
 ) -> ImageSet:
-    """Return the images of a client, or with None of all, that the ridge head is made from.
-
-    An image that clients share counts once, on the first of them.
+    """Return those of some training images that a ridge head is made from.
 
     Parameters
     ----------
+    positions : int64 Tensor, or None for all
+        The images, as `Workspace.counted_positions` or `client_positions` returns them.
     at_start : bool
         Whether the weights are still those of the start, whose features may be known already.
     """
@@ -47,10 +47,8 @@ def head_images(
     order = numpy_generator(workspace.config.seed, "head-fraction").permutation(number)
     chosen = torch.zeros(number, dtype=torch.bool)
     chosen[order[: max(1, round(fraction * number))]] = True
-    if partition_id is None:
+    if positions is None:
         positions = torch.arange(number, device=device)
-    else:
-        positions = workspace.counted_positions(partition_id)
     images = workspace.start_images("train") if at_start else workspace.plain.train
     return images.subset(positions[to_device(chosen, device)[positions]])
 
@@ -182,7 +180,8 @@ class PersonalHeads:
 
     def load(self, partition_id: int) -> None:
         """Load a client's head into the model, whose other weights are those of the start."""
-        images = head_images(self._workspace, partition_id)
+        own = self._workspace.client_positions(partition_id)  # those it shares with others too
+        images = head_images(self._workspace, own)
         sums = head_statistics(self._workspace, images) + self._shared
         weight, bias = sums.solve(self._relative * sums.scale())
         assert self._workspace.head is not None

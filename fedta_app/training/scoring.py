@@ -3,7 +3,7 @@
 The method is in `fedta_app.masks.calibration`; vectors are in the order of `Workspace.weights`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from fedta_app.training.shared_masks import shared_mask
 from fedta_app.training.workspace import Workspace
 from fedta_app.vectors import FlatMask
 
+_LARGER = 1024.0  # times the server's, the scores of a client whose images are unlike its own
 _SERVER = -1  # stands for the server where a partition id is expected
 
 
@@ -47,20 +48,33 @@ class ScoringBatches:
                 done.add(len(inputs))
 
 
-def scored_positions(workspace: Workspace, partition_id: int) -> Tensor:
+def scored_positions(
+    workspace: Workspace, partition_id: int, asked: Iterable[int] | None = None
+) -> Tensor:
     """Return the positions, in the training split, of the images that a client scores.
 
-    Where scores are summed over clients, an image that clients share is scored by the first only.
+    Where scores are summed over clients, an image that clients share is scored once. A rule that
+    compares clients (by a statistic of each) takes all images of each.
+
+    Parameters
+    ----------
+    asked : iterable of int, optional
+        The clients over which scores are summed; all by default.
     """
-    summed = workspace.config.mask_scope == "global"
-    own = workspace.counted_positions if summed else workspace.client_positions
-    positions = own(partition_id)
+    config = workspace.config
+    compared = config.mask_rule != "none" and rule_named(config.mask_rule).statistic is not None
+    if config.mask_scope == "global" and not compared:
+        positions = workspace.counted_positions(partition_id, asked)
+    else:
+        positions = workspace.client_positions(partition_id)
     return positions[_some(workspace, len(positions), partition_id)]
 
 
-def client_batches(workspace: Workspace, partition_id: int) -> ScoringBatches:
-    """Return the batches of the images that a client scores."""
-    positions = scored_positions(workspace, partition_id)
+def client_batches(
+    workspace: Workspace, partition_id: int, asked: Iterable[int] | None = None
+) -> ScoringBatches:
+    """Return the batches of the images that a client scores, as `scored_positions` says."""
+    positions = scored_positions(workspace, partition_id, asked)
     # Nodes with images of their own number them from 0, each for itself.
     ids = positions + (workspace.node or 0) * 2**32
     return ScoringBatches(workspace, workspace.plain.train.subset(positions), ids)
@@ -119,6 +133,20 @@ def scores(
         )
     hostile = owner is not None and attack_of(config, owner) in ON_MASK
     return poisoned_scores(found) if hostile else found
+
+
+def largest_score(workspace: Workspace, mask: FlatMask | None, calibration_round: int) -> float:
+    """Return a number above every score that a client could send.
+
+    It is a thousand times what the client with the most images would send if they were like the
+    server's, of which at most 100 validation images are measured. A soft mask can raise scores a
+    thousandfold from one round to the next, so that no constant would do.
+    """
+    batches = server_batches(workspace)
+    chosen = torch.linspace(0, len(batches.ids) - 1, min(100, len(batches.ids))).long()
+    some = ScoringBatches(workspace, batches.images.subset(chosen), batches.ids[chosen])
+    found = float(scores(workspace, some, mask, calibration_round).abs().max()) / len(chosen)
+    return _LARGER * found * max(map(len, workspace.partitions)) or 1.0
 
 
 def calibration(

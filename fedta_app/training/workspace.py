@@ -1,6 +1,7 @@
 """The workspace of a run, built once per process: data and model on the device, partitions."""
 
 import gc
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
@@ -96,11 +97,6 @@ class Workspace:
         return divide(self.config, train.labels.cpu().numpy(), natural, self.node)
 
     @cached_property
-    def counted(self) -> list[np.ndarray]:
-        """As `partitions`, but an image that several clients share is the first one's only."""
-        return counted_once(self.partitions)
-
-    @cached_property
     def evaluation_sets(self) -> tuple[ImageSet, ImageSet]:
         """Validation and test images to measure on: a fixed draw of `eval-size`, if it is set."""
         return self.measured("val", self.plain.val), self.measured("test", self.plain.test)
@@ -132,9 +128,13 @@ class Workspace:
         """Return the positions of a client's images in the training split, int64, on the device."""
         return to_device(torch.from_numpy(self.partitions[partition_id]), self.device)
 
-    def counted_positions(self, partition_id: int) -> Tensor:
-        """Return those that count for a client in sums in which every image counts once."""
-        return to_device(torch.from_numpy(self.counted[partition_id]), self.device)
+    def counted_positions(self, partition_id: int, asked: Iterable[int] | None = None) -> Tensor:
+        """Return those that count for a client where an image counts once of the clients asked."""
+        if not self.config.shared_fraction:
+            return self.client_positions(partition_id)
+        clients = range(len(self.partitions)) if asked is None else asked
+        counted = counted_once(self.partitions, partition_id, clients)
+        return to_device(torch.from_numpy(counted), self.device)
 
     @cached_property
     def plain(self) -> DataSplits:

@@ -168,6 +168,8 @@ def test_the_share_of_clients_says_that_it_is_never_none_of_them() -> None:
         ({"num-clients": 7, "fraction-train": 0.01}, 1),
         ({"num-clients": 100, "fraction-train": 0.1, "superclient-clients": 5}, 10),
         ({"num-clients": 7, "fraction-train": 1.0, "superclient-clients": 5}, 7),
+        # Of three chains, the last is of one client, and two are asked.
+        ({"num-clients": 5, "fraction-train": 0.67, "superclient-clients": 2}, 3),
     ],
 )
 def test_a_round_cannot_need_more_clients_than_it_asks(

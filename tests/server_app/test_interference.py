@@ -40,6 +40,16 @@ def test_measuring_changes_no_bit_of_the_run(tmp_path: Path, values: dict[str, A
     assert all((row["fresh_head_accuracy"] != "") == has_ridge for row in rows)
 
 
+def test_a_head_that_is_solved_after_the_round_changes_no_loss_before_it(tmp_path: Path) -> None:
+    values = {"mask-rule": "none", "strategy": "fedavg", "interference-every": 2}
+    run(tmp_path / "kept", **values)
+    run(tmp_path / "solved", **values, **{"head-refresh": 1})
+    kept, solved = (lines(tmp_path / name)[0] for name in ("kept", "solved"))
+    for column in ("own", "others", "harmed", "norm"):
+        assert solved[column] == kept[column]
+    assert solved["head_accuracy"] != kept["head_accuracy"]
+
+
 def test_the_matrix_is_of_the_clients_own_updates_and_images(tmp_path: Path) -> None:
     run(tmp_path, **DENSE)
     rows = lines(tmp_path, "interference-0001.csv")

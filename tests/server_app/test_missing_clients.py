@@ -102,7 +102,8 @@ def test_the_head_is_then_that_of_the_others(
     workspace = space()
     total = empty_statistics(workspace)
     for client in OTHERS:
-        total = total + head_statistics(workspace, head_images(workspace, client, at_start=True))
+        own = workspace.counted_positions(client)
+        total = total + head_statistics(workspace, head_images(workspace, own, at_start=True))
     assert summary["head"]["images"] == total.count == 9 * 126
     bits = BlobStore(tmp_path / "test/seed0/blobs").get(server(tmp_path)["server"]["head"])
     found, expected = bytes_vector(bits).view(torch.float32), fit_head(workspace, total).vector

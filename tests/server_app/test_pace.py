@@ -81,7 +81,7 @@ def test_the_noise_scale_sets_the_batches_of_a_loop(tmp_path: Path) -> None:
             total += result.num_examples * result.update
             rule.watch(client, result.update, None)
         weights = weights + total / len(space.data.train)
-        rule.end_round()
+        rule.end_round(0.1 * size / 8)
         if rule.batch_size != size:
             adapted.append({"round": server_round + 1, "batch-size": rule.batch_size})
     assert run(tmp_path, **NOISE_SCALE)["adapted"] == adapted

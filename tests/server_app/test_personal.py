@@ -216,7 +216,7 @@ def test_with_a_large_share_a_clients_head_is_that_of_all_and_with_a_small_one_i
     space = build_workspace(RunConfig.from_mapping({**values, "results-dir": str(tmp_path)}))
     assert space.head is not None
     total = pooled_head(space)
-    own = head_statistics(space, head_images(space, 3))
+    own = head_statistics(space, head_images(space, space.client_positions(3)))
     weight, bias = own.solve(0.01 * own.scale())
     alone = torch.cat([weight.flatten(), bias]).float() / total.temperature
     for share, expected in ((1e9, total.vector), (1e-12, alone)):

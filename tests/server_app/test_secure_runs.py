@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 
 import client_app.app as client
 import strategies.secure
+from client_app.secure import secured_update
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError, RunError
 from fedta_app.finished.reading import load_run
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.session import RunSession
 from fedta_app.secure import SecureSum
+from fedta_app.vectors import FlatMask
 from server_app.ridge import groups_of
 from tests.runs import summary_of
 from tests.server_app.failing import fail_for
@@ -78,6 +81,31 @@ def test_head_and_mask_come_from_sums_too(tmp_path: Path) -> None:
     )
     moved = (found - expected).abs() > 1e-5
     assert int(moved.sum()) <= 2e-3 * len(moved)
+
+
+def test_scores_fit_whatever_a_soft_mask_makes_of_them(tmp_path: Path) -> None:
+    """All rounds of the calibration, in which the largest score changes a thousandfold."""
+    values = {**MASKED, "calibration-rounds": 4, "calibration-examples": 0, "num-server-rounds": 1}
+    plain = run(tmp_path / "plain", **values)
+    secure = run(tmp_path / "secure", **values, **SECURE)
+    assert secure["mask"]["trained"] == plain["mask"]["trained"]
+    found, expected = (
+        trained_by(tmp_path / name, summary)
+        for name, summary in (("secure", secure), ("plain", plain))
+    )
+    assert int((found != expected).sum()) <= 2e-3 * int(expected.sum())
+
+
+def trained_by(folder: Path, summary: dict[str, Any]) -> torch.Tensor:
+    bits = (folder / "test/seed0/blobs" / summary["mask"]["sha256"]).read_bytes()
+    return FlatMask.from_bits(bits, summary["mask"]["of"], torch.device("cpu")).mask
+
+
+def test_an_update_that_is_not_finite_is_no_update_of_the_range() -> None:
+    config = RunConfig.from_mapping({**RUN, **SECURE})
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match="the update has numbers that are not finite"):
+            secured_update(config, {}, torch.tensor([0.0, value]), 3)
 
 
 def test_the_server_gets_integers_that_say_nothing(
@@ -142,7 +170,8 @@ def test_with_too_few_answers_nothing_is_opened(
         sentence = "3 of at least 5 clients finished round 1"
     else:
         monkeypatch.setattr(client, "head_statistics", lambda *_: 1 / 0)
-        values, sentence = {**values, **MASKED}, "secure aggregation cannot go on: 0 of 6 clients"
+        values = {**values, **MASKED}
+        sentence = "secure aggregation cannot go on: 0 of 6 clients.*ZeroDivisionError"
     with pytest.raises(RunError, match=sentence):
         run(tmp_path, **values)
 

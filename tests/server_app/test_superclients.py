@@ -176,6 +176,7 @@ def test_a_run_that_dies_after_any_round_ends_at_the_same_bits(
         ({"strategy": "scaffold"}, "strategy = 'scaffold'"),
         ({"task-figures": True}, "task-figures = true"),
         ({"interference-every": 2}, "interference-every = 2"),
+        ({"update-bound": 1.0}, "update-bound = 1"),
     ],
 )
 def test_what_needs_each_clients_own_update_is_refused(values: dict[str, Any], reason: str) -> None:

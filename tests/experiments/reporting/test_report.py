@@ -239,9 +239,25 @@ def test_attacks_that_a_defence_leaves_out_may_end_at_equal_weights(tmp_path: Pa
     hostile = plain.with_values(attackers=0.1, attack="scale")
     longer = hostile.with_values(attack="reverse", name="another")
     assert distinct(hostile, longer).holds
-    assert "but for 1 whose defence" in distinct(hostile, longer).detail
+    assert "but for 1 that need not" in distinct(hostile, longer).detail
     assert not distinct(hostile, longer.with_values(seed=9)).holds
     assert not distinct(plain, plain.with_values(attack="reverse")).holds
+    assert not distinct(plain, plain.with_values(name="another")).holds
+
+
+def test_what_clients_keep_for_themselves_changes_no_weight_of_the_server(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    record, *_ = read_records(TABLE, tmp_path)
+    summary = {**record.summary, "final-weights-sha256": "x"}
+    values = {"mask_rule": "none", "strategy": "fedavg", "head": "ridge"}
+    plain = record.config.with_values(**values)
+    ditto = plain.with_values(name="ditto", strategy="ditto", pull=0.5)
+    heads = plain.with_values(name="heads", personal_ridge=0.1)
+    steps = ditto.with_values(name="steps", local_steps=7)
+    for other, holds in ((ditto, True), (heads, True), (steps, False)):
+        records = [replace(record, config=config, summary=summary) for config in (plain, other)]
+        *_, found = sanity_gate(records)
+        assert bool(found.holds) == holds
 
 
 @pytest.mark.parametrize("damage", ["", "round,phase\n0,start\n", None])

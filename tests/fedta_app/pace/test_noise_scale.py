@@ -30,12 +30,27 @@ def test_it_finds_a_known_noise_scale(lr: float, sizes: list[int]) -> None:
         for client, update in enumerate(gradients(10, sizes, generator, lr=lr)):
             rule.watch(client, update, None)
         before = rule.state_dict()
-        rule.end_round()
+        rule.end_round(lr)
         after = rule.state_dict()
         signal.append(after["signal"] - 0.9 * before["signal"])
         noise.append(after["noise"] - 0.9 * before["noise"])
-    assert 10 * np.mean(noise) / lr**2 == pytest.approx(100, rel=0.03)
-    assert 10 * np.mean(signal) / lr**2 == pytest.approx(4, rel=0.1)
+    assert 10 * np.mean(noise) == pytest.approx(100, rel=0.03)
+    assert 10 * np.mean(signal) == pytest.approx(4, rel=0.1)
+
+
+def test_a_rate_that_falls_changes_no_estimate() -> None:
+    """As by a schedule: rounds of a high rate do not outweigh those of the rate of now."""
+    found = []
+    for late in (1.0, 0.1):
+        rule = NoiseScale(8, every=10**9, sizes=[1000] * 10)
+        generator = torch.Generator().manual_seed(0)
+        for number in range(40):
+            lr = late if number >= 20 else 1.0
+            for client, update in enumerate(gradients(10, [8] * 10, generator, lr=lr)):
+                rule.watch(client, update, None)
+            rule.end_round(lr)
+        found.append(rule.scale)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_the_batch_becomes_the_noise_scale_within_its_bounds() -> None:
@@ -47,7 +62,7 @@ def test_the_batch_becomes_the_noise_scale_within_its_bounds() -> None:
             for client, update in enumerate(gradients(10, [rule.batch_size] * 10, generator)):
                 rule.watch(client, update, None)
             before = rule.batch_size
-            rule.end_round()
+            rule.end_round(1.0)
             assert number % 4 == 0 or rule.batch_size == before
         found[most] = rule.batch_size
     assert found[7] == 7
@@ -58,7 +73,7 @@ def test_where_no_gradient_is_left_the_batch_is_the_largest() -> None:
     rule = NoiseScale(8, every=1, sizes=[40, 60])
     rule.watch(0, torch.tensor([1.0, 0.0]), None)
     rule.watch(1, torch.tensor([-1.0, 0.0]), None)  # they cancel: the estimate of |G|^2 is negative
-    rule.end_round()
+    rule.end_round(1.0)
     assert rule.batch_size == 60
     assert rule.scale == float("inf")
 
@@ -66,7 +81,7 @@ def test_where_no_gradient_is_left_the_batch_is_the_largest() -> None:
 def test_a_round_of_one_client_changes_nothing() -> None:
     rule = NoiseScale(8, every=1, sizes=[40])
     rule.watch(0, torch.tensor([1.0, 0.0]), None)
-    rule.end_round()
+    rule.end_round(1.0)
     assert rule.batch_size == 8
 
 
@@ -83,7 +98,7 @@ def test_a_round_that_is_repeated_counts_once_and_the_state_goes_on() -> None:
             for client, update in enumerate(updates):
                 rule.watch(client, update, None)
             assert all(torch.equal(*pair) for pair in zip(updates, kept, strict=True))
-            rule.end_round()
+            rule.end_round(1.0)
         fresh = NoiseScale(8, every=2, sizes=[1000] * 10)
         fresh.load_state_dict(repeated.state_dict())
         repeated = fresh

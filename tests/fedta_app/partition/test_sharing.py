@@ -1,6 +1,7 @@
 """Shared images: who holds them, and that what is made before training sees each image once."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from fedta_app.config import RunConfig
 from fedta_app.errors import PartitionError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.partition.schemes import class_counts, partition, partition_digest
-from fedta_app.partition.sharing import counted_once, label_distances, partition_with_shared
-from fedta_app.training.head_fit import empty_statistics, head_images, head_statistics
+from fedta_app.partition.sharing import label_distances, partition_with_shared
+from fedta_app.training.head_fit import (
+    PersonalHeads,
+    empty_statistics,
+    head_images,
+    head_statistics,
+    pooled_head,
+)
 from fedta_app.training.scoring import scored_positions
 from fedta_app.training.workspace import Workspace, build_workspace
 from server_app.app import app as server_app
@@ -64,7 +71,6 @@ def test_nothing_shared_is_the_partition_itself() -> None:
     plain = partition(labels, 5, scheme="dirichlet", alpha=0.3, seed=2)
     found = partition_with_shared(labels, 5, scheme="dirichlet", alpha=0.3, seed=2)
     assert partition_digest(found) == partition_digest(plain)
-    assert partition_digest(counted_once(plain)) == partition_digest(plain)
 
 
 def test_shared_images_hold_all_classes_and_portions_differ() -> None:
@@ -133,13 +139,48 @@ def test_the_ridge_head_and_summed_scores_see_every_image_once(
     space = workspace_of(tmp_path, head="ridge", **{"shared-portion": portion})
     total: RidgeStatistics = empty_statistics(space)
     for client in range(10):
-        total = total + head_statistics(space, head_images(space, client))
+        counted = head_images(space, space.counted_positions(client))
+        total = total + head_statistics(space, counted)
     held = np.unique(np.concatenate(space.partitions))
     pooled = head_statistics(space, space.data.train.subset(torch.from_numpy(held)))
     assert total.count == len(held) and (portion < 1 or len(held) == len(space.data.train))
     torch.testing.assert_close(total.gram, pooled.gram, rtol=1e-10, atol=1e-8)
     scored = torch.cat([scored_positions(space, client) for client in range(10)])
     assert torch.equal(scored.sort().values, torch.from_numpy(held))
+
+
+def test_of_some_clients_each_image_counts_once_too(tmp_path: Path) -> None:
+    """Not on a client that is not asked, which would leave out what all of the others hold."""
+    values = {"mask-rule": "least-sensitive", "head": "ridge", "shared-portion": 0.5}
+    space, asked = workspace_of(tmp_path, **values), [7, 4, 9]
+    held = np.unique(np.concatenate([space.partitions[client] for client in asked]))
+    for of in (space.counted_positions, partial(scored_positions, space)):
+        found = torch.cat([of(client, asked) for client in asked])
+        assert torch.equal(found.sort().values, torch.from_numpy(held))
+
+
+def test_what_compares_clients_takes_all_images_of_each(tmp_path: Path) -> None:
+    space = workspace_of(tmp_path, head="ridge", ridge=0.01, **{"mask-rule": "agreement"})
+    held = space.client_positions(3)
+    assert torch.equal(scored_positions(space, 3), held)
+    own = head_statistics(space, head_images(space, held))
+    weight, bias = own.solve(0.01 * own.scale())
+    alone = torch.cat([weight.flatten(), bias]) / pooled_head(space).temperature
+    PersonalHeads(space, 1e-12).load(3)
+    assert space.head is not None
+    torch.testing.assert_close(space.head.vector, alone.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_of_the_rounds_clients_knows_the_classes_that_they_share(tmp_path: Path) -> None:
+    values = {
+        **RUN, "head": "ridge", "num-classes-per-client": 1, "fraction-train": 0.2, "lr": 1e-4,
+        "num-server-rounds": 3, "eval-every": 1, "eval-size": 0, "shared-fraction": 0.2,
+        "head-refresh": 1, "head-refresh-clients": "sampled", "seed": 1,
+        "results-dir": str(tmp_path),
+    }  # fmt: skip
+    run_in_process(server_app, client_app, values, 10)
+    summary = json.loads((tmp_path / "test/seed1/summary.json").read_text())
+    assert summary["final"]["val_accuracy"] > 0.7  # two classes of ten would be a fifth
 
 
 def test_a_clients_own_mask_sees_its_shared_images_too(tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ def test_votes_withstand_poisoned_scores_that_a_sum_does_not(tmp_path: Path) -> 
     ("values", "said"),
     [
         ({"attack": "head-labels", "head": "random"}, "with head = 'random': it is on the sums"),
+        (
+            {"attack": "head-scale", "head": "ridge", "personal-ridge": 1.0},
+            "with personal-ridge = 1.0: its heads are made from images",
+        ),
+        (
+            {"attack": "head-labels", "head": "ridge", "interference-every": 2},
+            "with interference-every = 2: it compares the head with one made from images",
+        ),
         ({"attack": "scores"}, "with mask-rule = 'none': it is on scores"),
         (
             {"attack": "scores", "mask-rule": "agreement"},
