@@ -20,6 +20,7 @@ from experiments.reporting.figures import groups
 from experiments.reporting.frames import (
     comparisons_frame,
     page_frame,
+    presets_frame,
     trajectories_frame,
     verdict,
 )
@@ -98,6 +99,13 @@ def test_images_of_each_class_are_a_table_also_of_one_client(tmp_path: Path) -> 
     (folder / "classes.csv").write_text("3,0,4\n")
     (record,) = read_records(TABLE, tmp_path)
     assert record.classes is not None and record.classes.tolist() == [[3, 0, 4]]
+
+
+def test_the_density_of_a_preset_is_the_mean_of_its_masks(tmp_path: Path) -> None:
+    """Masks that are a union, or made by a threshold, differ in it."""
+    for seed, density in ((0, 0.1), (1, 0.3)):
+        write(tmp_path, "least-iid", seed, mask={"density": density, "trained": 1, "of": 10})
+    assert presets_frame(read_records(TABLE, tmp_path))["density"].tolist() == [pytest.approx(0.2)]
 
 
 def test_a_page_has_means_and_intervals(tmp_path: Path) -> None:

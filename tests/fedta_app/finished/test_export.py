@@ -11,6 +11,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from client_app.app import app as client_app
+from engine.client_memory import forget_run
+from engine.inprocess import run_in_process
 from experiments.__main__ import main
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
@@ -20,6 +23,7 @@ from fedta_app.finished.export import export_run, loading_code
 from fedta_app.finished.reading import Run
 from fedta_app.runs.directory import run_path
 from fedta_app.training.workspace import build_workspace, shared_workspace
+from server_app.app import app as server_app
 
 QUICK = {
     "name": "test", "engine": "centralized", "num-server-rounds": 2, "local-steps": 6, "lr": 0.05,
@@ -113,6 +117,15 @@ def test_a_card_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
         best = export_run(run, tmp_path / "best.safetensors", weights="best").card.read_text()
         assert "did not measure these weights on test images" in best
         assert "chosen among 3 by validation accuracy" in best and "| test |" not in best
+
+
+def test_a_card_says_that_layers_of_clients_own_are_not_in_the_model(tmp_path: Path) -> None:
+    values = {**QUICK, "engine": "in-process", "personal-layers": "head", "num-server-rounds": 1}
+    forget_run()
+    run_in_process(server_app, client_app, {**values, "results-dir": str(tmp_path)}, 10)
+    run = Run(run_path(RunConfig.from_mapping({**values, "results-dir": str(tmp_path)})))
+    card = export_run(run, tmp_path / "out/model.safetensors").card.read_text()
+    assert "(`personal-layers = 'head'`) are not in it: in their places" in card
 
 
 def test_the_commands_print_and_write_what_they_say(
