@@ -188,10 +188,8 @@ def calibrate(message: Message, context: Context) -> Message:
     if settings["known"]:
         return _reply(message, {"vector": torch.zeros(1)})
     workspace, client = memory.workspace, int(settings["partition-id"])
-    batches, mask = (
-        client_batches(workspace, client, _asked(settings)),
-        memory.mask(str(settings["down"])),
-    )
+    batches = client_batches(workspace, client, _asked(settings))
+    mask = memory.mask(str(settings["down"]))
     found = scores(workspace, batches, mask, int(settings["server-round"]), owner=client)
     found = secured(workspace.config, settings, found)
     return _reply(message, {"vector": found})
