@@ -165,10 +165,6 @@ def _check_privacy(config: Keys) -> None:
         config,
         said,
         {
-            "superclient-clients": (
-                config.superclient_clients > 1,
-                "a chain of clients has no update of each",
-            ),
             "interference-every": (
                 config.interference_every > 0,
                 "it publishes what single updates do",

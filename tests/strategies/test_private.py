@@ -222,7 +222,7 @@ DP = {"dp-noise": 1.0, "update-bound": 0.5, "update-bound-kind": "fixed"}
         ({"strategy": "fedmedian"}, "whose server needs more of the clients than the mean"),
         ({"strategy": "fednova"}, "strategy = 'fednova'"),
         ({"num-clients": 100, "dp-delta": 0.01}, "dp-delta is below 1 / num-clients"),
-        ({"superclient-clients": 2}, "with superclient-clients = 2: a chain"),
+        ({"superclient-clients": 2}, "superclient-clients = 2 is not allowed with update-bound"),
         ({"interference-every": 1}, "with interference-every = 1: it publishes"),
         ({"task-figures": True}, "with task-figures = true: it publishes"),
         ({"adacomm-rounds": 2}, "with adacomm-rounds = 2: the local steps would follow"),
