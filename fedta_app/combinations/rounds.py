@@ -144,7 +144,7 @@ def _check_round(config: Keys) -> None:
 
 def _check_superclients(config: Keys) -> None:
     """Refuse chains of clients where each client's update from the round's weights is needed."""
-    if config.superclient_clients < 2:
+    if config.superclient_clients < 2 or config.engine == "centralized":
         return
     each = (
         "it takes every client's update from the weights of the round, and superclient-clients is "
