@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from matplotlib.figure import Figure
 
 from fedta_app import progress
 
 torch.set_num_threads(1)  # the tests are many and small: threads would only wait for each other
+
+settings.register_profile("any machine", deadline=None)  # a busy one is slow now and then
+settings.load_profile("any machine")
 
 progress._reporter._watched = False  # what is printed does not depend on a machine's speed
 

@@ -41,7 +41,7 @@ def test_an_odd_number_is_taken_or_refused_in_a_sentence(option: str) -> None:
         check_number(option, text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(sorted(NUMBERS)),
     st.one_of(st.integers().map(str), st.floats().map(repr), st.text(max_size=8)),

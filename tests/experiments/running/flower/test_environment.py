@@ -81,7 +81,7 @@ NAMES = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(NAMES, st.text("xyz=:,", max_size=4), max_size=6))
 def test_of_any_environment_only_what_redirects_is_left_out(shell: dict[str, str]) -> None:
     found = child_environment(HOME, SCRIPTS, shell)
