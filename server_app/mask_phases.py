@@ -172,7 +172,7 @@ class SummedScores(_Scores):
         state = self.state
         size, setup = state.weights.numel(), Setup(state.head, state.mask)
         told = {"server-round": number, "known": False, **among(state.config, sampled)}
-        largest = largest_score(state.workspace, state.trained(), number)
+        largest = largest_score(state.workspace, state.trained(), number, max(state.held))
         for group in groups_of(sampled, self._at_a_time(), secure=True):
             point = FixedPoint(64, fraction_bits(64, largest, len(group)))
             asked = (group, "train.calibrate", size, point, f"scores {number} {group[0]}")

@@ -135,18 +135,20 @@ def scores(
     return poisoned_scores(found) if hostile else found
 
 
-def largest_score(workspace: Workspace, mask: FlatMask | None, calibration_round: int) -> float:
-    """Return a number above every score that a client could send.
+def largest_score(
+    workspace: Workspace, mask: FlatMask | None, calibration_round: int, num_images: int
+) -> float:
+    """Return a number above every score that a client with so many images is likely to send.
 
-    It is a thousand times what the client with the most images would send if they were like the
-    server's, of which at most 100 validation images are measured. A soft mask can raise scores a
-    thousandfold from one round to the next, so that no constant would do.
+    It is a thousand times what it would send if its images were like the server's, of which at most
+    100 validation images are measured. A soft mask can raise scores a thousandfold from one round
+    to the next, so that no constant would do.
     """
     batches = server_batches(workspace)
     chosen = torch.linspace(0, len(batches.ids) - 1, min(100, len(batches.ids))).long()
     some = ScoringBatches(workspace, batches.images.subset(chosen), batches.ids[chosen])
     found = float(scores(workspace, some, mask, calibration_round).abs().max()) / len(chosen)
-    return _LARGER * found * max(map(len, workspace.partitions)) or 1.0
+    return _LARGER * found * num_images or 1.0  # 1 where all scores are zero
 
 
 def calibration(

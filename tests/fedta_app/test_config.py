@@ -180,6 +180,32 @@ def test_a_round_cannot_need_more_clients_than_it_asks(
         RunConfig.from_mapping({**values, "min-clients-ok": asked + 1})
 
 
+@pytest.mark.parametrize(
+    ("values", "added", "said"),
+    [
+        (
+            {"head": "ridge", "head-refresh": 2}, {"task-figures": True},
+            "task-figures = true is not allowed with head-refresh = 2: it scales what was learned",
+        ),
+        (
+            {"num-clients": 5, "fraction-train": 0.2}, {"interference-every": 2},
+            "asks 1 of them, and it measures what the update of one does to others",
+        ),
+        (
+            {"strategy": "ditto", "noise-scale-rounds": 2, "local-steps": 1}, {"lr-batch-size": 8},
+            "with lr-batch-size = 8: the rate would grow with the batch",
+        ),
+    ],
+)  # fmt: skip
+def test_keys_that_each_work_alone_are_refused_together(
+    values: dict[str, Any], added: dict[str, Any], said: str
+) -> None:
+    RunConfig.from_mapping(values)
+    RunConfig.from_mapping(added)
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.from_mapping({**values, **added})
+
+
 @pytest.mark.parametrize("key", [1, None, b"seed", ("seed",), "a\nb"])
 def test_keys_that_are_no_words_are_refused_in_one_line(key: Any) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]* is not a key of the run configuration: keys"):
