@@ -51,6 +51,9 @@ class Scale:
             if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:
                 factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
                 keys[key] = max(KEYS[key].fewest_rounds, round(factor * keys[key]))
+        if keys.get("head-refresh"):  # an interval, and kept; but once the head is refreshed
+            rounds = keys.get("num-server-rounds", KEYS["num-server-rounds"].default)
+            keys["head-refresh"] = min(keys["head-refresh"], rounds)
         if keys.get("engine") == "centralized":
             keys |= self.centralized
         return keys

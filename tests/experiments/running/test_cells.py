@@ -90,3 +90,10 @@ def test_a_scale_changes_what_is_counted_in_rounds_and_nothing_else() -> None:
     assert scale.apply({**counted, **others, "eval-every": 5}, {}) == {
         "num-server-rounds": 20, "lr-step-rounds": 5, "warmup-rounds": 2, **others, "eval-every": 5,
     }  # fmt: skip
+
+
+def test_a_head_that_is_refreshed_is_so_once_at_every_scale() -> None:
+    values = {"num-server-rounds": 40, "head-refresh": 4}
+    assert Scale("half", "", "", 0.5, 1.0, {}, {}).apply(values, {})["head-refresh"] == 4
+    few = Scale("few", "", "", 0.05, 1.0, {}, {}).apply(values, {})
+    assert few == {"num-server-rounds": 2, "head-refresh": 2}
