@@ -20,7 +20,7 @@ from fedta_app.runs.command import typed_command
 from fedta_app.runs.provenance import code_facts
 
 if TYPE_CHECKING:
-    from experiments.running.tune import Chosen
+    from experiments.running.tuning.study import Chosen
 
 _LONGEST_NAME = 60  # characters of a name that is made of overrides
 
@@ -32,8 +32,9 @@ def run(options: argparse.Namespace) -> ExitStatus:
     and no preset reads it. Neither is a best trial written that is no better than no training.
     """
     try:
-        from experiments.running.tune import DEFAULT_SPACE, Study
-        from experiments.running.tuned import changed_presets, save_study, write_choice
+        from experiments.running.tuning.outcome import changed_presets, save_study, write_choice
+        from experiments.running.tuning.space import DEFAULT_SPACE
+        from experiments.running.tuning.study import Study
     except ModuleNotFoundError as error:
         raise ConfigError(
             "tuning needs optuna, which is not installed: pip install optuna"

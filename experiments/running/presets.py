@@ -17,7 +17,7 @@ presets:
     figures = ["curves", "heat-map"]
     compare = "partition"            # the axis, or a list of axes, whose labels are the methods
     reference = "iid"                # the method that all others are tested against
-    [tune]                           # the keys that experiments.running.tune searches
+    [tune]                           # the keys that experiments.running.tuning searches
     [scales.small]                   # that scale, in place of the one in small.toml
 
 `tuned.toml` beside them holds the values that `fedta tune` chose, by preset. Where fedta is
@@ -91,7 +91,7 @@ class Table:
     report : dict
         The settings of `experiments.reporting.report`.
     tune : dict
-        The keys that `experiments.running.tune` searches.
+        The keys that `experiments.running.tuning` searches.
     rates_from : str
         The command that finds the learning rates which the table needs; empty if it needs none.
     """

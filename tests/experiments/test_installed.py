@@ -16,7 +16,7 @@ from experiments.installed import flower_scripts, write_app
 from experiments.running import presets
 from experiments.running.flower import engine
 from experiments.running.presets import load_table
-from experiments.running.tuned import write_choice
+from experiments.running.tuning.outcome import write_choice
 from fedta_app.config import RunConfig
 from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 

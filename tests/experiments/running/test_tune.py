@@ -14,8 +14,10 @@ import tomli_w
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.running import presets
-from experiments.running.tune import Chosen, Space, Study, _Watch, check_space, suggest
-from experiments.running.tuned import changed_presets, write_choice
+from experiments.running.tuning import study as searching
+from experiments.running.tuning.outcome import changed_presets, write_choice
+from experiments.running.tuning.space import Space, check_space, suggest
+from experiments.running.tuning.study import Chosen, Study, _Watch
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
@@ -98,7 +100,7 @@ def test_a_study_is_continued_and_its_choice_becomes_the_presets(
         trial = path.parents[1]
         trial.rename(trial.with_name(f"older-{trial.name}"))
     (measured[0].parents[2] / "study.db").unlink()
-    monkeypatch.setattr("experiments.running.tune.attempt", lambda *_, **__: ExitStatus.FAILED)
+    monkeypatch.setattr(searching, "attempt", lambda *_, **__: ExitStatus.FAILED)
     assert main(arguments(tmp_path, 3)) == ExitStatus.FINISHED
     pd.testing.assert_frame_equal(trials_of(tmp_path), trials)
 
@@ -189,13 +191,13 @@ def test_every_point_of_a_list_is_tried_once(
     config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
     tried = []
 
-    def tell(study: Study, trial: optuna.Trial, options: object) -> int:
+    def tell(study: Study, trial: optuna.Trial, minutes: float, options: object) -> int:
         values = suggest(trial, space)
         tried.append((values["lr"], values["clip-norm"]))
         study._study.tell(trial, values["lr"])
         return ExitStatus.FINISHED
 
-    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
     monkeypatch.setattr(Study, "_try", tell)
     for _ in range(2):  # as after an interruption
         Study(config, "a", space).run(3, 0, client_cpus=1, client_gpus=None)
@@ -208,8 +210,8 @@ def test_a_trial_that_could_not_run_is_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
-    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
-    monkeypatch.setattr("experiments.running.tune.attempt", lambda *arguments, **options: status)
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "attempt", lambda *arguments, **options: status)
     study = Study(config, "a", {"lr": [0.1, 0.2]})
     assert study.run(2, 0, client_cpus=1, client_gpus=None) == status
     assert not study._done()
@@ -226,8 +228,8 @@ def test_a_run_that_diverged_is_the_worst_result(
         return ExitStatus.FAILED
 
     config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
-    monkeypatch.setattr("experiments.running.tune.preflight", lambda *arguments, **options: None)
-    monkeypatch.setattr("experiments.running.tune.attempt", attempt)
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "attempt", attempt)
     study = Study(config, "a", {"strategy": ["fedavg", "ties"]})
     assert study.run(2, 0, client_cpus=1, client_gpus=None) == ExitStatus.FINISHED
     assert [trial["val accuracy"] for trial in study.chosen().trials] == [0.0, 0.0]
@@ -238,6 +240,53 @@ def test_a_space_is_checked() -> None:
     for space in ({"lr": {"low": 0.1}}, {"lr": []}, {"lrr": [1]}, {"lr": 3}):
         with pytest.raises(ConfigError, match=r"\[tune\] lr"):
             check_space(space)
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"lr": [0.1, -1]}, "lr = -1 is not allowed: lr is a number above 0"),
+        ({"lr": {"low": "a", "high": 0.1}}, "lr = 'a' is not allowed"),
+        ({"lr": {"low": 0.3, "high": 0.1}}, "low is above 0 and below high"),
+        ({"clip-norm": {"low": 0.0, "high": 0.1}}, "clip-norm = .* low is above 0 and below high"),
+        ({"local-steps": {"low": 1, "high": 4}}, "local-steps takes a list of values"),
+        ({"data-dir": ["a", "b"]}, "data-dir is not searched: it decides nothing of the result"),
+        ({"head": ["ridge", "random"]}, "mask-rule = 'random' is not allowed with head = 'random'"),
+    ],
+)
+def test_a_value_that_no_trial_could_run_with_is_refused_before_any(
+    tmp_path: Path, space: Space, sentence: str
+) -> None:
+    values = {"mask-rule": "random", "head": "ridge", "results-dir": str(tmp_path)}
+    with pytest.raises(ConfigError, match=sentence):
+        Study(RunConfig.from_mapping({"name": "a", **values}), "a", space)
+    assert not (tmp_path / "tune").exists()
+
+
+def test_a_trial_has_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def attempt(config: RunConfig, **options: object) -> int:
+        given.append(config.max_minutes)
+        return ExitStatus.STOPPED
+
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "attempt", attempt)
+    for minutes in (30.0, 0.0):
+        status = Study(config, "a", {"lr": [0.1]}).run(1, minutes, client_cpus=1, client_gpus=None)
+        assert status == ExitStatus.STOPPED
+    assert 29 < given[0] <= 30 and given[1] == 0
+
+
+def test_a_search_of_another_key_keeps_what_was_found(tuned: Path) -> None:
+    write_choice("smoke", "", "random-*", {"server-lr": 0.3})
+    before = presets.load_table("smoke")
+    write_choice("smoke", "", "random-*", {"lr": 0.5})
+    assert read_toml(tuned) == {"random-*": {"server-lr": 0.3, "lr": 0.5}}
+    tuned.write_text('["random-*"]\nlr = 0.5\n')
+    gone = changed_presets(before, presets.load_table("smoke"))
+    assert gone and all("server-lr is no longer set" in line for line in gone)
 
 
 def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework",
 """
 
 import hashlib
-import itertools
 import json
 import math
 import threading
@@ -42,17 +41,16 @@ from experiments.running.cells import (
     run_folders,
 )
 from experiments.running.launch import attempt, preflight
-from fedta_app.config import KEYS, RunConfig, unknown_key_sentence
-from fedta_app.errors import ConfigError
+from experiments.running.tuning.space import Space, check_space, grid, suggest, values_of
+from fedta_app.config import RunConfig
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
 from fedta_app.runs.records import read_rows, read_summary
 from fedta_app.seeding import derive_seed
 
-Space = Mapping[str, Any]
-DEFAULT_SPACE: Space = {"lr": {"low": 1e-3, "high": 0.3}}
 _POLL_SECONDS = 0.2
 _WARMUP_TRIALS = 4  # before any is stopped early
+_LEAST_MINUTES = 1e-3  # of a trial: 0 would be without a limit
 
 
 class Chosen(NamedTuple):
@@ -103,6 +101,8 @@ class Study:
 
     def __init__(self, config: RunConfig, label: str, space: Space) -> None:
         check_space(space)
+        for point in grid(space):  # before any trial: values that are fine alone, and not together
+            config.with_values(**{k.replace("-", "_"): v for k, v in point.items()})
         self._config = config.with_values(
             name=f"tune/{label}", measure_test="never", keep_model="none", resume=True
         )
@@ -123,16 +123,8 @@ class Study:
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             self._study.enqueue_trial(trial.params)
-        for point in self._grid:  # a list of values is tried once each, and nothing twice
+        for point in grid(space):  # a list of values is tried once each, and nothing twice
             self._study.enqueue_trial(point, skip_if_exists=True)
-
-    @property
-    def _grid(self) -> list[dict[str, Any]]:
-        """Return every point of a space of lists; nothing where a key has a range."""
-        if not all(isinstance(choice, list) for choice in self._space.values()):
-            return []
-        points = itertools.product(*self._space.values())
-        return [dict(zip(self._space, point, strict=True)) for point in points]
 
     def _digest(self) -> str:
         """Tell studies apart: another space, or another configuration, is another study."""
@@ -148,27 +140,29 @@ class Study:
     ) -> ExitStatus:
         """Run trials until there are so many, or the time is up; return how that ended.
 
-        A space of lists has no more trials than points.
+        A space of lists has no more trials than points. When the time is up in the middle of a
+        trial, that one stops after its round.
         """
-        trials = min(trials, len(self._grid) or trials)
+        trials = min(trials, len(grid(self._space)) or trials)
         preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
-        began = time.monotonic()
+        end = time.monotonic() + 60 * minutes
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
-            if minutes and time.monotonic() - began > 60 * minutes:
+            if minutes and time.monotonic() > end:
                 print(f"--max-minutes {minutes:g} is used up; {to_continue()}", flush=True)
                 return ExitStatus.STOPPED
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)
-            if (status := self._try(self._study.ask(), options)) != ExitStatus.FINISHED:
+            left = max(_LEAST_MINUTES, (end - time.monotonic()) / 60) if minutes else 0.0
+            if (status := self._try(self._study.ask(), left, options)) != ExitStatus.FINISHED:
                 return status  # the trial goes on, or is tried again, with the same command
         return ExitStatus.FINISHED
 
-    def _try(self, trial: optuna.Trial, options: dict[str, Any]) -> ExitStatus:
+    def _try(self, trial: optuna.Trial, minutes: float, options: dict[str, Any]) -> ExitStatus:
         """Run a trial and tell the study its outcome; one without an outcome gives its status."""
         values = suggest(trial, self._space)
-        config = self._config_of(values)
+        config = self._config_of(values).with_values(max_minutes=minutes)
         words = ", ".join(f"{key} = {value}" for key, value in values.items())
         print(f"trial {trial.number}: {words}", flush=True)
         watch = _Watch(trial, config)
@@ -224,37 +218,6 @@ class Study:
 def _diverged(folder: Path) -> bool:
     """Tell whether a run failed because of its values: its loss was not finite."""
     return DIVERGED in str(read_summary(folder).get("reason"))
-
-
-def check_space(space: Space) -> None:
-    """Refuse, in one sentence, a space that cannot be searched."""
-    for key, choice in space.items():
-        if key not in KEYS:
-            raise ConfigError(f"[tune] {unknown_key_sentence(key)}")
-        ends = choice if isinstance(choice, dict) else {}
-        if not (choice and isinstance(choice, list)) and set(ends) != {"low", "high"}:
-            raise ConfigError(
-                f"[tune] {key} = {choice!r} is not allowed: it is a list of values, or "
-                "{ low = ..., high = ... }"
-            )
-
-
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Return the values that a new trial shall have."""
-    for key, choice in space.items():
-        if isinstance(choice, list):
-            trial.suggest_categorical(key, choice)
-        else:
-            trial.suggest_float(key, choice["low"], choice["high"], log=True)
-    return values_of(trial.params, space)
-
-
-def values_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return the values that a trial ran with, rounded to three significant digits."""
-    return {
-        key: parameters[key] if isinstance(choice, list) else float(f"{parameters[key]:.3g}")
-        for key, choice in space.items()
-    }
 
 
 class _Watch:

@@ -10,7 +10,7 @@ import pandas as pd
 import tomli_w
 
 from experiments.running.presets import Table, tuned_paths
-from experiments.running.tune import Chosen
+from experiments.running.tuning.study import Chosen
 from fedta_app.files import read_toml, write_atomically
 from fedta_app.plotting import legend_below, new_figure, save_figure, show_percent, use_logarithms
 
@@ -25,15 +25,19 @@ _HEADER = (
 
 
 def write_choice(table: str, scale: str, pattern: str, values: dict[str, Any]) -> Path:
-    """Write the chosen values of the presets that a pattern names; return the file."""
+    """Write the chosen values of the presets that a pattern names; return the file.
+
+    What an earlier search of other keys found for them stays.
+    """
     path, header, sections = tuned_paths(table, scale)[-1], _HEADER, {}
     if path.exists():
         lines = path.read_text().splitlines()
         comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
         header, sections = "\n".join([*comment, "", ""]), read_toml(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept = sections.get(pattern, {})
     # A section that is there keeps its place: what is said after it is still stronger.
-    write_atomically(path, header + tomli_w.dumps(sections | {pattern: values}))
+    write_atomically(path, header + tomli_w.dumps(sections | {pattern: kept | values}))
     return path
 
 
@@ -42,6 +46,7 @@ def changed_presets(before: Table, after: Table) -> list[str]:
     lines = []
     for old, new in zip(before.presets, after.presets, strict=True):
         values = [f"{k} = {v}" for k, v in new.values.items() if old.values.get(k) != v]
+        values += [f"{k} is no longer set" for k in old.values if k not in new.values]
         if values:
             lines.append(f"{new.name}: {', '.join(values)}")
     return lines
