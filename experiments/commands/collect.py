@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from experiments import RESULTS
 from experiments.commands.cells import chosen_cells
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import LastData, collect, record_folder
+from experiments.reporting.records import RecordError
 from experiments.running.cells import (
     Cell,
     FinishedRuns,
@@ -21,6 +23,7 @@ from experiments.running.cells import (
 )
 from experiments.running.presets import Table, load_table
 from fedta_app.config import RunConfig
+from fedta_app.errors import CheckpointError, ConfigError
 from fedta_app.runs.command import typed_command
 
 _MOST_KEYS = 6  # in which a run that is like a missing cell may differ from it
@@ -32,23 +35,32 @@ def run(options: argparse.Namespace) -> ExitStatus:
     cells, out = chosen_cells(options), (options.out or RESULTS).absolute()
     finished = FinishedRuns(cells[0].results)
     first, last = cells[0].config.seed, LastData()
-    missing, replaced, again = [], set[str](), 0
+    missing, replaced, again, refused = [], set[str](), 0, 0
     for cell in cells:
         if (path := finished.path(cell)) is None:
             missing.append(cell)
             continue
-        if before := read_config(record_folder(cell, out)):
+        before = read_config(record_folder(cell, out))
+        try:
+            collect(cell, path, out, with_classes=cell.config.seed == first, last=last)
+        except (RecordError, CheckpointError, ConfigError) as error:
+            print(f"error: {cell.label}: {error}", file=sys.stderr)
+            refused += 1
+            continue
+        if before:
             again += 1
             replaced.update(_in_words(differing_keys(cell.config, before)))
-        collect(cell, path, out, with_classes=cell.config.seed == first, last=last)
     if replaced:
         print(
             f"warning: records with {', '.join(sorted(replaced))} were in {out}, and are replaced: "
             "--out DIR keeps variants apart"
         )
-    if kept := len(cells) - len(missing):
+    kept = len(cells) - len(missing) - refused
+    if kept:
         earlier = f", {again} in place of earlier records" if again else ""
         print(f"{kept} of {len(cells)} cells are finished, and kept in {out}{earlier}")
+    elif refused:
+        print(f"nothing was written to {out}")
     else:
         print(f"none of {len(cells)} cells is finished, and nothing was written to {out}")
     if missing:
@@ -58,6 +70,8 @@ def run(options: argparse.Namespace) -> ExitStatus:
             lines = ["none of them was run there"]
         print("\n".join(f"  {line}" for line in lines))
         print(f"to run what is missing: {_run_command()}", flush=True)
+    if refused:
+        return ExitStatus.REFUSED
     return ExitStatus.FINISHED if kept else ExitStatus.FAILED
 
 

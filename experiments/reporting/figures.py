@@ -97,6 +97,8 @@ def groups(table: Table, records: Sequence[Record]) -> Iterator[tuple[str, Group
 def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[str, str]:
     """Save the figures that the table's report names; return their names and titles.
 
+    What an earlier report drew and this one does not is deleted.
+
     Raises
     ------
     RecordError
@@ -117,4 +119,7 @@ def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[
                     save_figure(folder / f"{name}{suffix}", figure)
                 title = FIGURES[kind].title
                 saved[name] = f"{label}: {title}" if label else title
+    for path in folder.iterdir():
+        if path.suffix in (".svg", ".png") and path.stem not in saved:
+            path.unlink()
     return saved

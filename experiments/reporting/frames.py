@@ -150,25 +150,25 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     `reference`, or with each other, where everything else is equal; a pair is a seed. Holm's
     correction is over the comparisons that the table plans in one setting of the other axes
     (`family`), run or not. The verdict is "differs", "equivalent" (within the table's `margin`,
-    where it states one) or "cannot be told".
+    where it states one) or "cannot be told". Runs that end with equal weights are equivalent.
     """
     if not table.compared:
         return None
     check_comparison(table)
     reference, margin = table.report.get("reference"), table.report.get("margin")
     planned = {s: len(_pairs(methods, reference)) for s, methods in _methods(table).items()}
-    found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[int, Record]]] = {}
     for record in records:
         setting, method = _split(table, record.preset)
-        scores = found.setdefault(setting, {}).setdefault(method, {})
-        scores[record.seed] = record.final("test_accuracy")
+        found.setdefault(setting, {}).setdefault(method, {})[record.seed] = record
     rows = []
     for setting, methods in found.items():
         place = dict(zip(_others(table), setting, strict=True))
         family: list[dict[str, Any]] = []
         for first, second in _pairs(list(methods), reference):
             if seeds := sorted(methods[first].keys() & methods[second].keys()):
-                one, other = ([methods[name][seed] for seed in seeds] for name in (first, second))
+                pair = [[methods[name][seed] for seed in seeds] for name in (first, second)]
+                one, other = ([run.final("test_accuracy") for run in runs] for runs in pair)
                 difference, p = paired_test(one, other)
                 size = planned[setting]
                 family.append(
@@ -181,7 +181,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                         "± (95 %)": difference.half,
                         "detectable": smallest_detectable(one, other, size),
                         "p": p,
-                        **({EQUAL: equivalence_p(one, other, margin)} if margin else {}),
+                        **({EQUAL: _equivalence(*pair, margin)} if margin else {}),
                         "family": size,
                     }
                 )
@@ -191,6 +191,15 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
             corrected = {"p (Holm)": p, **({"p (equivalence, Holm)": q} if margin else {})}
             rows.append({**row, **corrected, "verdict": verdict(p, q)})
     return pd.DataFrame(rows) if rows else None
+
+
+def _equivalence(first: Sequence[Record], second: Sequence[Record], margin: float) -> float:
+    """Return the p-value of two methods' not being equivalent: 0 where runs end the same."""
+    weights = [[run.summary["final-weights-sha256"] for run in runs] for runs in (first, second)]
+    if weights[0] == weights[1]:
+        return 0.0
+    one, other = ([run.final("test_accuracy") for run in runs] for runs in (first, second))
+    return equivalence_p(one, other, margin)
 
 
 def _others(table: Table) -> list[str]:

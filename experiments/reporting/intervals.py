@@ -70,8 +70,8 @@ def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float
 
     It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN, and
     neither have equal differences, in which the spread that the tests need does not show: an
-    accuracy is a multiple of one image, so that a few seeds may differ by the same number by
-    chance. Where no pair differs at all, it is 0.
+    accuracy is a multiple of one image, so that a few seeds may differ by the same number, and by
+    none, by chance.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float
         return math.nan
     mean = float(differences.mean())
     if np.ptp(differences) <= _ROUNDING:
-        return math.nan if differences.any() else 0.0
+        return math.nan
     distance = (margin - abs(mean)) / float(stats.sem(differences))
     return float(stats.t.sf(distance, number - 1))
 

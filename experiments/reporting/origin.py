@@ -55,7 +55,7 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
         When data, weights or settings are mixed.
     """
     _one_name_each(records)
-    excuse = read_toml(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
+    excuse = _read_origin(folder / ORIGIN)
     # Without a reason, which the caption repeats, other files are other weights.
     same: list[str] = excuse.get("same-weights", []) if "mixed-weights" in excuse else []
 
@@ -80,6 +80,34 @@ def check_origin(records: Sequence[Record], folder: Path) -> list[str]:
             f"{len(records)} cells; most in {worst}"
         )
     return notes
+
+
+def _read_origin(path: Path) -> dict[str, Any]:
+    """Return what origin.toml says, {} where there is none.
+
+    Raises
+    ------
+    RecordError
+        When it has another key than those above, or a value of another kind: what it does not
+        excuse would look excused.
+    """
+    found = read_toml(path) if path.exists() else {}
+    for key, value in found.items():
+        if key in ("mixed-code", "mixed-weights", "note"):
+            right, kind = isinstance(value, str) and bool(value.strip()), "a sentence"
+        elif key in ("commits", "same-weights"):
+            least = 1 if key == "commits" else 2
+            right = isinstance(value, list) and len(value) >= least
+            right = right and all(isinstance(name, str) and name.strip() for name in value)
+            kind = f"a list of texts, at least {least}"
+        else:
+            raise RecordError(
+                f"{path} has an unknown key {key!r}: keys are mixed-code, commits, mixed-weights, "
+                "same-weights and note"
+            )
+        if not right:
+            raise RecordError(f"{path}: {key} = {value!r} is not allowed: {key} is {kind}")
+    return found
 
 
 def _one_name_each(records: Sequence[Record]) -> None:
@@ -110,6 +138,9 @@ def _data(record: Record) -> tuple[str, str]:
     # The images of a folder have the size that they were decoded to, which may be the model's own.
     own = f"{config.image_folder} {config.image_size or config.model} " * (config.dataset == FOLDER)
     seed = record.seed if config.val_seed < 0 else config.val_seed
+    # Of text, the clients' own parts are the data, and the seed draws whose they are.
+    natural = config.partition == "natural" and config.engine != "centralized"
+    own += f"{config.num_clients} {record.seed} " * natural
     return f"{config.dataset} {own}{config.val_size} {seed}", sha256
 
 

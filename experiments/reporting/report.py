@@ -74,6 +74,8 @@ def write_report(table: Table, results: Path, out: Path) -> list[str]:
     write_atomically(folder / "presets.csv", _csv(presets_frame(records)))
     if comparisons is not None:
         write_atomically(folder / "comparisons.csv", _csv(comparisons))
+    else:
+        (folder / "comparisons.csv").unlink(missing_ok=True)  # of more cells, which are gone
     write_atomically(folder / "table.tex", _latex(table, page, caption))
     figures = save_figures(table, records, folder / "figures")
     text = _markdown(table, records, caption, checks, page, comparisons, figures)
@@ -161,17 +163,23 @@ def commands_that_made(table: Table, records: Sequence[Record]) -> str:
         for key, value in departures(records).items()
     ]
     seeds = sorted({record.seed for record in records})
-    if seeds and seeds[0] != records[0].preset.config({}).seed:
+    if seeds[0] != records[0].preset.config({}).seed:
         options.append(f"--set seed={seeds[0]}")
-    if len(seeds) != table.seeds:
+    gaps = seeds != list(range(seeds[0], seeds[0] + len(seeds)))
+    if len(seeds) != table.seeds and not gaps:
         options.append(f"--seeds {len(seeds)}")
     same = " ".join([named, *options])
     notes = [record.summary["sessions"][-1].get("command") for record in records]
     typed = list(dict.fromkeys(note for note in notes if note))
+    some = ""
     if not typed or len(typed) > _MOST_COMMANDS or not all(notes):
-        typed = [f"python -m experiments run {same}"]
+        typed, presets = [f"python -m experiments run {same}"], len(by_preset(records))
+        left_out = [f"{presets} of its {len(table.presets)} presets"]
+        left_out = left_out if presets < len(table.presets) else []
+        left_out += [f"the seeds {', '.join(map(str, seeds))}"] if gaps else []
+        some = f" ({' and '.join(left_out)})" if left_out else ""
     runs = ", ".join(f"`{command}`" for command in typed)
-    return f"{runs}, then `collect {same}` and `report {named}`"
+    return f"{runs}{some}, then `collect {same}` and `report {named}`"
 
 
 def _rates(records: Sequence[Record]) -> str:

@@ -126,6 +126,10 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
     elif config.head == "ridge":
         head = parts.feature_image * (config.head_fraction * training + validation)
     train = config.num_server_rounds * (parts.round + parts.row) + evaluating
+    if config.head_refresh and config.engine != "centralized":
+        asked = config.fraction_train if config.head_refresh_clients == "sampled" else 1.0
+        images = asked * config.head_fraction * training + validation
+        train += config.num_server_rounds // config.head_refresh * parts.feature_image * images
     start = parts.setup + parts.evaluation_image * val_images
     return Estimate(head, _calibration(config, parts), start, train, "a measured round")
 

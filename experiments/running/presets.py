@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import INSTALLED, RESULTS
 from experiments.running.scales import FOLDER, Scale, load_scale, make_scale, scales
+from experiments.running.table_files import check_table
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.spelling import did_you_mean
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from fedta_app.config import RunConfig
 
 TABLE_FILE = "table.toml"
-_TABLE_KEYS = {
-    "question", "seeds", "exclude", "rates-from", "base", "axes", "report", "tune", "scales"
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,13 @@ def load_table(name: str, scale: str = "") -> Table:
         raise ConfigError(f"there is no table {name!r}; {hint}")
     path = FOLDER / name / TABLE_FILE
     about = read_toml(path) if path.exists() else {}
-    if unknown := set(about) - _TABLE_KEYS:
-        raise ConfigError(f"{path} has an unknown key {min(unknown)!r}")
+    check_table(path, about)
+    files = _files(name)
+    if files and about.get("axes"):
+        raise ConfigError(
+            f"{FOLDER / name / files[0][0]}.toml is a preset beside {TABLE_FILE} with axes, which "
+            "make all presets of a table: add it to an axis, or put it into a table of its own"
+        )
     own_scales: dict[str, dict[str, Any]] = about.get("scales", {})
     if unknown := set(own_scales) - set(scales()):
         raise ConfigError(
@@ -159,7 +162,7 @@ def load_table(name: str, scale: str = "") -> Table:
     if scale in own_scales:
         chosen = make_scale(scale, own_scales[scale])
     left_out = chosen.exclude if chosen else []
-    rows = [row for row in [*_grid(about), *_files(name)] if not _matches(row[0], left_out)]
+    rows = [row for row in [*_grid(about), *files] if not _matches(row[0], left_out)]
     tuned = [tuned for tuned in tuned_paths(name, scale) if tuned.exists()]
     choices = [_choices(tuned, [row[0] for row in rows]) for tuned in tuned]
     label = f"{name}-{scale}" if scale else name

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.running.table_files import check_scale
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 
@@ -86,7 +87,10 @@ def load_scale(name: str) -> Scale:
     """Return a scale, or raise ConfigError with the names of all scales."""
     if name not in scales():
         raise ConfigError(f"there is no scale {name!r}; scales are: {', '.join(scales())}")
-    return make_scale(name, read_toml(FOLDER / f"{name}.toml"))
+    path = FOLDER / f"{name}.toml"
+    found = read_toml(path)
+    check_scale(path, found)
+    return make_scale(name, found)
 
 
 def make_scale(name: str, found: Mapping[str, Any]) -> Scale:

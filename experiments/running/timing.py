@@ -160,17 +160,21 @@ def _time_rows(workspace: Workspace) -> tuple[float, float]:
     return time.perf_counter() - began - 8 * row, row
 
 
-def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]:
-    """Run a few rounds of the cell; return the seconds of a round, and of a probe round."""
+def short_run(config: RunConfig, training_images: int) -> tuple[RunConfig, float]:
+    """Return a few rounds of a cell, and how many of their local work a round of the cell has."""
     factor = 1.0
     values: dict[str, Any] = {
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
         "lr": 1e-4, "lr_schedule": "constant", "warmup_rounds": 0, "local_steps_from": 0,
-        "adacomm_rounds": 0, "noise_scale_rounds": 0,
-        "partition": "iid", "score_threshold": 0.0, "task_figures": False,
+        "adacomm_rounds": 0, "noise_scale_rounds": 0, "interference_every": 0,
+        "score_threshold": 0.0, "task_figures": False,
+        # What only a ridge head has, which takes all images: a probe stands for it.
+        "head_refresh": 0, "personal_ridge": 0.0, "attackers": 0.0, "secure_aggregation": False,
         # Too few images to tell whether a probe of two rounds is at chance, which is refused.
         "eval_size": 9,
     }  # fmt: skip
+    if config.partition != "natural":  # whose clients have sizes of their own
+        values["partition"] = "iid"
     if config.mask_rule != "none":
         values["mask_rule"] = "random"  # of the same density, and quickly made
     if config.engine == "centralized":
@@ -180,7 +184,12 @@ def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]
         factor = steps / values["local_steps"]
     elif config.head != "random":
         values |= {"head": "probe", "probe_rounds": 2}
-    short = config.with_values(**values)
+    return config.with_values(**values), factor
+
+
+def _time_rounds(config: RunConfig, training_images: int) -> tuple[float, float]:
+    """Run a few rounds of the cell; return the seconds of a round, and of a probe round."""
+    short, factor = short_run(config, training_images)
     try:
         status = launch(short, client_cpus=1, client_gpus=0.0)
         if status == ExitStatus.INTERRUPTED:

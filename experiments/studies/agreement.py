@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments import RESULTS
 from experiments.running.presets import select
 from fedta_app.config import RunConfig
+from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
 from fedta_app.masks.rules.agreement import AgreementSums
 from fedta_app.runs.provenance import code_facts
@@ -60,11 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "agreement.json")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {"code": code_facts()}
-    for name in ("agreement-nc5-frozen", "agreement-nc1-frozen"):
-        (preset,) = select(f"mask-rules/{name}", "small")[1]
-        folder = str(Path(options.data_dir).expanduser().absolute())
-        found[name] = study(preset.config({"data-dir": folder, "seed": 0}))
-        print(name, json.dumps(found[name], indent=1), flush=True)
+    folder = str(Path(options.data_dir).expanduser().absolute())
+    try:
+        for name in ("agreement-nc5-frozen", "agreement-nc1-frozen"):
+            (preset,) = select(f"mask-rules/{name}", "small")[1]
+            found[name] = study(preset.config({"data-dir": folder, "seed": 0}))
+            print(name, json.dumps(found[name], indent=1), flush=True)
+    except (ValueError, RunError) as error:
+        parser.error(str(error))
     write_atomically(options.out, json.dumps(found, indent=1) + "\n")
 
 

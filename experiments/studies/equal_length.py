@@ -17,7 +17,8 @@ from torch import Tensor
 
 from experiments.running.presets import Preset, load_table, tuned_paths
 from fedta_app.config import RunConfig
-from fedta_app.files import write_atomically
+from fedta_app.errors import RunError
+from fedta_app.files import read_toml, write_atomically
 from fedta_app.masks import Calibration, rule_named
 from fedta_app.runs.provenance import code_facts
 from fedta_app.training.client import train_client
@@ -84,6 +85,43 @@ def rate_of_length(space: Workspace, mask: FlatMask | None, target: float, lr: f
     return float(f"{lr:.3g}")
 
 
+def find_rates(scale: str, data_dir: str, seed: int) -> None:
+    """Find the rates of all rules at all places, and write those of each place as it is done.
+
+    Raises
+    ------
+    ValueError
+        When there is no such scale, or no data.
+    """
+    folder = str(Path(data_dir).expanduser().absolute())
+    places: dict[str, dict[str, Preset]] = {}
+    for preset in load_table(TABLE, scale).presets:
+        where = preset.coordinates
+        places.setdefault(where["place"], {})[where["rule"]] = preset
+    path = tuned_paths(TABLE, scale)[-1]
+    rates: dict[str, dict[str, float]] = read_toml(path) if path.exists() else {}
+    header = (
+        "# Rates at which updates of round 1 are as long as with dense training, found by\n"
+        f"# `python -m experiments.studies.equal_length` with seed {seed} at "
+        f"{code_facts()['commit']}.\n\n"
+    )
+    for rules in places.values():
+        target = 0.0
+        for rule, preset in rules.items():  # dense comes first
+            config = preset.config({"data-dir": folder, "seed": seed})
+            space, mask = start_of(config)
+            if rule == "dense":
+                lr, start = config.lr, space.weights.vector.clone()
+                target = update_length(space, None, start, lr)
+            else:
+                lr = rate_of_length(space, mask, target, config.lr)
+            rates[preset.name] = {"lr": lr}
+            print(f"{preset.name}: length {target:.4g} at lr = {lr:g}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, header + tomli_w.dumps(rates))
+        print(f"written to {path}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Find the rates of all rules at all places, and write them beside the table."""
     parser = argparse.ArgumentParser(
@@ -93,33 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", required=True, help="where CIFAR-100 is")
     parser.add_argument("--seed", type=int, default=100)
     options = parser.parse_args(arguments)
-    folder = str(Path(options.data_dir).expanduser().absolute())
-    presets = load_table(TABLE, options.scale).presets
-    places: dict[str, dict[str, Preset]] = {}
-    for preset in presets:
-        where = preset.coordinates
-        places.setdefault(where["place"], {})[where["rule"]] = preset
-    rates: dict[str, dict[str, float]] = {}
-    for rules in places.values():
-        target = 0.0
-        for rule, preset in rules.items():  # dense comes first
-            config = preset.config({"data-dir": folder, "seed": options.seed})
-            space, mask = start_of(config)
-            if rule == "dense":
-                lr, start = config.lr, space.weights.vector.clone()
-                target = update_length(space, None, start, lr)
-            else:
-                lr = rate_of_length(space, mask, target, config.lr)
-            rates[preset.name] = {"lr": lr}
-            print(f"{preset.name}: length {target:.4g} at lr = {lr:g}", flush=True)
-    commit = code_facts()["commit"]
-    header = (
-        "# Rates at which updates of round 1 are as long as with dense training, found by\n"
-        f"# `python -m experiments.studies.equal_length` with seed {options.seed} at {commit}.\n\n"
-    )
-    path = tuned_paths(TABLE, options.scale)[-1]
-    write_atomically(path, header + tomli_w.dumps(rates))
-    print(f"written to {path}")
+    try:
+        find_rates(options.scale, options.data_dir, options.seed)
+    except (ValueError, RunError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

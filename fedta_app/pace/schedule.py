@@ -44,11 +44,16 @@ def local_steps(config: RunConfig, server_round: int) -> int:
 
 
 def schedule_warning(config: RunConfig) -> str:
-    """Return a sentence if the schedule lowers `lr` in no round of this run, else "".
+    """Return a sentence if a key that counts rounds never acts in this run, else "".
 
-    Such a run is the same as one with another schedule. It is not refused, because runs of a few
-    rounds, to try something, are of use.
+    Such a run is the same as one without that key. It is not refused, because runs of a few rounds,
+    to try something, are of use.
     """
+    return _constant_rate(config) or _too_late(config)
+
+
+def _constant_rate(config: RunConfig) -> str:
+    """Return a sentence if the schedule lowers `lr` in no round."""
     rounds, warmup = config.num_server_rounds, config.warmup_rounds
     name = f"lr-schedule = '{config.lr_schedule}' lowers lr in no round"
     if config.lr_schedule == "step" and config.lr_step_factor == 1:
@@ -62,6 +67,23 @@ def schedule_warning(config: RunConfig) -> str:
         after = f" after warmup-rounds = {warmup}" if warmup else ""
         return f"{name}: num-server-rounds = {rounds} leaves its cosine one round{after}"
     return ""
+
+
+def _too_late(config: RunConfig) -> str:
+    """Return a sentence if something that happens every so many rounds would come after them."""
+    rounds = config.num_server_rounds
+    counted = (
+        {}
+        if config.engine == "centralized"
+        else {
+            "head-refresh": config.head_refresh
+            - 1,  # after the last round it still makes another head
+            "adacomm-rounds": config.adacomm_rounds,
+            "noise-scale-rounds": config.noise_scale_rounds,
+        }
+    )
+    late = [key for key, after in counted.items() if after >= rounds]
+    return f"{late[0]} never acts: num-server-rounds = {rounds}" if late else ""
 
 
 def _cosine(peak: float, elapsed: int, length: int) -> float:

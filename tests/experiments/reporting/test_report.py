@@ -37,7 +37,7 @@ from experiments.reporting.line_figures import (
 from experiments.reporting.map_figures import accuracies, mask_density
 from experiments.reporting.origin import check_origin
 from experiments.reporting.records import RecordError, read_records
-from experiments.reporting.report import commands_that_made
+from experiments.reporting.report import commands_that_made, write_report
 from experiments.running import presets
 from experiments.running.presets import Preset, Table, load_table
 from experiments.running.timing import Parts
@@ -164,6 +164,11 @@ def test_a_margin_makes_equal_pairs_equivalent(
     monkeypatch.setitem(ACCURACY, "random-nc1", ACCURACY["least-nc1"])
     write_all(tmp_path)
     table = replace(TABLE, report={**TABLE.report, "margin": 0.01})
+    frame = comparisons_frame(table, read_records(table, tmp_path))
+    # Equal accuracies of two seeds may be chance; equal weights are none.
+    assert frame is not None and frame["verdict"].tolist()[1] == "cannot be told"
+    for seed in (0, 1):
+        write(tmp_path, "random-nc1", seed, **{"final-weights-sha256": f"least-nc1 {seed}"})
     frame = comparisons_frame(table, read_records(table, tmp_path))
     assert frame is not None and frame["verdict"].tolist()[1] == "equivalent"
 
@@ -357,6 +362,41 @@ def test_the_commands_that_made_a_table_are_those_that_were_typed(tmp_path: Path
         )
     made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
     assert made.startswith(f"`{run} --seeds 1`, `{run} --engine in-process`, then `collect smoke`")
+
+
+def test_a_table_of_which_a_part_was_run_says_which(tmp_path: Path) -> None:
+    for preset in ("least-iid", "least-nc1", "random-nc1"):
+        for seed in (0, 1):
+            write(tmp_path, preset, seed)
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    run = "`python -m experiments run smoke`"
+    assert made.startswith(f"{run} (3 of its 4 presets), then")
+    write_all(tmp_path)
+    for preset in ACCURACY:
+        shutil.move(
+            tmp_path / f"smoke/cells/{preset}/seed1", tmp_path / f"smoke/cells/{preset}/seed3"
+        )
+        folder = tmp_path / f"smoke/cells/{preset}/seed3"
+        config = RunConfig.from_mapping(read_toml(folder / "config.toml"))
+        (folder / "config.toml").write_text(to_toml(config.with_values(seed=3)))
+        summary = json.loads((folder / "summary.json").read_text()) | {"seed": 3}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    made = commands_that_made(TABLE, read_records(TABLE, tmp_path))
+    assert made.startswith(f"{run} (the seeds 0, 3), then")
+
+
+def test_what_an_earlier_report_had_and_this_one_has_not_is_deleted(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    table = replace(TABLE, report={**TABLE.report, "figures": ["curves"]})
+    write_report(table, tmp_path, tmp_path)
+    assert (tmp_path / "smoke/comparisons.csv").exists()
+    (tmp_path / "smoke/figures/loss.png").touch()
+    for preset in ("random-iid", "random-nc1"):
+        shutil.rmtree(tmp_path / "smoke/cells" / preset)
+    write_report(table, tmp_path, tmp_path)
+    assert not (tmp_path / "smoke/comparisons.csv").exists()
+    kept = {path.name for path in (tmp_path / "smoke/figures").iterdir()}
+    assert kept and all(name.startswith("curves") for name in kept)
 
 
 @pytest.mark.parametrize(
@@ -615,6 +655,16 @@ def test_cells_are_collected_and_reported(
     assert {path.name for path in folder.iterdir()} == kept
     files = json.loads((folder / "summary.json").read_text())["files"]
     assert set(files) == kept - {"summary.json"}
+    # One that is damaged does not keep the others from being collected.
+    shutil.rmtree(tmp_path / "runs/smoke/least-nc1/seed0/checkpoint")
+    shutil.rmtree(results)
+    capsys.readouterr()
+    both = ["collect", "smoke/*-nc1", "--results-dir", runs, "--out", str(results), "--seeds", "1"]
+    assert main(both) == ExitStatus.REFUSED
+    said = capsys.readouterr()
+    assert "error: smoke/least-nc1 seed 0: " in said.err and "has no checkpoint" in said.err
+    assert "1 of 2 cells are finished, and kept" in said.out
+    assert (results / "smoke/cells/random-nc1/seed0/summary.json").exists()
 
 
 def test_cells_with_a_record_can_be_left_out(

@@ -1,5 +1,6 @@
 """Cells of several versions of the code: what the caption says, and what is said before a run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.reporting import versions
-from experiments.reporting.origin import check_origin, commits
+from experiments.reporting.origin import _data, check_origin, commits
 from experiments.reporting.records import RecordError, read_records
 from experiments.reporting.versions import code_versions, code_warnings
 from experiments.running.cells import make_cells
@@ -108,6 +109,41 @@ def test_origin_toml_says_which_files_hold_the_same_weights(tmp_path: Path) -> N
     assert notes(tmp_path) == ["cells began from several files of weights: it says more"]
     write(tmp_path, "least-iid", 0)
     assert notes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('mixed-code = "a"\ncommits = "b1"', "commits = 'b1' is not allowed: commits is a list"),
+        ('mixed-code = "a"\ncommit = ["b1"]', "unknown key 'commit': keys are mixed-code, commits"),
+        ('mixed_code = "a"', "unknown key 'mixed_code'"),
+        ("mixed-code = true", "mixed-code = True is not allowed: mixed-code is a sentence"),
+        ('mixed-code = " "', "mixed-code is a sentence"),
+        ("commits = [3]", "commits is a list of texts, at least 1"),
+        ('same-weights = ["w"]', "same-weights is a list of texts, at least 2"),
+        ("note = 3", "note is a sentence"),
+    ],
+)
+def test_an_origin_toml_that_excuses_nothing_is_refused(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    write_all(tmp_path)
+    (tmp_path / "smoke/origin.toml").write_text(text)
+    with pytest.raises(RecordError) as caught:
+        notes(tmp_path)
+    assert sentence in str(caught.value)
+
+
+def test_text_of_each_seed_is_that_of_its_own_roles(tmp_path: Path) -> None:
+    """With a fixed validation set too: the seed draws whose text it is."""
+    (preset,) = select("shakespeare/fedavg-dense", "tiny")[1]
+    write_all(tmp_path)
+    record, *_ = read_records(TABLE, tmp_path)
+    found = []
+    for values in ({}, {"seed": 1}, {"num-clients": 2}, {"lr": 0.3}):
+        config = preset.config({"val-seed": 0, **values})
+        found.append(_data(replace(record, seed=config.seed, config=config))[0])
+    assert len(set(found)) == 3 and found[0] == found[3]
 
 
 @pytest.mark.parametrize("changed", [True, ["fedta_app/masks/rules/least_sensitive.py"]])

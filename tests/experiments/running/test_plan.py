@@ -8,7 +8,9 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import Progress, State
 from experiments.running.cost import Estimate, count_up
-from experiments.running.timing import Parts
+from experiments.running.presets import load_table, tables
+from experiments.running.scales import scales
+from experiments.running.timing import Parts, short_run
 from fedta_app.config import RunConfig
 
 PARTS = Parts(
@@ -47,8 +49,35 @@ def test_heads_and_masks_are_counted_by_image() -> None:
     central = estimate(**MASKED, engine="centralized")
     assert central.calibrate == pytest.approx(2 * (0.2 * 900 + 3))
     assert estimate(**MASKED | {"mask-rule": "random"}).calibrate == pytest.approx(3)
+    refreshed = estimate(**MASKED, **{"head-refresh": 8})
+    assert refreshed.train - ridge.train == pytest.approx(2 * 0.01 * 1000)
+    sampled = {"head-refresh": 8, "head-refresh-clients": "sampled", "fraction-train": 0.2}
+    assert estimate(**MASKED, **sampled).train - ridge.train == pytest.approx(2 * 0.01 * 280)
     probe = estimate(**MASKED | {"head": "probe"})
     assert probe.head == pytest.approx(20 * (0.5 + 0.1))
+
+
+@pytest.mark.parametrize("scale", ["", *scales()])
+def test_a_few_rounds_of_every_preset_can_be_timed(scale: str) -> None:
+    for name in tables():
+        for preset in load_table(name, scale).presets:
+            short, _ = short_run(preset.config({}), 1000)
+            assert short.num_server_rounds == 4
+            assert (short.partition == "natural") == (preset.values.get("partition") == "natural")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head-refresh": 2}, {"personal-ridge": 1.0}, {"secure-aggregation": True},
+        {"attackers": 0.1, "attack": "head-labels"}, {"attackers": 0.1, "attack": "scores"},
+        {"engine": "centralized", "head-refresh": 2}, {"interference-every": 2},
+    ],
+)  # fmt: skip
+def test_a_few_rounds_of_what_needs_a_ridge_head_can_be_timed(more: dict[str, object]) -> None:
+    masked = {**MASKED, "num-clients": 100, "fraction-train": 0.1}
+    short, _ = short_run(RunConfig.from_mapping({**masked, **more}), 1000)
+    assert short.head == "random" if "engine" in more else "probe"
 
 
 def test_what_is_done_is_not_left() -> None:

@@ -1,9 +1,11 @@
 """The tables of the design: complete, comparable, and the same at a smaller scale."""
 
 import fnmatch
+import shutil
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
@@ -11,10 +13,13 @@ from experiments.pretraining import saliency
 from experiments.reporting.figures import FIGURES
 from experiments.reporting.frames import check_comparison
 from experiments.reporting.report import kept_tables
+from experiments.running import presets
+from experiments.running import scales as scale_files
 from experiments.running.cells import deciding_keys, identity
 from experiments.running.presets import load_table, tables, tuned_paths
 from experiments.running.scales import load_scale, scales
 from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
 from fedta_app.pace.schedule import learning_rate, schedule_warning
 
@@ -155,3 +160,43 @@ def test_the_tiny_scale_leaves_out_fifty_classes_and_nothing_else(table: str) ->
     assert all("nc50" in name for name in left_out)
     assert {config.dataset for config in configs(table, "tiny").values()} == {"digits"}
     assert all(config.num_server_rounds <= 8 for config in configs(table, "tiny").values())
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "more", "sentence"),
+    [
+        ("smoke/table.toml", "report", {"margin": 1}, "margin = 1 is not allowed: it is a differ"),
+        ("smoke/table.toml", "report", {"margin": "a"}, "margin = 'a' is not allowed"),
+        ("smoke/table.toml", "report", {"refrence": "least"}, "did you mean reference?"),
+        ("smoke/table.toml", "report", {"lines": "rul"}, "is no axis of it; did you mean rule?"),
+        ("smoke/table.toml", "", {"sedes": 1}, "'sedes'; did you mean seeds?"),
+        ("smoke/table.toml", "", {"scales": {"tiny": {"round": 1}}}, "[scales.tiny] of "),
+        ("tiny.toml", "", {"round": 0.5}, "unknown key 'round'; did you mean rounds?"),
+    ],
+)
+def test_a_key_of_a_table_that_nothing_reads_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, section: str,
+    more: dict[str, object], sentence: str,
+) -> None:  # fmt: skip
+    (tmp_path / "smoke").mkdir()
+    for name in ("smoke/table.toml", "tiny.toml"):
+        about = read_toml(presets.FOLDER / name)
+        if name == file:
+            (about[section] if section else about).update(more)
+        (tmp_path / name).write_text(tomli_w.dumps(about))
+    for module in (presets, scale_files):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_table("smoke", "tiny")
+    assert sentence in str(caught.value)
+
+
+def test_a_preset_of_its_own_beside_axes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "smoke").mkdir()
+    shutil.copy(presets.FOLDER / "smoke/table.toml", tmp_path / "smoke")
+    (tmp_path / "smoke/mine.toml").write_text("lr = 0.1\n")
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=r"mine.toml is a preset beside table.toml with axes"):
+        load_table("smoke")

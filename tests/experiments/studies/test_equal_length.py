@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.studies import agreement, equal_length
 from experiments.studies.equal_length import rate_of_length, start_of, update_length
 from fedta_app.config import RunConfig
 from tests.server_app.masked import MASKED, run, stored_mask
@@ -25,3 +26,20 @@ def test_a_rate_gives_the_length_and_the_mask_is_that_of_a_run(tmp_path: Path, r
     assert torch.equal(space.weights.vector, start)
     _, same = start_of(RunConfig.from_mapping({**values, "cache-dir": str(tmp_path / "cache")}))
     assert same is not None and torch.equal(same.mask, mask.mask)
+
+
+def test_a_study_without_data_or_scale_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = ["--data-dir", str(tmp_path / "nowhere")]
+    for study, words, sentence in (
+        (equal_length, ["--scale", "vast"], "there is no scale 'vast'"),
+        (equal_length, ["--scale", "blocks"], "nowhere"),
+        (agreement, ["--out", str(tmp_path / "out.json")], ""),
+    ):
+        with pytest.raises(SystemExit) as end:
+            study.main([*words, *nowhere])
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert "error: " in said and sentence in said and "Traceback" not in said
+    assert not (tmp_path / "out.json").exists()

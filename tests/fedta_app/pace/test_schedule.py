@@ -113,11 +113,19 @@ def test_random_schedules_are_the_closed_form_and_do_something_or_say_that_they_
             {"lr-schedule": "warmup-cosine", "warmup-rounds": 7},
             "num-server-rounds = 8 leaves its cosine one round after warmup-rounds = 7",
         ),
+        ({"head": "ridge", "head-refresh": 9}, "head-refresh never acts: num-server-rounds = 8"),
+        ({"adacomm-rounds": 8}, "adacomm-rounds never acts"),
+        ({"noise-scale-rounds": 8, "local-steps": 1}, "noise-scale-rounds never acts"),
     ],
 )
-def test_a_schedule_that_does_nothing_is_said(values, sentence) -> None:
+def test_a_key_in_rounds_that_does_nothing_is_said(values, sentence) -> None:
     config = RunConfig.from_mapping({"num-server-rounds": 8, **values})
     assert sentence in schedule_warning(config)
+    counted = values.keys() & {"head-refresh", "adacomm-rounds", "noise-scale-rounds"}
+    for key in counted:
+        assert not schedule_warning(
+            RunConfig.from_mapping({"num-server-rounds": 8, **values, key: values[key] - 1})
+        )
 
 
 def test_a_warm_up_of_one_round_would_be_none_and_is_refused() -> None:
