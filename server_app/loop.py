@@ -53,11 +53,15 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             total_rows=sum(phase.num_rounds for phase in phases),
             facts=federated_facts(state),
             notes=state.notes,
-            saved=lambda: forget_memories(workspace, strategy) if strategy.memories else None,
+            saved=lambda: (
+                forget_unnamed_blobs(state, strategy)
+                if strategy.memories or state.old_heads
+                else None
+            ),
         )
         with session.recording_failure():
             workspace.fill_cache()
-            forget_memories(workspace, strategy)
+            forget_unnamed_blobs(state, strategy)
             save_partition(workspace, session)
             parts: dict[str, Part] = {"server": state, "algorithm": strategy}
             keeper = ModelKeeper(
@@ -132,18 +136,23 @@ def save_partition(workspace: Workspace, session: RunSession) -> None:
         save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
 
 
-def forget_memories(workspace: Workspace, strategy: FederatedStrategy) -> None:
-    """Delete the clients' memories that no kept checkpoint refers to."""
-    named: dict[int, set[str]] = {}
-    folder = run_path(workspace.config) / "checkpoint"
-    for state in kept_values(folder):
+def forget_unnamed_blobs(state: ServerState, strategy: FederatedStrategy) -> None:
+    """Delete the clients' memories, and heads before a refresh, that no kept checkpoint names."""
+    memories: dict[int, set[str]] = {}
+    heads = {state.head}
+    folder = run_path(state.config) / "checkpoint"
+    for kept in kept_values(folder):
         try:
-            for partition_id, digest in state["parts"]["algorithm"]["memories"].items():
-                named.setdefault(int(partition_id), set()).add(digest)
+            heads.add(kept["parts"]["server"]["head"])
+            for partition_id, digest in kept["parts"]["algorithm"]["memories"].items():
+                memories.setdefault(int(partition_id), set()).add(digest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"a checkpoint in {folder} does not say which memories it needs "
                 f"({first_line(error)}): start the run over ({NO_RESUME})"
             ) from error
-    strategy.keep_memories(named)
-    forget_unnamed(memories_path(workspace), named)
+    strategy.keep_memories(memories)
+    forget_unnamed(memories_path(state.workspace), memories)
+    for digest in state.old_heads - heads:
+        state.memory.store.discard(digest)
+    state.old_heads &= heads

@@ -284,8 +284,8 @@ class ContrastedMasks(OwnMasks, _Scores):
     def _sum(self) -> Tensor:
         """Return the scores summed over all clients, (N,)."""
         sums = ScoreSums(self.state.weights.numel())
-        for scores in self.replies(self._sampled, 1):
-            sums.add(scores)
+        if len([sums.add(scores) for scores in self.replies(self._sampled, 1)]) == 1:
+            raise RunError("one client sent scores, and there are no others to compare it with")
         needs = "every mask needs the scores of every client"
         settle_missing(self.state, self._sampled, "scores", needs)
         return sums.scores().float()

@@ -42,6 +42,8 @@ class ServerState:
         Digests of the masks of the weights that clients train, where each has its own.
     notes : dict
         What summary.json says of the head, the mask, the transport and the clients.
+    old_heads : set of str
+        Digests of heads that others replaced, and that a checkpoint may still name.
     """
 
     grid: Grid
@@ -52,6 +54,7 @@ class ServerState:
     mask: str = ""
     own_masks: dict[int, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    old_heads: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, grid: Grid, nodes: Nodes, workspace: Workspace) -> "ServerState":
@@ -117,7 +120,10 @@ class ServerState:
 
     def set_head(self, head: Tensor) -> None:
         """Freeze a head: a float32 vector of `workspace.head`'s layout."""
-        self.head = self.memory.keep(head)
+        before, self.head = self.head, self.memory.keep(head)
+        if before not in ("", self.head):
+            self.old_heads.add(before)
+            self.exchange.forget(before)
         self.memory.load_head(self.head)
 
     def set_mask(self, mask: FlatMask) -> None:
@@ -199,11 +205,11 @@ class ServerState:
 
     def limits(self) -> dict[str, Any]:
         """Return what a strategy may expect of the replies to a round."""
-        config, most = self.config, max(self.held)
+        config = self.config
         return {
             "min_clients_ok": config.min_clients_ok,
             "most_examples": self.images_of,
-            "most_steps": config.local_steps or -(-most // config.batch_size),
+            "steps_of": lambda examples: config.local_steps or -(-examples // config.batch_size),
         }
 
     def holders(self) -> Tensor | None:

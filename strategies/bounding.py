@@ -1,8 +1,9 @@
-r"""A bound on the length of every client's update, for any algorithm.
+r"""A bound on the length of every client's update, before any algorithm adds it up.
 
 An update u longer than the bound C is shortened to it: :math:`u \min(1, C / \lVert u \rVert)`.
-One client then moves the mean by at most C over the number of clients, however long the vector is
-that it sends (Sun et al., "Can You Really Backdoor Federated Learning?", 2019, arXiv 1911.07963).
+One client then moves the mean by at most C times its weight, however long the vector is that it
+sends (Sun et al., "Can You Really Backdoor Federated Learning?", 2019, arXiv 1911.07963). q-FFL,
+in which clients say what they weigh, is therefore refused.
 The bound is a number, or a multiple of the median of the norms of the round, which a minority of
 clients cannot move far, and which follows the learning rate.
 """

@@ -264,3 +264,8 @@ class Exchange:
     def remember(self, partition_id: int, setup: Setup) -> None:
         """Record that a client has received the blobs of a setup."""
         self.known.setdefault(partition_id, set()).update(setup.digests())
+
+    def forget(self, digest: str) -> None:
+        """Record nothing any more of a blob that no client will need."""
+        for told in self.known.values():
+            told.discard(digest)

@@ -59,8 +59,8 @@ class FederatedStrategy(Strategy):
         Which handler of the ClientApp trains.
     min_clients_ok : int
         With fewer good replies a round does not count.
-    most_examples, most_steps : callable and int
-        Returns how many examples a client has; and how many steps a client takes at most.
+    most_examples, steps_of : callable
+        Return how many examples a client has, and how many steps so many take (0: any number).
     accumulator : callable, optional
         Returns what the replies of a round are added to; by default the algorithm's.
 
@@ -96,7 +96,7 @@ class FederatedStrategy(Strategy):
         message_type: str = MessageType.TRAIN,
         min_clients_ok: int = 1,
         most_examples: Callable[[int], int] = lambda partition_id: 2**31,
-        most_steps: int = 2**31,
+        steps_of: Callable[[int], int] = lambda num_examples: 0,
         accumulator: Callable[[], Accumulator] | None = None,
     ) -> None:
         self.exchange = exchange
@@ -110,7 +110,7 @@ class FederatedStrategy(Strategy):
         self.min_clients_ok = min_clients_ok
         self.accumulator = accumulator or algorithm.accumulator
         self._reader = ReplyReader(
-            algorithm, learning_rate, expand, size, most_examples, most_steps, local_steps
+            algorithm, learning_rate, expand, size, most_examples, steps_of, local_steps
         )
         self.watchers: list[Watcher] = []
         self.state: Vectors | None = None

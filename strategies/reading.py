@@ -27,8 +27,8 @@ class ReplyReader:
     expand: Expand
     size: Callable[[int, int], int]
     most_examples: Callable[[int], int]
-    most_steps: int
-    local_steps: Callable[[int], int] | None = None  # of a round; 0 where images decide
+    steps_of: Callable[[int], int]  # with so many examples; 0 for any number
+    local_steps: Callable[[int], int] | None = None  # of a round; 0 where examples decide
     dtype: torch.dtype | None = None  # of an update; by default that of the weights
 
     def check(
@@ -56,11 +56,11 @@ class ReplyReader:
 
     def trained(self, partition_id: int, message: Message, server_round: int) -> Trained:
         """Return what the client says of its training."""
+        in_round = self.local_steps(server_round) if self.local_steps else 0
         return check_training(
             message,
             most_examples=self.most_examples(partition_id),
-            most_steps=self.most_steps,
-            steps=self.local_steps(server_round) if self.local_steps else 0,
+            steps_of=lambda examples: in_round or self.steps_of(examples),
         )
 
     def read(

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 
+_MOST_STEPS = 2**31
 _LARGEST_LOSS = 1e12  # of a model that has not diverged; sums over a round stay finite
 
 Check = Callable[[int, Message, Mapping[str, Tensor]], None]
@@ -88,7 +89,7 @@ def only_vector(vectors: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_training(
-    reply: Message, *, most_examples: int, most_steps: int, steps: int = 0
+    reply: Message, *, most_examples: int, steps_of: Callable[[int], int]
 ) -> Trained:
     """Return what the client says of its training.
 
@@ -96,10 +97,9 @@ def check_training(
     ----------
     most_examples : int
         That the client has.
-    most_steps : int
-        That it can take in a round.
-    steps : int
-        That it has to take; 0 where that depends on its images.
+    steps_of : callable
+        Returns how many steps the client has to take with so many examples, 0 for any number:
+        FedNova and SCAFFOLD divide its update by what it says of them.
 
     Raises
     ------
@@ -107,11 +107,16 @@ def check_training(
         If a number is missing, or is not what the run allows.
     """
     metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
+    examples = _whole(metrics, "num-examples", most_examples)
+    steps = steps_of(examples)
+    start_loss = _finite(metrics, "start-loss")
+    if start_loss < 0:
+        raise ReplyError(f"start-loss = {start_loss:g}; no cross-entropy is negative")
     return Trained(
-        _whole(metrics, "num-examples", most_examples),
-        _whole(metrics, "num-steps", steps or most_steps, least=steps or 1),
+        examples,
+        _whole(metrics, "num-steps", steps or _MOST_STEPS, least=steps or 1),
         _finite(metrics, "train-loss"),
-        _finite(metrics, "start-loss"),
+        start_loss,
     )
 
 
@@ -136,7 +141,9 @@ def _whole(metrics: Mapping[str, Any], name: str, most: int, *, least: int = 1) 
 def check_counts(counts: Tensor, num_classes: int, most_examples: int) -> None:
     """Raise ReplyError unless counts are a client's numbers of images of each class, (C,)."""
     check_vectors({"counts": counts}, {"counts": num_classes}, torch.int64)
-    if (counts < 0).any() or not 1 <= int(counts.sum()) <= most_examples:
+    # Each by itself first: the sum of two large ones would be a small one.
+    odd = (counts < 0) | (counts > most_examples)
+    if odd.any() or not 1 <= int(counts.sum()) <= most_examples:
         raise ReplyError(f"class counts that are not those of 1 to {most_examples} images")
 
 

@@ -35,6 +35,7 @@ from fedta_app.algorithms.base import (
 from fedta_app.vectors.arithmetic import squared_norm
 
 _LEAST = 1e-10  # of a loss: 0 to the power of q - 1 would be infinite
+_MOST = 1e30  # of an example's weight: weighted sums of many stay finite in float32
 
 
 class _Measured(LocalRule):
@@ -63,10 +64,7 @@ class _Fair:
             power = (loss / self._first) ** (self._q - 1)
         except OverflowError:
             power = math.inf
-        weight = reply.num_examples * power * longer / self._first
-        if not math.isfinite(weight):  # the client diverged: it weighs as with FedAvg
-            self._mean.add(reply)
-            return
+        weight = reply.num_examples * min(power * longer / self._first, _MOST)
         self._mean.add(reply._replace(update=reply.update * (loss / longer)), weight)
 
     def result(self) -> Total:

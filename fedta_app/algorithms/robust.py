@@ -26,6 +26,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -67,6 +68,17 @@ class _Robust(Algorithm):
     def accumulator(self) -> Accumulator:
         """Return what keeps the updates of a round."""
         return _Kept(self)
+
+
+def _floor_of(share: float, number: int) -> int:
+    """Return floor(share * number) of the share as it was typed: 0.29 * 100 is below 29 in floats.
+
+    Examples
+    --------
+    >>> _floor_of(0.29, 100)
+    29
+    """
+    return int(Fraction(str(share)) * number)
 
 
 def _by_entry(updates: Sequence[Tensor], rule: Callable[[Tensor], Tensor]) -> Tensor:
@@ -123,7 +135,7 @@ class FedTrimmedAvg(_Robust):
 
     def combined(self, updates: Sequence[Tensor], examples: Sequence[int]) -> Tensor:
         """Return the trimmed means."""
-        cut, number = int(self.trimmed_share * len(updates)), len(updates)
+        cut, number = _floor_of(self.trimmed_share, len(updates)), len(updates)
         return _by_entry(
             updates, lambda values: values.sort(dim=0).values[cut : number - cut].mean(0)
         )

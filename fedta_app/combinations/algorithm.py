@@ -40,6 +40,13 @@ def _check_strategy(config: Keys) -> None:
             f"update-bound = {config.update_bound:g} is not allowed with strategy = "
             f"'{config.strategy}': {_MIRRORED}; update-bound is 0 there"
         )
+    bounded = config.update_bound and not config.dp_noise  # with noise it is refused for more
+    if config.strategy == "q-ffl" and config.fairness and bounded:
+        raise ConfigError(
+            f"update-bound = {config.update_bound:g} is not allowed with strategy = 'q-ffl' and "
+            f"fairness = {config.fairness:g}: a client weighs by the loss that it says it has, and "
+            "by that can be the whole mean; update-bound is 0 there"
+        )
     if config.task_figures and config.head_refresh:
         raise ConfigError(
             f"task-figures = true is not allowed with head-refresh = {config.head_refresh}: it "

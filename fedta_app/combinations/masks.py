@@ -63,6 +63,11 @@ def _check_against_others(config: Keys) -> None:
             f"'{config.mask_scope}' and engine = '{config.engine}': it compares a client with all "
             "others, which takes mask-scope = 'client' in a federation"
         )
+    if config.num_clients == 1:
+        raise ConfigError(
+            f"mask-rule = '{config.mask_rule}' is not allowed with num-clients = 1: it compares a "
+            "client with all others, and num-clients is at least 2 there"
+        )
     if config.calibration_rounds != 1:
         raise ConfigError(
             f"calibration-rounds = {config.calibration_rounds} is not allowed with mask-rule = "

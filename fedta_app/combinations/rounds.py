@@ -9,6 +9,10 @@ from fedta_app.keys import Keys
 from fedta_app.masks import needs_scores
 from fedta_app.secure import FEWEST_IN_A_SUM
 
+_LEAST_RATE = 1e-20  # a share of lr; float32 weights do not move from far larger ones on
+_OLD_NOISE = "what clients keep is part of their updates, and holds noise of old batches"
+_ONE_CLIENT = "it follows what single clients say, and one hostile client decides it for all rounds"
+
 
 def check_rounds(config: Keys) -> None:
     """Refuse schedules, adaptive steps and rounds that contradict each other."""
@@ -19,7 +23,16 @@ def check_rounds(config: Keys) -> None:
 
 
 def _check_schedule(config: Keys) -> None:
-    """Refuse a schedule that does not end within the rounds."""
+    """Refuse a schedule that does not end within the rounds, or that leaves no rate."""
+    if config.lr_schedule == "step":
+        steps = (config.num_server_rounds - 1) // config.lr_step_rounds
+        if config.lr_step_factor**steps < _LEAST_RATE:
+            raise ConfigError(
+                f"lr-step-factor = {config.lr_step_factor:g} is not allowed with lr-step-rounds = "
+                f"{config.lr_step_rounds} and num-server-rounds = {config.num_server_rounds}: "
+                f"after {steps} such steps the rate is below {_LEAST_RATE:g} times lr, and nothing "
+                "moves"
+            )
     if config.lr_schedule == "warmup-cosine" and config.warmup_rounds < 2:
         raise ConfigError(
             f"warmup-rounds = {config.warmup_rounds} is not allowed with lr-schedule = "
@@ -47,6 +60,7 @@ def _check_pace(config: Keys) -> None:
     """Refuse steps and batches that adapt where what they go by is not defined, or published."""
     if config.engine == "centralized":
         return
+    bounded = config.update_bound > 0 and not config.dp_noise  # with noise it is refused for more
     if config.adacomm_rounds:
         refuse(
             config,
@@ -59,6 +73,11 @@ def _check_pace(config: Keys) -> None:
                 "local-steps-from": (
                     config.local_steps_from > 0,
                     "both set the steps of a round; one of the two is 0",
+                ),
+                "update-bound": (bounded, f"{_ONE_CLIENT}; update-bound is 0"),
+                "strategy": (
+                    not make_algorithm(config.strategy, vars(config)).own_masks,
+                    _ONE_CLIENT,  # which rules that no few clients can steer are there against
                 ),
             },
         )
@@ -92,9 +111,10 @@ def _check_pace(config: Keys) -> None:
                     config.mask_rule != "none" and config.mask_scope == "client",
                     "mask-scope is another, so that all updates are of the same weights",
                 ),
+                "update-bound": (bounded, f"{_ONE_CLIENT}; update-bound is 0"),
                 "strategy": (
-                    algorithm.mirrored,
-                    "what clients keep is part of their updates, and holds noise of old batches",
+                    algorithm.mirrored or not algorithm.own_masks,
+                    _OLD_NOISE if algorithm.mirrored else _ONE_CLIENT,
                 ),
             },
         )

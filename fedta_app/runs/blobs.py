@@ -62,6 +62,10 @@ class BlobStore:
                 if path.name not in digests and not path.is_dir():
                     path.unlink(missing_ok=True)
 
+    def discard(self, digest: str) -> None:
+        """Delete a blob, if it is there."""
+        (self.folder / digest).unlink(missing_ok=True)
+
     def _holds(self, digest: str, data: bytes | memoryview) -> bool:
         try:
             return (self.folder / digest).read_bytes() == data

@@ -66,7 +66,7 @@ def test_a_broken_reply_that_is_taken_is_a_fault(monkeypatch: pytest.MonkeyPatch
     assert replies.main(["--number", "3"]) == 0
     found = reading.check_training
 
-    def trusting(reply: Any, *, most_examples: int, **steps: int) -> Any:
+    def trusting(reply: Any, *, most_examples: int, **steps: Any) -> Any:
         return found(reply, most_examples=10**16, **steps)
 
     monkeypatch.setattr(reading, "check_training", trusting)

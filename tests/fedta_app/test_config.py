@@ -113,6 +113,10 @@ BAD = [
         {"engine": "centralized", "optimizer": "lamb", "head": "ridge", "mask-rule": "random"},
         "optimizer = 'lamb' is not allowed with mask-rule = 'random': it would move frozen weights",
     ),
+    (
+        {"lr-schedule": "step", "lr-step-rounds": 1, "num-server-rounds": 50},
+        "lr-step-factor = 0.1 is not allowed with lr-step-rounds = 1 and num-server-rounds = 50",
+    ),
     ({"lr": [0.1]}, "lr = [0.1] is not allowed"),
     ({"head": "probe", "head-refresh": 2}, "head-refresh = 2 is not allowed with head = 'probe'"),
 ]
@@ -194,6 +198,20 @@ def test_a_round_cannot_need_more_clients_than_it_asks(
         (
             {"strategy": "ditto", "noise-scale-rounds": 2, "local-steps": 1}, {"lr-batch-size": 8},
             "with lr-batch-size = 8: the rate would grow with the batch",
+        ),
+        (
+            {"strategy": "q-ffl"}, {"update-bound": 1.0},
+            "with strategy = 'q-ffl' and fairness = 1: a client weighs by the loss that it says",
+        ),
+        ({"adacomm-rounds": 2}, {"update-bound": 1.0}, "update-bound = 1.0: it follows what si"),
+        ({"adacomm-rounds": 2}, {"strategy": "fedmedian"}, "'fedmedian': it follows what single"),
+        (
+            {"noise-scale-rounds": 2, "local-steps": 1}, {"update-bound": 1.0},
+            "update-bound = 1.0: it follows what single",
+        ),
+        (
+            {"noise-scale-rounds": 2, "local-steps": 1}, {"strategy": "fedmedian"},
+            "'fedmedian': it follows what single",
         ),
     ],
 )  # fmt: skip

@@ -112,12 +112,29 @@ def test_a_client_that_sends_no_scores_ends_it(
         run(tmp_path, **CONTRAST)
 
 
+def test_a_client_without_others_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scores over nothing would all be infinite, and the first weights would be trained."""
+    import client_app.app as client
+
+    original, asked = client.scores, iter(range(CLIENTS))
+
+    def one_answers(*arguments: Any, **named: Any) -> torch.Tensor:
+        if next(asked):
+            raise MemoryError("too large")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr("client_app.app.scores", one_answers)
+    with pytest.raises(RunError, match="one client sent scores, and there are no others"):
+        run(tmp_path, **CONTRAST, **{"missing-clients": "go-on"})
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"mask-scope": "global"}, "takes mask-scope = 'client' in a federation"),
         ({"engine": "centralized"}, "takes mask-scope = 'client' in a federation"),
         ({"calibration-rounds": 4}, "calibration-rounds is 1"),
+        ({"num-clients": 1, "fraction-train": 1.0}, "num-clients is at least 2 there"),
     ],
 )
 def test_what_does_not_fit_it_is_refused(values: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.errors import RunError
 from fedta_app.runs.blobs import BlobStore
-from fedta_app.runs.checkpoint import load_checkpoint
+from fedta_app.runs.checkpoint import kept_values, load_checkpoint
 from fedta_app.runs.session import RunSession
 from fedta_app.training.head_fit import pooled_head
 from fedta_app.training.workspace import build_workspace
@@ -82,6 +82,17 @@ def test_weights_that_diverged_get_no_head(tmp_path: Path) -> None:
     alone = {**MASKED, **values, "engine": "centralized", "results-dir": str(tmp_path / "alone")}
     with pytest.raises(RunError, match=said):
         run_centralized(RunConfig.from_mapping({**alone, "lr": 1e30}))
+
+
+def test_heads_before_the_last_checkpoints_are_forgotten(tmp_path: Path) -> None:
+    """A run of many refreshes takes no more room than one of few, and tells its clients no more."""
+    run(tmp_path, **{**DENSE, "num-server-rounds": 6, "head-refresh": 1})
+    folder = tmp_path / "test/seed0"
+    servers = [values["parts"]["server"] for values in kept_values(folder / "checkpoint")]
+    assert all(len(told) <= 1 for server in servers for told in server["known"].values())
+    heads = {server["head"] for server in servers}
+    assert len(heads) == 2
+    assert {path.name for path in (folder / "blobs").iterdir()} == heads
 
 
 def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:

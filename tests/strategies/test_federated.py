@@ -30,7 +30,10 @@ def identity() -> Iterator[None]:
 
 def strategy(fraction: float = 0.3, seed: int = 0) -> FedAvg:
     exchange = Exchange(NODES, {"num-clients": 10}, BlobStore(Path("unused")), WIRE)
-    return FedAvg(exchange, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r)
+    return FedAvg(
+        exchange, fraction_train=fraction, seed=seed, learning_rate=lambda r: 0.1 * r,
+        steps_of=lambda examples: 4,
+    )  # fmt: skip
 
 
 def messages(fedavg: FedAvg, server_round: int = 2) -> list[Message]:

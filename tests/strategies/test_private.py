@@ -34,7 +34,9 @@ def identity() -> Iterator[None]:
     yield
 
 
-OPTIONS: dict[str, Any] = {"fraction_train": 0.4, "seed": 0, "learning_rate": lambda r: 0.1}
+OPTIONS: dict[str, Any] = {
+    "fraction_train": 0.4, "seed": 0, "learning_rate": lambda r: 0.1, "steps_of": lambda n: 4,
+}  # fmt: skip
 
 
 def exchange() -> Exchange:

@@ -22,6 +22,7 @@ from strategies import Exchange, FedAvg, Nodes
 from strategies.reply_checks import (
     ReplyError,
     TooFewClientsError,
+    check_counts,
     check_mask,
     check_scores,
     check_statistics,
@@ -43,7 +44,7 @@ def strategy(**options: Any) -> FedAvg:
     options = {
         "fraction_train": 0.3,
         "most_examples": lambda client: 50,
-        "most_steps": 4,
+        "steps_of": lambda examples: 4,
         **options,
     }
     return FedAvg(exchange, seed=0, learning_rate=lambda r: 0.1, **options)
@@ -135,6 +136,7 @@ BAD: dict[str, tuple[Reply, str]] = {
     "more than there are": (lambda m: answer(m, num_examples=51), "whole number from 1 to 50"),
     "a trillion": (lambda m: answer(m, num_examples=10**18), "num-examples = 1000000000000000000"),
     "several numbers": (lambda m: answer(m, num_examples=[5, 5]), "num-examples = [5, 5]"),
+    "a start below any loss": (lambda m: answer(m, start_loss=-1.0), "start-loss = -1"),
     "no steps": (lambda m: answer(m, num_steps=0), "num-steps = 0"),
     "too many steps": (lambda m: answer(m, num_steps=5), "num-steps = 5"),
     "a memory that is no digest": (
@@ -193,6 +195,25 @@ def test_other_steps_than_the_round_has_are_rejected(steps: int) -> None:
     fedavg.aggregate_train(1, [answer(sent[0], num_steps=steps), *map(answer, sent[1:])])
     (said,) = fedavg.exchange.costs.rejected.values()
     assert f"num-steps = {steps}, which is no whole number from 4 to 4" in said
+
+
+@pytest.mark.parametrize(("examples", "steps"), [(50, 13), (3, 1), (4, 1), (5, 2)])
+def test_the_steps_of_one_pass_are_those_of_the_examples(examples: int, steps: int) -> None:
+    """FedNova divides an update by what is said of them: a false 1 would lengthen it 13 times."""
+    for said in {1, steps, steps + 1, 13}:
+        fedavg = strategy(steps_of=lambda number: -(-number // 4))
+        sent = ask(fedavg)
+        right = {"num_examples": examples, "num_steps": steps}
+        first = answer(sent[0], num_examples=examples, num_steps=said)
+        fedavg.aggregate_train(1, [first, *(answer(m, **right) for m in sent[1:])])
+        assert len(fedavg.exchange.costs.rejected) == (said != steps)
+
+
+@pytest.mark.parametrize("counts", [[2**63 - 1, 2**63 - 1, 7], [-1, 5, 5], [51, 0, 0], [0, 0, 0]])
+def test_class_counts_that_no_client_has_are_refused(counts: list[int]) -> None:
+    check_counts(torch.tensor([20, 30, 0]), 3, 50)
+    with pytest.raises(ReplyError, match="class counts that are not those of 1 to 50 images"):
+        check_counts(torch.tensor(counts), 3, 50)
 
 
 @pytest.mark.parametrize("size", [math.inf, math.nan, -1.0, "7"])

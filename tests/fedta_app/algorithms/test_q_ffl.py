@@ -70,6 +70,16 @@ def test_a_loss_whose_power_is_too_large_ends_no_round(loss: float) -> None:
     assert total.result().mean.isfinite().all()
 
 
+@pytest.mark.parametrize("losses", [(1.0, 1e-10), (1e-4, 3.0), (1e12, 1e-10), (1e-10, 1e12)])
+@pytest.mark.parametrize("fairness", [0.5, 5.0, 10.0, 30.0])
+def test_losses_that_are_far_apart_end_no_run(losses: tuple[float, ...], fairness: float) -> None:
+    total = QFFL(fairness=fairness).accumulator()
+    for start_loss in (*losses, *losses):
+        total.add(Reply(torch.full((2,), 0.1), 5000, 4, 0.1, start_loss=start_loss))
+    mean = total.result().mean
+    assert mean.isfinite().all() and (mean >= 0).all() and (mean <= 0.1).all()
+
+
 def test_without_fairness_it_is_fedavg_bit_for_bit_and_measures_nothing() -> None:
     assert not QFFL(fairness=0.0).local(torch.zeros(1), {}, {}).wants_start_loss
     ours, plain = server(QFFL(fairness=0.0)), server(Algorithm())
