@@ -277,17 +277,17 @@ class ContrastedMasks(OwnMasks, _Scores):
             self._combine()
 
     def _asked(self, first: int, last: int) -> list[int]:
-        # A mask contrasts with a sum that its client is part of.
-        unscored = self.state.notes.get("missing-clients", {}).get("scores", {})
-        return [client for client in super()._asked(first, last) if str(client) not in unscored]
+        absent = self.state.notes.get("missing-clients", {}).get("scores", {})  # from the sum
+        return [client for client in super()._asked(first, last) if str(client) not in absent]
 
     def _sum(self) -> Tensor:
         """Return the scores summed over all clients, (N,)."""
         sums = ScoreSums(self.state.weights.numel())
-        if len([sums.add(scores) for scores in self.replies(self._sampled, 1)]) == 1:
+        for scores in self.replies(self._sampled, 1):
+            sums.add(scores)
+        if sums.num_clients == 1:
             raise RunError("one client sent scores, and there are no others to compare it with")
-        needs = "every mask needs the scores of every client"
-        settle_missing(self.state, self._sampled, "scores", needs)
+        settle_missing(self.state, self._sampled, "scores", "masks need the scores of every client")
         return sums.scores().float()
 
     def state_dict(self) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                         "± (95 %)": difference.half,
                         "detectable": smallest_detectable(one, other, size),
                         "p": p,
-                        **({EQUAL: _equivalence(*pair, margin)} if margin else {}),
+                        **({EQUAL: _equivalence(pair[0], pair[1], margin)} if margin else {}),
                         "family": size,
                     }
                 )

@@ -1,6 +1,6 @@
 """What the TOML files of tables and scales may say: a key that nothing reads is refused."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def check_scale(where: Path | str, found: Mapping[str, Any]) -> None:
     _only(where, found, _SCALE)
 
 
-def _only(where: Path | str, found: Mapping[str, Any], allowed: Iterable[str]) -> None:
+def _only(where: Path | str, found: Mapping[str, Any], allowed: Collection[str]) -> None:
     """Raise ConfigError for the first key that is not allowed there."""
     if unknown := sorted(set(found) - set(allowed)):
         hint = did_you_mean(unknown[0], allowed, otherwise=f"keys are: {', '.join(allowed)}")
