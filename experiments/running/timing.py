@@ -161,7 +161,7 @@ def _time_rows(workspace: Workspace) -> tuple[float, float]:
 
 
 def short_run(config: RunConfig, training_images: int) -> tuple[RunConfig, float]:
-    """Return a few rounds of a cell, and how many of their local work a round of the cell has."""
+    """Return a few rounds of a cell, and how many of them one round of the cell is as long as."""
     factor = 1.0
     values: dict[str, Any] = {
         "num_server_rounds": _ROUNDS, "eval_every": _ROUNDS, "measure_test": "never",
