@@ -26,7 +26,7 @@ from engine.deployment import (
     on_servers_machine,
     own_node,
 )
-from engine.shared_memory import SharingError
+from engine.shared_memory import SharingError, free_before
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
 from fedta_app.errors import disk_sentence
@@ -118,7 +118,9 @@ def train(message: Message, context: Context) -> Message:
         down=memory.mask(setup.down),
         up=memory.mask(setup.up),
         outbox=lambda update: (
-            update if config.secure_aggregation else outbox(update, str(settings["transport"]))
+            update
+            if config.secure_aggregation
+            else outbox(update, str(settings["transport"]), _number(settings))
         ),
     )
     # Before the reply is packed: a disk that refuses it leaves nothing behind to be released.
@@ -223,11 +225,17 @@ def _prepare(message: Message, context: Context) -> tuple[ClientMemory, Mapping[
     )
     if workspace.layout != settings["layout"]:
         raise ValueError("this client has another model or other classes than the server")
+    free_before(_number(settings))
     memory = client_memory(workspace)
     blobs = message.content.array_records.get("blobs", ArrayRecord())
     memory.learn([vector_bytes(unpack(blobs, WIRE, name)) for name in blobs])
     memory.load_head(str(settings["head"]))
     return memory, settings
+
+
+def _number(settings: Mapping[str, Any]) -> int:
+    """Return the number of the phase's round that a message is of; 0 where it has none."""
+    return int(settings.get("server-round", 0))
 
 
 def _asked(settings: Mapping[str, Any]) -> list[int] | None:
@@ -254,8 +262,9 @@ def _trained(message: Message, result: LocalResult) -> Message:
 def _reply(
     message: Message, vectors: Mapping[str, Tensor], metrics: MetricRecord | None = None
 ) -> Message:
-    transport = str(message.content.config_records["config"]["transport"])
-    content = RecordDict({"arrays": pack_many(vectors, transport)})
+    settings: Mapping[str, Any] = message.content.config_records["config"]
+    arrays = pack_many(vectors, str(settings["transport"]), _number(settings))
+    content = RecordDict({"arrays": arrays})
     if metrics is not None:
         content["metrics"] = metrics
     return Message(content, reply_to=message)

@@ -39,6 +39,7 @@ class _Buffer:
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self.capacity = size - _HEADER
+        self.number = 0
         self._memory = mmap.mmap(descriptor, size)
         self.data = torch.frombuffer(self._memory, dtype=torch.uint8)[_HEADER:]
 
@@ -79,8 +80,14 @@ def can_share() -> bool:
     )
 
 
-def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor in a free buffer of this process, and mark that as in use."""
+def take(shape: tuple[int, ...], dtype: torch.dtype, number: int = 0) -> Tensor:
+    """Return an uninitialised tensor in a free buffer of this process, and mark that as in use.
+
+    Parameters
+    ----------
+    number : int
+        Of the round that it is a reply of, for `free_before`; 0 where it is none.
+    """
     size = torch.Size(shape).numel() * dtype.itemsize
     free = [buffer for buffer in _own if not buffer.taken]
     buffer = min(
@@ -94,8 +101,18 @@ def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             os.close(small.descriptor)
         buffer = _Buffer.create(size)
         _own.append(buffer)
-    buffer.taken = True
+    buffer.taken, buffer.number = True, number
     return buffer.view(shape, dtype)
+
+
+def free_before(number: int) -> None:
+    """Free this process's replies to earlier rounds: the server has read them, or never will.
+
+    One that comes after the server stopped waiting is not read, and so nobody else frees it.
+    """
+    for buffer in _own:
+        if 0 < buffer.number < number:
+            buffer.taken, buffer.number = False, 0
 
 
 def handle(tensor: Tensor) -> bytes | None:

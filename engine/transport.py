@@ -41,41 +41,41 @@ def pack(vector: Tensor, transport: str) -> ArrayRecord:
     return pack_many({_KEY: vector}, transport)
 
 
-def pack_many(vectors: Mapping[str, Tensor], transport: str) -> ArrayRecord:
-    """Return one record that carries several named vectors."""
+def pack_many(vectors: Mapping[str, Tensor], transport: str, number: int = 0) -> ArrayRecord:
+    """Return one record that carries several named vectors, in reply to a round of this number."""
     record = ArrayRecord()  # its constructor would copy the arrays
     for name, vector in vectors.items():
-        record[name] = _array(vector, transport)
+        record[name] = _array(vector, transport, number)
     return record
 
 
-def outbox(vector: Tensor, transport: str) -> Tensor:
-    """Return a tensor of this shape to write a result to, such that `pack` need not copy it.
+def outbox(vector: Tensor, transport: str, number: int) -> Tensor:
+    """Return a tensor of this shape to write a reply to, such that `pack_many` need not copy it.
 
     That is a shared buffer where the transport needs one, or else the vector itself.
     """
     if transport == SHARED and vector.device.type == "cpu":
-        return shared_memory.take(tuple(vector.shape), vector.dtype)
+        return shared_memory.take(tuple(vector.shape), vector.dtype, number)
     return vector
 
 
-def _array(vector: Tensor, transport: str) -> Array:
+def _array(vector: Tensor, transport: str, number: int) -> Array:
     dtype = str(vector.dtype).removeprefix("torch.")
     data = b""
     if transport == WIRE:
         data = vector.detach().cpu().contiguous().numpy().tobytes()
     elif transport == SHARED:
-        data = _share(vector.detach())
+        data = _share(vector.detach(), number)
     array = Array(dtype=dtype, shape=tuple(vector.shape), stype=transport, data=data)
     if transport == MEMORY:
         array.data = cast(bytes, vector)  # only Flower's constructor requires bytes
     return array
 
 
-def _share(vector: Tensor) -> bytes:
+def _share(vector: Tensor, number: int) -> bytes:
     handle = shared_memory.handle(vector)
     if handle is None:
-        copy = shared_memory.take(tuple(vector.shape), vector.dtype).copy_(vector)
+        copy = shared_memory.take(tuple(vector.shape), vector.dtype, number).copy_(vector)
         handle = shared_memory.handle(copy)
     assert handle is not None
     return handle

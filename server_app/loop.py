@@ -20,7 +20,7 @@ from fedta_app.partition.sharing import label_distances
 from fedta_app.runs.checkpoint import kept_values
 from fedta_app.runs.directory import run_path
 from fedta_app.runs.finished_model import ModelKeeper
-from fedta_app.runs.loop import Part, Phase, RoundLoop
+from fedta_app.runs.loop import Part, Phase, RoundLoop, named_by_client
 from fedta_app.runs.session import RunSession
 from fedta_app.training.datasets import find_dataset, knows_clients, of_nodes
 from fedta_app.training.evaluation import Start
@@ -144,8 +144,9 @@ def forget_unnamed_blobs(state: ServerState, strategy: FederatedStrategy) -> Non
     for kept in kept_values(folder):
         try:
             heads.add(kept["parts"]["server"]["head"])
-            for partition_id, digest in kept["parts"]["algorithm"]["memories"].items():
-                memories.setdefault(int(partition_id), set()).add(digest)
+            named = named_by_client(kept["parts"]["algorithm"]["memories"], str)
+            for partition_id, digest in named.items():
+                memories.setdefault(partition_id, set()).add(digest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"a checkpoint in {folder} does not say which memories it needs "

@@ -56,6 +56,20 @@ def test_a_buffer_is_used_again_when_its_reader_let_go_and_not_before():
     assert len(shared_memory._own) == 2
 
 
+def test_replies_that_came_too_late_are_freed_in_a_later_round():
+    """Else a process would keep a buffer for ever for each of them."""
+    sent = take((4,), torch.float32)  # what the server sends has no number
+    late = [take((4,), torch.float32, number) for number in (1, 2)]
+    shared_memory.free_before(1)
+    assert all(buffer.taken for buffer in shared_memory._own)
+    shared_memory.free_before(2)
+    assert take((4,), torch.float32, 2).data_ptr() == late[0].data_ptr()
+    for number in range(3, 50):
+        shared_memory.free_before(number)
+        take((4,), torch.float32, number)
+    assert len(shared_memory._own) == 3 and sent.data_ptr() == shared_memory._own[0].data.data_ptr()
+
+
 def test_a_buffer_that_is_too_small_makes_room_for_a_larger_one():
     small = take((2,), torch.float32)
     release(handle_of(small))

@@ -48,7 +48,7 @@ def test_memory_carries_the_vector_itself_and_the_others_a_copy() -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_what_was_written_to_an_outbox_is_what_is_read(transport: str) -> None:
     vector = torch.arange(5.0)
-    result = torch.add(vector, 1, out=outbox(vector, transport))
+    result = torch.add(vector, 1, out=outbox(vector, transport, 1))
     record = pack(result, transport)
     assert unpack(record, transport).tolist() == [1, 2, 3, 4, 5]
     assert (unpack(record, transport).data_ptr() == result.data_ptr()) == (transport != WIRE)

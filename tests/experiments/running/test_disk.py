@@ -291,6 +291,13 @@ def test_a_checkpoint_of_an_earlier_release_needs_config_toml(stopped: Case) -> 
     assert not stopped.start()
 
 
+def test_a_checkpoint_that_names_no_memories_is_a_sentence(stopped: Case) -> None:
+    """Also the one before the last, whose memories are kept in case the last is damaged."""
+    older, _ = sorted(stopped.path.glob("checkpoint/step-*/state.json"))
+    change_state(older, lambda state: state["parts"]["algorithm"]["memories"].update({"1": -1}))
+    assert "does not say which memories it needs (-1 is no str of digests)" in stopped.start()
+
+
 def change_state(path: Path, change: Callable[[dict[str, Any]], Any]) -> Any:
     """Change what a state.json holds, and its hash with it; return what `change` does."""
     stored = json.loads(path.read_text())
