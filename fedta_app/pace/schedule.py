@@ -71,17 +71,14 @@ def _constant_rate(config: RunConfig) -> str:
 
 def _too_late(config: RunConfig) -> str:
     """Return a sentence if something that happens every so many rounds would come after them."""
+    if config.engine == "centralized":
+        return ""
     rounds = config.num_server_rounds
-    counted = (
-        {}
-        if config.engine == "centralized"
-        else {
-            "head-refresh": config.head_refresh
-            - 1,  # after the last round it still makes another head
-            "adacomm-rounds": config.adacomm_rounds,
-            "noise-scale-rounds": config.noise_scale_rounds,
-        }
-    )
+    counted = {
+        "head-refresh": config.head_refresh - 1,  # after the last round it makes a head as well
+        "adacomm-rounds": config.adacomm_rounds,
+        "noise-scale-rounds": config.noise_scale_rounds,
+    }
     late = [key for key, after in counted.items() if after >= rounds]
     return f"{late[0]} never acts: num-server-rounds = {rounds}" if late else ""
 
