@@ -295,7 +295,7 @@ def test_a_checkpoint_that_names_no_memories_is_a_sentence(stopped: Case) -> Non
     """Also the one before the last, whose memories are kept in case the last is damaged."""
     older, _ = sorted(stopped.path.glob("checkpoint/step-*/state.json"))
     change_state(older, lambda state: state["parts"]["algorithm"]["memories"].update({"1": -1}))
-    assert "does not say which memories it needs (TypeError: -1 is no str of digests)" in stopped.start()
+    assert "which memories it needs (TypeError: -1 is no str of digests)" in stopped.start()
 
 
 def change_state(path: Path, change: Callable[[dict[str, Any]], Any]) -> Any:
