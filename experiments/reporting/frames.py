@@ -19,6 +19,7 @@ from experiments.reporting.records import TASK_FIGURES, Record, RecordError, by_
 from experiments.running.presets import Preset, Table
 
 ALPHA = 0.05
+_FEWEST_IMAGES = 100  # of a test set, where an old record does not say how many it had
 EQUAL = "p (equivalence)"
 DIFFERS, EQUIVALENT, UNDECIDED = "differs", "equivalent", "cannot be told"
 
@@ -199,7 +200,8 @@ def _equivalence(first: Sequence[Record], second: Sequence[Record], margin: floa
     if weights[0] == weights[1]:
         return 0.0
     one, other = ([run.final("test_accuracy") for run in runs] for runs in (first, second))
-    return equivalence_p(one, other, margin)
+    known = (run.summary.get("data", {}).get("test-images") for run in (*first, *second))
+    return equivalence_p(one, other, margin, min(images or _FEWEST_IMAGES for images in known))
 
 
 def _others(table: Table) -> list[str]:

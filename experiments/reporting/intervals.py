@@ -65,26 +65,36 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[Interv
     return found, float(stats.ttest_rel(first, second).pvalue)
 
 
-def equivalence_p(first: Sequence[float], second: Sequence[float], margin: float) -> float:
+def equivalence_p(
+    first: Sequence[float], second: Sequence[float], margin: float, images: int
+) -> float:
     """Return the p-value of |mean of first - second| >= margin: small where both are equivalent.
 
-    It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN, and
-    neither have equal differences, in which the spread that the tests need does not show: an
-    accuracy is a multiple of one image, so that a few seeds may differ by the same number, and by
-    none, by chance.
+    It is the larger of two one-sided paired t-tests (Schuirmann). A single pair has none: NaN. In
+    equal differences the spread that the tests need does not show, because an accuracy is a
+    multiple of one image: there it is taken to be that of one image more in one of the pairs.
+
+    Parameters
+    ----------
+    first, second : sequence of float
+        Accuracies, in pairs.
+    margin : float
+        The difference that matters.
+    images : int
+        That each accuracy is a share of.
 
     Examples
     --------
-    >>> round(equivalence_p([0.80, 0.81, 0.82], [0.80, 0.812, 0.819], margin=0.01), 4)
+    >>> round(equivalence_p([0.80, 0.81, 0.82], [0.80, 0.812, 0.819], 0.01, images=1000), 4)
     0.0041
     """
     differences = np.subtract(first, second)
     number = len(differences)
     if number < 2:
         return math.nan
-    mean = float(differences.mean())
     if np.ptp(differences) <= _ROUNDING:
-        return math.nan
+        differences[0] += math.copysign(1 / images, differences[0])
+    mean = float(differences.mean())
     distance = (margin - abs(mean)) / float(stats.sem(differences))
     return float(stats.t.sf(distance, number - 1))
 

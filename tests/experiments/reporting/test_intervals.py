@@ -66,17 +66,28 @@ def test_equivalence_is_two_one_sided_tests() -> None:
             differences = one - other
             low = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
             high = stats.ttest_1samp(differences, margin, alternative="less").pvalue
-            found = equivalence_p(one.tolist(), other.tolist(), margin)
+            found = equivalence_p(one.tolist(), other.tolist(), margin, 1000)
             assert found == pytest.approx(max(low, high), rel=1e-9)
 
 
-def test_equivalence_without_spread_or_company() -> None:
-    assert math.isnan(equivalence_p([0.5, 0.6], [0.5, 0.6], 0.01))
-    for margin in (0.01, 0.2):  # by the same number in each of so few pairs, perhaps by chance
-        assert math.isnan(equivalence_p([0.5, 0.6], [0.4, 0.5], margin))
+@pytest.mark.parametrize("other", [[0.5, 0.6, 0.7], [0.4, 0.5, 0.6], [0.505, 0.605, 0.705]])
+def test_equal_differences_have_the_spread_of_one_image(other: list[float]) -> None:
+    """That they agree so well may be chance, the more so the fewer images there are."""
+    first = [0.5, 0.6, 0.7]
+    for images in (400, 10000):
+        difference = first[0] - other[0]
+        one_more = [first[0] + math.copysign(1 / images, difference), *first[1:]]
+        found = equivalence_p(first, other, 0.01, images)
+        assert found == pytest.approx(equivalence_p(one_more, other, 0.01, images), rel=1e-6)
+    assert equivalence_p(first, first, 0.01, 10000) < equivalence_p(first, first, 0.01, 400) < 0.05
+
+
+def test_two_seeds_that_agree_on_few_images_are_not_enough() -> None:
+    assert equivalence_p([0.96, 0.95], [0.96, 0.95], 0.01, 400) == pytest.approx(0.0452, abs=1e-4)
+    assert equivalence_p([0.96, 0.95], [0.9575, 0.9475], 0.01, 400) > 0.05
+    assert math.isnan(equivalence_p([0.5], [0.5], 0.01, 400))
     for pair in ([0.5, 0.6], [0.4, 0.5]):
         assert math.isnan(smallest_detectable([0.5, 0.6], pair, 1))
-    assert math.isnan(equivalence_p([0.5], [0.5], 0.01))
 
 
 @pytest.mark.parametrize(("number", "family"), [(3, 4), (5, 7), (8, 12)])
