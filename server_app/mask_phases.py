@@ -277,7 +277,7 @@ class ContrastedMasks(OwnMasks, _Scores):
             self._combine()
 
     def _asked(self, first: int, last: int) -> list[int]:
-        absent = self.state.notes.get("missing-clients", {}).get("scores", {})  # from the sum
+        absent = self.state.notes.get("missing-clients", {}).get("scores", {})  # no part of the sum
         return [client for client in super()._asked(first, last) if str(client) not in absent]
 
     def _sum(self) -> Tensor:

@@ -52,7 +52,7 @@ class Scale:
             if key in KEYS and KEYS[key].scales_with_rounds and keys[key]:
                 factor = self.rounds * (self.eval_every if key == "eval-every" else 1)
                 keys[key] = max(KEYS[key].fewest_rounds, round(factor * keys[key]))
-        if keys.get("head-refresh"):  # an interval, and kept; but once the head is refreshed
+        if keys.get("head-refresh"):  # an interval is no length, but has to fit into it
             rounds = keys.get("num-server-rounds", KEYS["num-server-rounds"].default)
             keys["head-refresh"] = min(keys["head-refresh"], rounds)
         if keys.get("engine") == "centralized":

@@ -10,6 +10,7 @@ rules that give this length are written to the table's `tuned-<scale>.toml`.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
@@ -99,12 +100,8 @@ def find_rates(scale: str, data_dir: str, seed: int) -> None:
         where = preset.coordinates
         places.setdefault(where["place"], {})[where["rule"]] = preset
     path = tuned_paths(TABLE, scale)[-1]
-    rates: dict[str, dict[str, float]] = read_toml(path) if path.exists() else {}
-    header = (
-        "# Rates at which updates of round 1 are as long as with dense training, found by\n"
-        f"# `python -m experiments.studies.equal_length` with seed {seed} at "
-        f"{code_facts()['commit']}.\n\n"
-    )
+    earlier: dict[str, dict[str, float]] = read_toml(path) if path.exists() else {}
+    rates: dict[str, dict[str, float]] = {}
     for rules in places.values():
         target = 0.0
         for rule, preset in rules.items():  # dense comes first
@@ -118,8 +115,21 @@ def find_rates(scale: str, data_dir: str, seed: int) -> None:
             rates[preset.name] = {"lr": lr}
             print(f"{preset.name}: length {target:.4g} at lr = {lr:g}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, header + tomli_w.dumps(rates))
+        write_atomically(
+            path,
+            _header(seed, sorted(earlier.keys() - rates.keys())) + tomli_w.dumps(earlier | rates),
+        )
         print(f"written to {path}")
+
+
+def _header(seed: int, not_yet: Sequence[str]) -> str:
+    """Return the comment above the rates, with the presets whose rates are of an earlier search."""
+    before = f"# Not those of {', '.join(not_yet)}, which were there before.\n" if not_yet else ""
+    return (
+        "# Rates at which updates of round 1 are as long as with dense training, found by\n"
+        "# `python -m experiments.studies.equal_length` "
+        f"with seed {seed} at {code_facts()['commit']}.\n{before}\n"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

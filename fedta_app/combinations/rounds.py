@@ -60,7 +60,10 @@ def _check_pace(config: Keys) -> None:
     """Refuse steps and batches that adapt where what they go by is not defined, or published."""
     if config.engine == "centralized":
         return
+    algorithm = make_algorithm(config.strategy, vars(config))
+    # Defences against hostile clients, which a pace that one client decides would get round.
     bounded = config.update_bound > 0 and not config.dp_noise  # with noise it is refused for more
+    robust = not algorithm.own_masks
     if config.adacomm_rounds:
         refuse(
             config,
@@ -75,14 +78,10 @@ def _check_pace(config: Keys) -> None:
                     "both set the steps of a round; one of the two is 0",
                 ),
                 "update-bound": (bounded, f"{_ONE_CLIENT}; update-bound is 0"),
-                "strategy": (
-                    not make_algorithm(config.strategy, vars(config)).own_masks,
-                    _ONE_CLIENT,  # which rules that no few clients can steer are there against
-                ),
+                "strategy": (robust, f"{_ONE_CLIENT}; strategy is none of the robust rules"),
             },
         )
     if config.noise_scale_rounds:
-        algorithm = make_algorithm(config.strategy, vars(config))
         refuse(
             config,
             f"noise-scale-rounds = {config.noise_scale_rounds} is not allowed with ",
@@ -113,8 +112,10 @@ def _check_pace(config: Keys) -> None:
                 ),
                 "update-bound": (bounded, f"{_ONE_CLIENT}; update-bound is 0"),
                 "strategy": (
-                    algorithm.mirrored or not algorithm.own_masks,
-                    _OLD_NOISE if algorithm.mirrored else _ONE_CLIENT,
+                    algorithm.mirrored or robust,
+                    _OLD_NOISE
+                    if algorithm.mirrored
+                    else f"{_ONE_CLIENT}; strategy is none of the robust rules",
                 ),
             },
         )

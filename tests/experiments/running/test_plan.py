@@ -77,7 +77,7 @@ def test_a_few_rounds_of_every_preset_can_be_timed(scale: str) -> None:
 def test_a_few_rounds_of_what_needs_a_ridge_head_can_be_timed(more: dict[str, object]) -> None:
     masked = {**MASKED, "num-clients": 100, "fraction-train": 0.1}
     short, _ = short_run(RunConfig.from_mapping({**masked, **more}), 1000)
-    assert short.head == "random" if "engine" in more else "probe"
+    assert short.head == ("random" if "engine" in more else "probe")
 
 
 def test_what_is_done_is_not_left() -> None:
