@@ -11,7 +11,7 @@ on the code passes plain keyword arguments. What the keys are says `fedta_app.ke
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class RunConfig(Keys):
 
     def to_mapping(self) -> dict[str, Value]:
         """Return every key, hyphenated, with its resolved value."""
-        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+        return {name.replace("_", "-"): value for name, value in vars(self).items()}
 
     def with_values(self, **values: Value) -> "RunConfig":
         """Return a copy with some fields replaced, checked again."""

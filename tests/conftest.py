@@ -3,6 +3,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from hypothesis import settings
 from matplotlib.figure import Figure
 
 from fedta_app import progress
+from fedta_app.plotting import save_figure
+from fedta_app.runs import provenance, session
+from server_app import loop as server_loop
 
 torch.set_num_threads(1)  # the tests are many and small: threads would only wait for each other
 
@@ -40,14 +44,33 @@ UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Save empty files for figures, whose drawing takes longer than a run of two rounds.
 
-    A test marked `draws` draws them.
+    A test marked `draws` draws them. Those that every run saves are not even laid out.
     """
 
     def nothing(figure: Figure, *arguments: Any, **options: Any) -> None:
         pass
 
+    def blank(path: Path, *arguments: Any) -> None:
+        save_figure(path, Figure())
+
     if request.node.get_closest_marker("draws") is None:
         monkeypatch.setattr(Figure, "savefig", nothing)
+        monkeypatch.setattr(session, "save_curves", blank)
+        monkeypatch.setattr(server_loop, "save_partition_figure", blank)
+
+
+CHECKOUT, ask_git = provenance._ROOT, provenance._git
+ask_git_once = cache(ask_git)
+
+
+@pytest.fixture(autouse=True)
+def git_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no four processes for each of a thousand runs: no test changes this checkout."""
+
+    def git(folder: Path, *arguments: str) -> str:
+        return (ask_git_once if folder == CHECKOUT else ask_git)(folder, *arguments)
+
+    monkeypatch.setattr(provenance, "_git", git)
 
 
 @pytest.fixture(autouse=True)
