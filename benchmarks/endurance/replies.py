@@ -10,8 +10,6 @@ runs have to finish with the same weights, or to stop with one sentence where to
 
 import collections
 import contextlib
-import io
-import json
 import random
 import sys
 import tempfile
@@ -22,12 +20,10 @@ from unittest.mock import patch
 
 from flwr.app import Array, Error, Message
 
-from benchmarks.endurance.trial import options
+from benchmarks.endurance.trial import options, play
 from benchmarks.harness.report import facts, write
 from engine.inprocess import InProcessGrid
 from engine.transport import WIRE
-from experiments.running.launch import attempt
-from fedta_app.config import RunConfig
 
 BASE: dict[str, Any] = {
     "num-clients": 12, "fraction-train": 0.5, "num-server-rounds": 5, "local-steps": 1,
@@ -138,17 +134,6 @@ def replies_changed(
 
     with patch.object(InProcessGrid, "_answer", changed):
         yield
-
-
-def play(values: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """Return the sha256 of the final weights, or what the run failed with, and all it printed."""
-    output = io.StringIO()
-    config = RunConfig.from_mapping({**values, "results-dir": str(folder)})
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        attempt(config, client_cpus=1, client_gpus=None)
-    said = output.getvalue()
-    summary = json.loads((folder / f"replies/seed{config.seed}/summary.json").read_text())
-    return str(summary.get("final-weights-sha256") or summary.get("reason")), said
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,12 +1,18 @@
-"""What the trials share: their options, and the command of a small run."""
+"""What the trials share: their options, and a small run in this process or by its command."""
 
 import argparse
+import contextlib
+import io
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.jobs import set_words
+from experiments.running.launch import attempt
+from fedta_app.config import RunConfig
+from fedta_app.runs.directory import run_path
 
 
 def options(
@@ -37,3 +43,21 @@ def command(results: Path, values: Mapping[str, Any], engine: str = "in-process"
     words = set_words({"cache-dir": str(results / "cache"), **values})
     where = ["--seeds", "1", "--engine", engine, "--results-dir", str(results)]
     return [sys.executable, "-m", "experiments", "run", "demo/masked", *where, *words]
+
+
+def play(values: Mapping[str, Any], folder: Path) -> tuple[str, str]:
+    """Run a configuration in this process, below a folder.
+
+    Returns
+    -------
+    str
+        The sha256 of the final weights, or what the run failed with.
+    str
+        All that it printed.
+    """
+    output = io.StringIO()
+    config = RunConfig.from_mapping({**values, "results-dir": str(folder)})
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        attempt(config, client_cpus=1, client_gpus=None)
+    summary = json.loads((run_path(config) / "summary.json").read_text())
+    return str(summary.get("final-weights-sha256") or summary.get("reason")), output.getvalue()

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.endurance import configurations, kills, replies, soak
+from benchmarks.endurance import checkpoints, configurations, kills, matrix, replies, soak
+from experiments.exit_status import ExitStatus
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from strategies import reading
@@ -71,6 +72,71 @@ def test_a_broken_reply_that_is_taken_is_a_fault(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(reading, "check_training", trusting)
     assert replies.main(["--number", "3"]) == 1
+
+
+# What an engine runs here in seconds; the other phases and Flower's engine are for slow tests.
+QUICK = [("wire", "training"), ("memory", "class counts")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "phase"),
+    [
+        pytest.param(engine, phase, marks=() if (engine, phase) in QUICK else pytest.mark.slow)
+        for engine in matrix.ENGINES
+        for phase in matrix.PHASES
+    ],
+)
+def test_every_fault_of_a_reply(engine: str, phase: str, tmp_path: Path) -> None:
+    asked = ["--engines", engine, "--phases", phase, "--json", str(tmp_path / "x.json")]
+    assert matrix.main(asked) == 0
+    found = result_of(tmp_path / "x.json")
+    cells = found["matrix"][engine][phase]
+    assert cells.keys() == set(matrix.FAULTS)
+    assert cells[matrix.RAISED] == "failed" and cells["too short"].startswith("rejected: ")
+    assert (cells["a number of examples"][:8] == "rejected") == (phase in matrix.WITH_EXAMPLES)
+
+
+def test_a_fault_that_is_taken_is_seen_in_the_matrix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check that is gone: the number of examples of a client."""
+    found = reading.check_training
+
+    def trusting(reply: Any, *, most_examples: int, **steps: Any) -> Any:
+        return found(reply, most_examples=10**16, **steps)
+
+    monkeypatch.setattr(reading, "check_training", trusting)
+    assert matrix.main(["--engines", "memory", "--phases", "training"]) == 1
+    assert "a number of examples: FAULT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [4, pytest.param(300, marks=pytest.mark.slow)])
+def test_damaged_checkpoints(number: int, tmp_path: Path) -> None:
+    assert checkpoints.main(["--number", str(number), "--json", str(tmp_path / "x.json")]) == 0
+    found = result_of(tmp_path / "x.json")
+    counts = [count for ends in found["outcomes"].values() for count in ends.values()]
+    assert sum(counts) == number and not found["faults"]
+
+
+@pytest.mark.parametrize("fault", ["other weights", "no sentence", "a traceback"])
+def test_a_damaged_checkpoint_that_is_taken_is_a_fault(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, end_of = checkpoints.start, checkpoints.end_of
+
+    def start_badly(results: Path) -> tuple[ExitStatus, str]:
+        if results.name in ("whole", "half"):
+            return start(results)
+        status = ExitStatus.FINISHED if fault == "other weights" else ExitStatus.FAILED
+        return status, "Traceback (most recent call last):" if fault == "a traceback" else "?"
+
+    def other_end(run: Path) -> Any:
+        return end_of(run) if run.parents[1].name == "whole" else ("0" * 64, [])
+
+    monkeypatch.setattr(checkpoints, "start", start_badly)
+    monkeypatch.setattr(checkpoints, "end_of", other_end)
+    assert checkpoints.main(["--number", "1", "--json", str(tmp_path / "x.json")]) == 1
+    assert len(result_of(tmp_path / "x.json")["faults"]) == 1
 
 
 @pytest.mark.slow

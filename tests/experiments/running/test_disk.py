@@ -6,8 +6,6 @@ A small run is made once, and stopped once; each case damages a copy, and gives 
 import csv
 import ctypes
 import errno
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -18,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from benchmarks.endurance.checkpoints import change_state
 from experiments import load_run
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
@@ -31,7 +29,6 @@ from fedta_app.runs import directory
 from fedta_app.runs.metrics import COSTS
 from fedta_app.runs.records import disagreement
 from fedta_app.runs.session import INTERRUPTED, RunSession
-from fedta_app.seeding import numpy_generator
 
 KEYS = {
     "num-clients": 3, "num-classes-per-client": 4, "fraction-train": 1.0, "num-server-rounds": 3,
@@ -298,17 +295,6 @@ def test_a_checkpoint_that_names_no_memories_is_a_sentence(stopped: Case) -> Non
     assert "which memories it needs (TypeError: -1 is no str of digests)" in stopped.start()
 
 
-def change_state(path: Path, change: Callable[[dict[str, Any]], Any]) -> Any:
-    """Change what a state.json holds, and its hash with it; return what `change` does."""
-    stored = json.loads(path.read_text())
-    del stored["sha256"]
-    changed = change(stored["state"])
-    text = json.dumps(stored, sort_keys=True)
-    stored["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(stored))
-    return changed
-
-
 # --- faults while the run is under way
 
 
@@ -539,74 +525,3 @@ def test_a_damaged_run_is_not_collected(
         assert not found
         kept = next((tmp_path / "records").glob("demo/cells/*/seed0/interference.csv"))
         assert kept.read_bytes() == table
-
-
-# --- checkpoints that are damaged at random, or whose hashes are right and whose content is not
-
-MUTATIONS = 300
-OTHERS: tuple[Any, ...] = (None, True, -1, 10**30, 1.5, "x", [], [None], {}, {"x": 1})
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value in nested dictionaries and lists."""
-    if path:
-        yield path
-    entries: Any = value.items() if isinstance(value, dict) else ()
-    for key, entry in enumerate(value) if isinstance(value, list) else entries:
-        yield from places(entry, (*path, key))
-
-
-def mutate_values(state: dict[str, Any], generator: np.random.Generator) -> str:
-    """Replace a value by one of another type, or remove it; say what was done."""
-    found = list(places(state))
-    *way, key = found[generator.integers(len(found))]
-    holder: Any = state
-    for step in way:
-        holder = holder[step]
-    if isinstance(holder, dict) and generator.random() < 0.1:
-        del holder[key]
-        return f"{way} without {key}"
-    # Where there is a number or none, there may be another, or none: that is no other type.
-    kind = type(holder[key])
-    missing = type(None)
-    alike = {float: (float, int, missing), missing: (missing, float, int, str)}.get(kind, (kind,))
-    odd = [value for value in OTHERS if type(value) not in alike]
-    holder[key] = odd[generator.integers(len(odd))]
-    return f"{way} {key} = {holder[key]!r}"
-
-
-def mutate_bytes(path: Path, generator: np.random.Generator) -> str:
-    """Flip a bit, cut a file, or lengthen it."""
-    content = bytearray(path.read_bytes())
-    place = int(generator.integers(len(content)))
-    kind = generator.integers(3)
-    if kind == 0:
-        content[place] ^= 1 << int(generator.integers(8))
-    path.write_bytes([content, content[:place], content + content[:place]][kind])
-    return f"{path.name} by {['a flip', 'a cut', 'more'][kind]} at {place}"
-
-
-@slow
-@pytest.mark.parametrize("part", range(10))
-def test_no_damaged_checkpoint_ends_at_other_weights(
-    half: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: int
-) -> None:
-    wrong = []
-    for number in range(part, MUTATIONS, 10):
-        generator = numpy_generator("mutation", number)
-        case = Case(half, tmp_path / str(number), whole, capsys)
-        older, newest = sorted(case.path.glob("checkpoint/step-*/state.json"))
-        if number % 3:
-            change = functools.partial(mutate_values, generator=generator)
-            done = [change_state(path, change) for path in (older, newest)[number % 2 :]]
-        else:
-            weights = newest.with_name("weights.safetensors")
-            done = [mutate_bytes(weights if number % 2 else newest, generator)]
-        try:
-            said = case.start()
-            if not number % 3:
-                assert not said  # the one before it is whole
-        except Exception as error:
-            wrong.append((number, done, error))
-        shutil.rmtree(case.path)
-    assert not wrong, "\n\n".join(map(str, wrong))
