@@ -2,6 +2,7 @@
 
     python -m benchmarks.endurance.soak            a thousand rounds: memory, time, what stays
     python -m benchmarks.endurance.kills           kill -9 at random moments
+    python -m benchmarks.endurance.crashes         death at each single operation on a file
     python -m benchmarks.endurance.configurations  a thousand odd configurations
     python -m benchmarks.endurance.replies         a thousand broken or hostile replies
     python -m benchmarks.endurance.matrix          every fault of a reply, by phase and engine

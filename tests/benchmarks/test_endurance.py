@@ -1,17 +1,28 @@
 """The long trials, in short; and that they see a fault."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from benchmarks.endurance import checkpoints, configurations, kills, matrix, replies, soak
+from benchmarks.endurance import (
+    checkpoints,
+    configurations,
+    crashes,
+    kills,
+    matrix,
+    replies,
+    soak,
+)  # fmt: skip
 from experiments.exit_status import ExitStatus
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from strategies import reading
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="it needs /proc and fork")
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -137,6 +148,33 @@ def test_a_damaged_checkpoint_that_is_taken_is_a_fault(
     monkeypatch.setattr(checkpoints, "end_of", other_end)
     assert checkpoints.main(["--number", "1", "--json", str(tmp_path / "x.json")]) == 1
     assert len(result_of(tmp_path / "x.json")["faults"]) == 1
+
+
+@linux
+@pytest.mark.parametrize("every", [97, pytest.param(10, marks=pytest.mark.slow)])
+def test_death_at_operations_on_files(every: int, tmp_path: Path) -> None:
+    assert crashes.main(["--every", str(every), "--json", str(tmp_path / "x.json")]) == 0
+    found = result_of(tmp_path / "x.json")
+    assert found["operations"] > 150 and not found["faults"]
+    assert sum(found["tried"].values()) >= found["operations"] / every
+
+
+@linux
+def test_a_death_that_is_none_and_what_it_leaves_are_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play = crashes.play
+    monkeypatch.setattr(crashes, "play", lambda results, log, *where: play(results, log))
+    assert crashes.main(["--every", "1000"]) == 1
+    assert "it did not die" in capsys.readouterr().out
+    (status, said), expected = crashes.start(tmp_path), crashes.end_of(tmp_path / "run/seed0")
+    assert status == ExitStatus.FINISHED, said
+    (tmp_path / "run/seed0/.x.tmp").touch()
+    monkeypatch.setattr(crashes, "start", lambda results: (status, said))
+    assert crashes.fault(tmp_path, expected) == "it left .x.tmp"
+    assert crashes.fault(tmp_path, None) == "it ended at other weights or rows"
+    monkeypatch.setattr(crashes, "start", lambda results: (status, "Traceback"))
+    assert crashes.fault(tmp_path, expected).startswith("it ended with FINISHED: Traceback")
 
 
 @pytest.mark.slow
