@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.analysis.interference import (
+    MOST_IMAGES,
     Interference,
     loss_change_matrix,
     save_interference_figure,
@@ -28,7 +29,6 @@ from fedta_app.training.steps import evaluate
 from server_app.state import ServerState
 
 _COLUMNS = [entry.name for entry in fields(Interference)]
-_MOST_IMAGES = 100  # of a client: as many losses of as many clients are measured
 
 
 class InterferenceLog:
@@ -88,7 +88,7 @@ class InterferenceLog:
         workspace = self._state.workspace
         positions = workspace.client_positions(client)
         generator = torch_generator(workspace.config.seed, "interference", client)
-        drawn = torch.randperm(len(positions), generator=generator)[:_MOST_IMAGES]
+        drawn = torch.randperm(len(positions), generator=generator)[:MOST_IMAGES]
         return workspace.plain.train.subset(positions[drawn.to(positions.device)])
 
     def _accuracies(self) -> dict[str, float]:

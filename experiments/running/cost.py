@@ -13,6 +13,7 @@ import torch
 
 from experiments.running.cells import Progress, State, finished_folders
 from experiments.running.timing import Parts, measure_parts
+from fedta_app.analysis.interference import images_of_matrix
 from fedta_app.analysis.task_arithmetic import images_measured
 from fedta_app.config import RunConfig
 from fedta_app.device.cuda import resolve_device
@@ -117,8 +118,8 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
     evaluations = -(-config.num_server_rounds // config.eval_every)
     tests = {"always": evaluations + 1, "end": 1, "never": 0}[config.measure_test]
     evaluating = parts.evaluation_image * (evaluations * val_images + tests * test_images)
+    clients = max(1, round(config.fraction_train * config.num_clients))
     if config.task_figures and config.engine != "centralized":
-        clients = max(1, round(config.fraction_train * config.num_clients))
         evaluating += parts.evaluation_image * images_measured(val_images, clients)
     head = 0.0
     if config.head == "probe":
@@ -130,6 +131,13 @@ def count_up(config: RunConfig, parts: Parts) -> Estimate:
         asked = config.fraction_train if config.head_refresh_clients == "sampled" else 1.0
         images = asked * config.head_fraction * training + validation
         train += config.num_server_rounds // config.head_refresh * parts.feature_image * images
+    if config.interference_every and config.engine != "centralized":
+        losses = images_of_matrix(clients, training / config.num_clients)
+        measured = parts.evaluation_image * (losses + val_images)
+        if config.head == "ridge":  # solved afresh, to be compared
+            measured += parts.evaluation_image * val_images
+            measured += parts.feature_image * (config.head_fraction * training + validation)
+        train += -(-config.num_server_rounds // config.interference_every) * measured
     start = parts.setup + parts.evaluation_image * val_images
     return Estimate(head, _calibration(config, parts), start, train, "a measured round")
 

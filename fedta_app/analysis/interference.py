@@ -31,6 +31,7 @@ from fedta_app.plotting import (
 )
 
 Losses = Callable[[Tensor], Sequence[float]]  # weights (N,) -> the loss of each client
+MOST_IMAGES = 100  # of a client: as many losses of as many clients are measured
 _MOST_NUMBERS = 12
 
 
@@ -101,6 +102,24 @@ def loss_change_matrix(start: Tensor, vectors: Sequence[Tensor], losses: Losses)
     before = torch.tensor(losses(start), dtype=torch.float64)
     after = [torch.tensor(losses(start + vector), dtype=torch.float64) for vector in vectors]
     return torch.stack(after) - before
+
+
+def images_of_matrix(clients: int, held: float) -> float:
+    """Return how many images the losses of a matrix take, to estimate its time.
+
+    Parameters
+    ----------
+    clients : int
+        Those whose updates are compared.
+    held : float
+        Images of a client.
+
+    Examples
+    --------
+    >>> images_of_matrix(10, 450)  # 100 images of each, under ten updates and under none
+    11000
+    """
+    return (clients + 1) * clients * min(held, MOST_IMAGES)
 
 
 def summarise(

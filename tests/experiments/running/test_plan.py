@@ -32,6 +32,12 @@ def test_rounds_and_measurements_are_counted() -> None:
     assert (dense.head, dense.calibrate) == (0, 0)
     scaled = estimate(**{"task-figures": True, "fraction-train": 0.2})
     assert scaled.train == pytest.approx(dense.train + 0.02 * (8 * 100 + 2 * 5 * 100))
+    compared = {"interference-every": 8, "fraction-train": 0.2}  # in rounds 1, 9 and 17
+    matrix = 0.02 * (3 * 2 * 90 + 100)  # two clients' 90 images under two updates and under none
+    assert estimate(**compared).train == pytest.approx(dense.train + 3 * matrix)
+    ridge = estimate(**compared, head="ridge")  # which is solved afresh
+    solved = 0.01 * 1000 + 0.02 * 100
+    assert ridge.train == pytest.approx(dense.train + 3 * (matrix + solved))
     always = estimate(**{"measure-test": "always", "eval-size": 40})
     assert always.train == pytest.approx(20 * 2.1 + 0.02 * (4 * 40 + 5 * 40))
 
