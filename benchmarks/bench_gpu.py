@@ -45,7 +45,7 @@ from fedta_app.runs.records import read_rows
 from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.passes import MODES
 from fedta_app.training.scoring import client_batches
-from fedta_app.training.steps import evaluate
+from fedta_app.training.steps import evaluate, images_of, steps_of
 from fedta_app.training.workspace import Workspace, build_workspace
 
 JSON = Path("results/benchmarks/gpu.json")
@@ -125,8 +125,11 @@ def _round_operations(workspace: Workspace) -> int:
     """Return the operations of a round's training: images seen, times those of an image."""
     config = workspace.config
     clients = max(1, round(config.fraction_train * config.num_clients))
-    held = min(len(positions) for positions in workspace.partitions)
-    images = clients * min(config.local_steps * config.batch_size, held)
+    seen = [
+        images_of(len(held), config.batch_size, steps_of(config, len(held)))
+        for held in workspace.partitions
+    ]
+    images = round(clients * statistics.mean(seen))
     return images * TransformerOperations.of(workspace.model).training
 
 

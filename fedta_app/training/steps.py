@@ -45,6 +45,19 @@ def mini_batches(
         order = order[size:]
 
 
+def images_of(num_examples: int, batch_size: int, steps: int) -> int:
+    """Return how many images are in the mini-batches of `mini_batches` together.
+
+    Examples
+    --------
+    >>> images_of(450, 64, 8), images_of(450, 64, 9)  # a pass ends with 2 images, and one begins
+    (450, 514)
+    """
+    size = min(batch_size, num_examples)
+    passes, rest = divmod(steps, -(-num_examples // size))
+    return passes * num_examples + rest * size
+
+
 def steps_of(config: RunConfig, num_examples: int, local_steps: int | None = None) -> int:
     """Return J, or the steps of one pass over the data where J is 0.
 

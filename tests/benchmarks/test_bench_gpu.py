@@ -7,8 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import bench_gpu
 from benchmarks.bench_gpu import MODES, counted, default_precisions, jobs, main, noise
 from benchmarks.harness.operations import TransformerOperations, matrix_rate
+from fedta_app.config import RunConfig
+from fedta_app.training.workspace import build_workspace
 
 DINO = "vit_small_patch16_224.dino"
 
@@ -52,6 +55,15 @@ def test_noise_has_the_shape_of_cifar100() -> None:
 def test_matrix_rates_are_measured_in_every_precision() -> None:
     for precision in ("fp32", "bf16"):
         assert matrix_rate(precision, torch.device("cpu"), 64, repeats=2) > 0
+
+
+def test_a_round_counts_the_images_of_every_step() -> None:
+    """16 steps pass over a client's 12 images as often as they are long."""
+    config = RunConfig(num_clients=105, partition="iid", local_steps=16, batch_size=8)
+    workspace = build_workspace(config)
+    assert {len(held) for held in workspace.partitions} == {12}
+    image = TransformerOperations.of(workspace.model).training
+    assert bench_gpu._round_operations(workspace) == 10 * 8 * 12 * image  # passes of 8 and 4
 
 
 @pytest.mark.slow

@@ -8,7 +8,14 @@ from fedta_app.config import RunConfig
 from fedta_app.device.cuda import resolve_device
 from fedta_app.seeding import torch_generator
 from fedta_app.training.client import train_client
-from fedta_app.training.steps import evaluate, make_optimizer, mini_batches, steps_of, train_steps
+from fedta_app.training.steps import (
+    evaluate,
+    images_of,
+    make_optimizer,
+    mini_batches,
+    steps_of,
+    train_steps,
+)
 from fedta_app.training.workspace import Workspace, build_workspace
 
 BASE = {"weights": "random", "num-clients": 20, "lr": 0.05, "augment": False, "threads": 1}
@@ -22,6 +29,7 @@ def workspace(**values: object) -> Workspace:
 @settings(deadline=None, max_examples=50)
 def test_mini_batches_are_exactly_j_and_pass_over_everything(n: int, size: int, steps: int) -> None:
     batches = list(mini_batches(n, size, steps, torch_generator(0, "test")))
+    assert images_of(n, size, steps) == sum(map(len, batches))
     assert len(batches) == steps
     assert all(1 <= len(batch) <= min(size, n) for batch in batches)
     drawn = torch.cat(batches)
