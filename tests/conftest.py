@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 import torch
 from hypothesis import settings
 from matplotlib.figure import Figure
@@ -31,8 +32,9 @@ def pytest_collection_finish() -> None:
     It would be walked hundreds of times, for a sixth of the time of all tests. That is also so for
     the packages that fedta imports when a run first needs them.
     """
-    for name in ("sklearn.datasets", "torch.utils.tensorboard"):
-        importlib.import_module(name)
+    importlib.import_module("torch.utils.tensorboard")
+    # Nor are the digits read and parsed again for each of a thousand runs.
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     gc.collect()
     gc.freeze()
 
