@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.running.flower.processes import PATIENCE, end_processes, guarded
+from experiments.running.flower.processes import end_processes, guarded
 from experiments.running.signals import undisturbed
 from fedta_app.errors import RunError
 from fedta_app.files import remove_tree
@@ -36,14 +36,12 @@ def run_home() -> Iterator[Path]:
     """
     remove_stale_homes()
     home = _make()
-    patience = 0.0
     with guarded(home):
         try:
             yield home
-            patience = PATIENCE  # a run that has ended leaves; one that is broken off need not
         finally:
             with undisturbed():
-                end_processes(home, patience)
+                end_processes(home)
                 remove_tree(home)
 
 

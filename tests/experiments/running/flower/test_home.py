@@ -108,9 +108,7 @@ def test_what_works_in_a_home_is_found_and_ended(tmp_path: Path) -> None:
     )
     try:
         assert len(processes_of(tmp_path)) == 1
-        began = time.monotonic()
-        end_processes(tmp_path, patience=0.3)
-        assert 0.3 < time.monotonic() - began < 5
+        end_processes(tmp_path)
         assert not processes_of(tmp_path)
         assert other.poll() is None
     finally:
