@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.client_memory import Setup, bytes_vector
 from engine.shared_memory import SharingError
+from engine.simulation import process_died
 from engine.transport import (
     MEMORY,
     WIRE,
@@ -25,7 +26,7 @@ from engine.transport import (
 from fedta_app.errors import RunError
 from fedta_app.progress import counting
 from fedta_app.runs.blobs import BlobStore
-from fedta_app.runs.directory import DIVERGED
+from fedta_app.runs.directory import DIVERGED, PROCESS_DIED
 from fedta_app.runs.metrics import CLIENT_PEAKS
 from strategies.nodes import Nodes
 from strategies.reply_checks import Check, NotFiniteError, ReplyError, TooFewClientsError
@@ -201,7 +202,8 @@ class Exchange:
         Raises
         ------
         RunError
-            When a client failed because of the disk that it shares with the server.
+            When a client failed because of the disk that it shares with the server, or its process
+            died in a simulation (`engine.simulation`).
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
@@ -222,6 +224,12 @@ class Exchange:
 
     def _good(self, partition_id: int, reply: Message, check: Check) -> Iterator[Answer]:
         if reply.has_error():
+            if process_died(reply.error.reason or ""):
+                raise RunError(
+                    f"{PROCESS_DIED} (client {partition_id}; out of memory?), and Flower would "
+                    "give the next clients to the dead process: the run goes on from its last "
+                    "checkpoint when it is started again"
+                )
             # The client may have restarted on an empty disk: its blobs are sent again.
             self.known.pop(partition_id, None)
             for digest in self._named[partition_id]:

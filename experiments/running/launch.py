@@ -17,6 +17,7 @@ from fedta_app.errors import ConfigError, RunError, disk_sentence
 from fedta_app.progress import phase
 from fedta_app.runs.checkpoint import newest_whole
 from fedta_app.runs.directory import (
+    PROCESS_DIED,
     STOP_FILE,
     check_resumable,
     check_writable,
@@ -137,12 +138,29 @@ def _run_on_engine(
             shared_workspace.cache_clear()  # not needed: the run has its own processes
             share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
             run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
+            while _may_go_on(run_path(config), before):
+                print("going on from the last checkpoint", flush=True)
+                config = config.with_values(resume=True)
+                run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
         elif config.engine == "in-process":
             run_here(config)
         else:
             from fedta_app.centralized import run_centralized
 
             run_centralized(config)
+
+
+def _may_go_on(directory: Path, before: dict[str, Any]) -> bool:
+    """Return whether a run ended because a client's process died, which another start may mend.
+
+    It does not where a second start began at the same checkpoint: the same client dies again.
+    """
+    if not has_begun(directory, before):
+        return False
+    summary = read_summary(directory)
+    begun = [session["rows"][0] for session in summary["sessions"][-2:]]
+    stuck = len(begun) == 2 and begun[0] == begun[1]
+    return PROCESS_DIED in str(summary.get("reason")) and not stuck
 
 
 def run_here(config: RunConfig) -> None:

@@ -18,7 +18,9 @@ CONFIG = "config.toml"
 STOP_FILE = "stop"
 LOCK_FILE = ".lock"
 START_LOCK = ".start"  # held by a command from before the run until it has read how it ended
-DIVERGED = "training diverged"  # in the error, by which tuning recognises it
+# In errors, by which tuning recognises the one, and the runner the other.
+DIVERGED = "training diverged"
+PROCESS_DIED = "the process of a client died"
 _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be ending
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engine.client_memory import Setup
 from engine.transport import MEMORY, WIRE, pack, unpack
 from fedta_app.errors import RunError
 from fedta_app.runs.blobs import BlobStore
+from fedta_app.runs.directory import PROCESS_DIED
 from strategies import Exchange, FedAvg, Nodes
 
 # Node ids are far from partition ids, and in another order, as Flower's are.
@@ -120,6 +122,19 @@ def test_what_flower_answers_for_a_client_that_is_gone_is_that_clients_error() -
     fedavg.aggregate_train(2, [answer(first, [1.0, 1.0], 1), gone, answer(third, [3.0, 1.0], 1)])
     assert fedavg.exchange.costs.clients_ok == 2
     assert fedavg.exchange.costs.errors == ["Node Unavailable"]
+
+
+def test_a_dead_process_of_a_simulation_ends_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower would give the next clients to it, so that most of a round fails."""
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    fedavg = strategy()
+    first, second, third = messages(fedavg)
+    reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died'>"
+    died = Message(Error(code=0, reason=reason), reply_to=second)
+    with pytest.raises(RunError, match=rf"{PROCESS_DIED} \(client {fedavg._sampled[1]}"):
+        fedavg.aggregate_train(
+            2, [answer(first, [1.0, 1.0], 1), died, answer(third, [3.0, 1.0], 1)]
+        )
 
 
 def test_nobody_is_an_error() -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -169,3 +171,38 @@ def test_a_run_on_flowers_engine_ends_with_its_runner_and_goes_on(tmp_path: Path
     assert rounds_done(tmp_path) < ROUNDS
     resumed = finish(tmp_path, "flower", name="killed")
     assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_an_actor_that_is_killed_costs_a_round_and_no_bit(tmp_path: Path) -> None:
+    """As by Linux where memory is short: Flower would go on to use the dead process."""
+    unbroken = finish(tmp_path, "in-process", name="unbroken")
+    process = subprocess.Popen(
+        command(tmp_path, "flower", name="killed"), cwd=ROOT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 500
+        while rounds_done(tmp_path) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        actor = next(
+            pid for pid in descendants(process.pid) if title(pid).startswith("ray::Client")
+        )
+        os.kill(actor, signal.SIGKILL)
+        output, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == ExitStatus.FINISHED, output
+    assert output.count("going on from the last checkpoint") == 1
+    summary = json.loads((tmp_path / "killed/seed0/summary.json").read_text())
+    assert summary["final-weights-sha256"] == unbroken["final-weights-sha256"]
+    assert len(summary["sessions"]) == 2 and not summary["final"]["clients_failed"]
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
