@@ -1,6 +1,7 @@
 """One run on any engine: the checks before it starts, and its exit status."""
 
 import sys
+import time
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -137,11 +138,15 @@ def _run_on_engine(
 
             shared_workspace.cache_clear()  # not needed: the run has its own processes
             share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
+            began = time.monotonic()
             run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
             while _may_go_on(run_path(config), before):
+                left = config.max_minutes - (time.monotonic() - began) / 60
+                if config.max_minutes and left <= 0:
+                    return
                 print("going on from the last checkpoint", flush=True)
-                config = config.with_values(resume=True)
-                run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
+                again = config.with_values(resume=True, max_minutes=max(0.0, left))
+                run_on_flower(again, client_cpus=client_cpus, client_gpus=share)
         elif config.engine == "in-process":
             run_here(config)
         else:

@@ -1,6 +1,5 @@
 """A simulation in which a client's process dies is started again, while that helps."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,13 @@ def test_it_goes_on_while_it_gets_further(
 ) -> None:
     left: Iterator[tuple[int, str]] = iter(ends)
     sessions: list[dict[str, Any]] = []
-    resumed = []
+    resumed, minutes = [], []
 
     def run(config: RunConfig, **_: Any) -> None:
         row, reason = next(left)
         sessions.append({"rows": [row, row + 5]})
         resumed.append(config.resume)
+        minutes.append(config.max_minutes)
         ended = {"status": "failed" if reason else "finished", "reason": reason}
         write_summary(tmp_path / "run/seed0", {**ended, "sessions": sessions})
 
@@ -53,4 +53,21 @@ def test_it_goes_on_while_it_gets_further(
     assert launching.launch(config, client_cpus=1, client_gpus=0.0) == status
     assert resumed == [False, *[True] * (starts - 1)]
     assert capsys.readouterr().out.count("going on from the last checkpoint") == starts - 1
-    json.loads((tmp_path / "run/seed0/summary.json").read_text())
+    assert minutes == [0.0] * starts  # no limit
+
+
+def test_it_has_the_minutes_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, minutes = [0.0], []
+    monkeypatch.setattr(launching.time, "monotonic", lambda: clock[0])
+
+    def run(config: RunConfig, **_: Any) -> None:
+        minutes.append(config.max_minutes)
+        sessions = [{"rows": [number, number + 1]} for number in range(len(minutes))]
+        write_summary(tmp_path / "run/seed0", {"reason": DIED, "sessions": sessions})
+        clock[0] += 240.0
+
+    monkeypatch.setattr(experiments.running.flower, "run_on_flower", run)
+    config = RunConfig(name="run", engine="flower", results_dir=str(tmp_path), max_minutes=10.0)
+    (tmp_path / "run/seed0").mkdir(parents=True)
+    assert launching.launch(config, client_cpus=1, client_gpus=0.0) == ExitStatus.FAILED
+    assert minutes == [10.0, 6.0, 2.0]
