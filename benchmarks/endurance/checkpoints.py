@@ -112,13 +112,27 @@ def start(results: Path) -> tuple[ExitStatus, str]:
     return ExitStatus(status), said.getvalue()
 
 
-def end_of(run: Path) -> tuple[str, list[dict[str, str]]]:
-    """Return the sha256 of the final weights, and the rows of metrics.csv without their costs."""
+End = tuple[str, list[dict[str, str]], list[str]]
+
+
+def end_of(run: Path) -> End:
+    """Return how a run ended.
+
+    Returns
+    -------
+    str
+        The sha256 of the final weights.
+    list of dict
+        The rows of metrics.csv without their costs.
+    list of str
+        The names in the run directory.
+    """
     summary = json.loads((run / "summary.json").read_text())
     with (run / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     figures = [{name: row[name] for name in row if name not in COSTS} for row in rows]
-    return str(summary.get("final-weights-sha256")), figures
+    names = sorted(path.name for path in run.iterdir())
+    return str(summary.get("final-weights-sha256")), figures, names
 
 
 def stop_before_the_last(session: RunSession) -> str | None:
@@ -128,13 +142,17 @@ def stop_before_the_last(session: RunSession) -> str | None:
     return INTERRUPTED if due else None
 
 
-def fault(results: Path, expected: tuple[str, list[dict[str, str]]]) -> tuple[str, str]:
+def fault(results: Path, expected: End) -> tuple[str, str]:
     """Go on with a damaged run; return how it ended, and what is wrong with that, if anything."""
     status, said = start(results)
     if "Traceback" in said:
         return "a traceback", said
     if status == ExitStatus.FINISHED:
-        wrong = "" if end_of(results / "run/seed0") == expected else "it ended at other weights"
+        wrong = (
+            ""
+            if end_of(results / "run/seed0") == expected
+            else "it ended at other weights, rows or files"
+        )
         return "the weights of an unbroken run", wrong
     sentences = [line for line in said.splitlines() if line.startswith(("failed: ", "error: "))]
     return "a sentence", "" if sentences else f"it ended without a sentence: {said}"

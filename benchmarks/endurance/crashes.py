@@ -6,8 +6,8 @@ A small run of SCAFFOLD with a ridge head, a calibrated mask and measured interf
 once, and each of its operations on files is noted: opened to be written, flushed, renamed, removed,
 a folder made or removed. Then it is played again for each of them, in a process that ends there,
 as by `kill -9`; at each flush also with a file of which only the first half was written. Each time
-the same command has to go on to the weights and the rows of the unbroken run, and leave no file
-half written. Linux alone has what this needs.
+the same command has to go on to the weights, the rows and the files of the unbroken run, and leave
+none half written. Linux alone has what this needs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.endurance.checkpoints import end_of, start
+from benchmarks.endurance.checkpoints import End, end_of, start
 from benchmarks.harness.report import facts, write
 from experiments.exit_status import ExitStatus
 
@@ -98,14 +98,14 @@ def _end_with(results: Path, log: Path, end_at: int, torn: bool) -> NoReturn:
         os._exit(status)
 
 
-def fault(results: Path, expected: Any) -> str:
+def fault(results: Path, expected: End) -> str:
     """Go on with a run that died, and return what is wrong with its end, if anything."""
     status, said = start(results)
     run = results / "run/seed0"
     if status != ExitStatus.FINISHED or "Traceback" in said:
         return f"it ended with {status.name}: {said[-2000:]}"
     if end_of(run) != expected:
-        return "it ended at other weights or rows"
+        return f"it ended at other weights, rows or files: {end_of(run)[2]}"
     left = [path.name for path in run.rglob(".*.tmp")]
     return f"it left {left[0]}" if left else ""
 

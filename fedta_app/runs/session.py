@@ -175,9 +175,9 @@ class RunSession:
     def finish(self, status: str, reason: str, state: State, sha256: str) -> None:
         """Save the last state and write the summary: "finished", or "stopped" with a reason."""
         self._save(state)
-        self._close(status, reason, sha256)
-        with unless_refused():
+        with unless_refused():  # before the run is over: one that dies here draws again
             save_curves(self.directory.path / "curves.png", self.rows, self.config)
+        self._close(status, reason, sha256)
         where = self._where(self.rows[-1]) if self.rows else "nothing yet"
         if status == "finished":
             print(f"finished: {where}, {_figures(self.rows[-1])}", flush=True)

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_that_is_taken_is_a_fault(
     }
 
     def other_end(run: Path) -> Any:
-        return end_of(run) if run.parents[1].name == "whole" else ("0" * 64, [])
+        return end_of(run) if run.parents[1].name == "whole" else ("0" * 64, [], [])
 
     monkeypatch.setattr(
         checkpoints, "start", lambda results: ends.get(results.name) or start(results)
@@ -168,10 +168,12 @@ def test_a_death_that_is_none_and_what_it_leaves_are_faults(
     assert "it did not die" in capsys.readouterr().out
     (status, said), expected = crashes.start(tmp_path), crashes.end_of(tmp_path / "run/seed0")
     assert status == ExitStatus.FINISHED, said
-    (tmp_path / "run/seed0/.x.tmp").touch()
+    (tmp_path / "run/seed0/blobs/.x.tmp").touch()
     monkeypatch.setattr(crashes, "start", lambda results: (status, said))
     assert crashes.fault(tmp_path, expected) == "it left .x.tmp"
-    assert crashes.fault(tmp_path, None) == "it ended at other weights or rows"
+    (tmp_path / "run/seed0/curves.png").unlink()
+    found = crashes.fault(tmp_path, expected)
+    assert found.startswith("it ended at other weights, rows or files") and "curves" not in found
     monkeypatch.setattr(crashes, "start", lambda results: (status, "Traceback"))
     assert crashes.fault(tmp_path, expected).startswith("it ended with FINISHED: Traceback")
 
