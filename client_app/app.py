@@ -29,6 +29,7 @@ from engine.deployment import (
 from engine.shared_memory import SharingError, free_before
 from engine.transport import SHARED, WIRE, outbox, pack_many, unpack, unpack_many
 from fedta_app.algorithms import make_algorithm
+from fedta_app.device.exhausted import exhausted
 from fedta_app.errors import disk_sentence
 from fedta_app.keys.algorithm import ON_HEAD
 from fedta_app.runs.memory import peaks, reset_peaks
@@ -55,24 +56,29 @@ def report_memory(message: Message, context: Context, call_next: ClientAppCallab
     return reply
 
 
-def report_disk(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Reply with a reason where this client's disk fails.
+def report_machine(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Reply with a reason where this client's disk, memory or GPU fails.
 
-    On the server's machine it is the server's disk too, and the run stops: the client is not one
-    that failed by itself.
+    On the server's machine they are the server's too, and the run stops: the client is not one
+    that failed by itself, and the next one would fail as quickly.
     """
     try:
         return call_next(message, context)
     except SharingError:
         raise
-    except (MemoryLostError, OSError) as error:
-        lost = isinstance(error, MemoryLostError)
-        reason = disk_sentence(error) if isinstance(error, OSError) else str(error)
+    except Exception as error:
+        lost, reason = isinstance(error, MemoryLostError), exhausted(error)
+        if lost:
+            reason = str(error)
+        elif isinstance(error, OSError):
+            reason = disk_sentence(error)
+        if not reason:
+            raise
         refusal = ConfigRecord({"reason": reason, "memory-lost": lost})
         return Message(RecordDict({"refusal": refusal}), reply_to=message)
 
 
-app = ClientApp(mods=[report_memory, report_disk])
+app = ClientApp(mods=[report_memory, report_machine])
 
 
 @app.query()

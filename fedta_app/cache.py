@@ -7,6 +7,7 @@ computed again. The entries that were not used for longest are deleted when a ne
 folder larger than its limit.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -91,8 +92,8 @@ class ArrayCache:
         if not self._sound(entry, key):
             with FileLock(self._folder / f".{name}.lock"):
                 there = self._sound(entry, key)  # computed while this process waited
-                if not there and (there := self._make_room(size)):
-                    self._compute(entry, key, shape, dtype, fill)
+                if not there and self._make_room(size):
+                    there = self._compute(entry, key, shape, dtype, fill)
             if not there:
                 return _in_memory(shape, dtype, fill)
         try:
@@ -133,18 +134,27 @@ class ArrayCache:
         shape: tuple[int, ...],
         dtype: str,
         fill: Callable[[Array], None],
-    ) -> None:
+    ) -> bool:
+        """Compute an entry; return whether the disk has the room for it."""
         temporary = entry.with_name(f".{entry.name}.tmp")
         remove_tree(temporary)  # of a process that died; only the holder of the lock comes here
         remove_tree(entry)
         temporary.mkdir()
-        array = np.lib.format.open_memmap(temporary / _ARRAY, mode="w+", dtype=dtype, shape=shape)
-        fill(array)
-        array.flush()
-        del array
-        about = {"key": dict(key), "sha256": file_sha256(temporary / _ARRAY)}
-        write_atomically(temporary / _ABOUT, json.dumps(about, indent=1) + "\n")
-        temporary.replace(entry)
+        file = temporary / _ARRAY
+        try:
+            array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+            if refused := _reserve(file):
+                _say_not_cached(array.nbytes, f"the disk of {entry.parent} takes ({refused})")
+                return False
+            fill(array)
+            array.flush()
+            del array
+            about = {"key": dict(key), "sha256": file_sha256(file)}
+            write_atomically(temporary / _ABOUT, json.dumps(about, indent=1) + "\n")
+            temporary.replace(entry)
+        finally:
+            remove_tree(temporary)
+        return True
 
     def _make_room(self, size: int) -> bool:
         """Delete the oldest entries until one of `size` bytes fits; return whether it can."""
@@ -159,17 +169,37 @@ class ArrayCache:
                     break
                 remove_tree(entry.folder)
                 total -= entry.num_bytes
-            # Asked now, because writing into a mapped file on a full disk kills the process.
             free = shutil.disk_usage(self._folder).free
             if size <= free:
                 return True
             what = f"the {free / 1e9:.1f} GB that are free in {self._folder}"
-        print(
-            f"not cached, but computed in the memory of every process: {size / 1e9:.1f} GB are "
-            f"more than {what}",
-            flush=True,
-        )
+        _say_not_cached(size, what)
         return False
+
+
+def _reserve(file: Path) -> str:
+    """Have the disk keep room for all of a sparse file; return why it does not, if so.
+
+    Writing into a mapped file where there is none kills the process: other processes may have
+    taken what was free, or there is a quota.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return ""
+    with file.open("r+b") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return error.strerror or str(error)
+    return ""  # other errors are of file systems that cannot reserve
+
+
+def _say_not_cached(size: int, what: str) -> None:
+    print(
+        f"not cached, but computed in the memory of every process: {size / 1e9:.1f} GB are "
+        f"more than {what}",
+        flush=True,
+    )
 
 
 def _in_memory(shape: tuple[int, ...], dtype: str, fill: Callable[[Array], None]) -> Array:

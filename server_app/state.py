@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from engine.client_memory import ClientMemory, Setup, bytes_vector, client_memory
+from engine.deployment import is_deployment
 from engine.replies import replies_as_they_come
 from engine.transport import MEMORY, SHARED, WIRE
 from fedta_app.config import RunConfig
@@ -99,7 +100,10 @@ class ServerState:
     def welcome_back(self) -> None:
         """Let nodes of a deployment that were started again take over their clients."""
         found = welcome_back(self.grid, self.exchange.nodes, self.config.clients_per_node)
-        for partition in found:
+        for partition in found:  # perhaps on an empty disk: its blobs are sent again
+            share = max(1, self.config.clients_per_node)
+            for client in range(share * partition, share * (partition + 1)):
+                self.exchange.known.pop(client, None)
             print(f"the node with partition-id = {partition} is back", flush=True)
 
     def send(self, messages: Iterable[Message]) -> Iterable[Message]:
@@ -261,7 +265,8 @@ class ServerState:
         for digest in {self.head, self.mask, *self.own_masks.values()} - {""}:
             self.memory.store.get(digest)
         known = named_by_client(state["known"], list)
-        self.exchange.known = {pid: set(told) for pid, told in known.items()}
+        if not is_deployment(self.grid):  # whose nodes may have started again on empty disks
+            self.exchange.known = {pid: set(told) for pid, told in known.items()}
         self.notes.update(state["notes"])
         self.memory.load_head(self.head)
 

@@ -202,8 +202,8 @@ class Exchange:
         Raises
         ------
         RunError
-            When a client failed because of the disk that it shares with the server, or its process
-            died in a simulation (`engine.simulation`).
+            When a client failed because of the disk, the memory or the GPU that it shares with the
+            server, or its process died in a simulation (`engine.simulation`).
         """
         waiting = [(self._asked.pop(pid), pid) for pid in partition_ids]
         early: dict[str, Message] = {}
@@ -256,7 +256,7 @@ class Exchange:
         release(arrays, self.transport)
 
     def _refused(self, partition_id: int, refusal: Mapping[str, Any]) -> None:
-        """Count a client whose disk failed; raise RunError where it is this machine's disk."""
+        """Count a client whose machine failed; raise RunError where it is this machine."""
         if self.one_machine:
             raise RunError(str(refusal.get("reason")))
         self.known.pop(partition_id, None)

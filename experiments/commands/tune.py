@@ -17,6 +17,7 @@ from experiments.running.cells import Cell, differing_keys
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select
 from fedta_app.errors import ConfigError
 from fedta_app.runs.command import typed_command
+from fedta_app.runs.directory import run_path, started_once
 from fedta_app.runs.provenance import code_facts
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ def run(options: argparse.Namespace) -> ExitStatus:
     overrides = _overrides(cell, space)
     name = options.name or _name(overrides)
     label = f"{cell.preset.label}/{name}" if name else cell.preset.label
-    study = Study(cell.config, label, space)
-    status = study.run(
-        options.trials,
-        options.max_minutes or 0.0,
-        client_cpus=options.client_cpus,
-        client_gpus=options.client_gpus,
-    )
+    place = run_path(cell.config.with_values(name=f"tune/{label}")).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with started_once(place):  # a second search would take the first one's trial for a killed one's
+        study = Study(cell.config, label, space)
+        status = study.run(
+            options.trials,
+            options.max_minutes or 0.0,
+            client_cpus=options.client_cpus,
+            client_gpus=options.client_gpus,
+        )
     if status != ExitStatus.FINISHED:
         return status
     best = study.chosen()

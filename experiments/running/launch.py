@@ -3,6 +3,7 @@
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from experiments.running.signals import on_interrupt
 from fedta_app.config import RunConfig
 from fedta_app.device.cpus import usable_cpus
 from fedta_app.device.cuda import has_bf16
+from fedta_app.device.exhausted import exhausted
 from fedta_app.errors import ConfigError, RunError, disk_sentence
 from fedta_app.progress import phase
 from fedta_app.runs.checkpoint import newest_whole
+from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import (
     PROCESS_DIED,
     STOP_FILE,
@@ -124,13 +127,14 @@ def launch(
         before = read_summary(directory)
         if forget_stop:
             (directory / STOP_FILE).unlink(missing_ok=True)
-        _run_on_engine(config, before, client_cpus=client_cpus, client_gpus=client_gpus)
-        return _status(directory, before)
+        ended = _run_on_engine(config, before, client_cpus=client_cpus, client_gpus=client_gpus)
+        return ended or _status(directory, before)
 
 
 def _run_on_engine(
     config: RunConfig, before: dict[str, Any], *, client_cpus: int, client_gpus: float | None
-) -> None:
+) -> ExitStatus | None:
+    """Run, and return how it ended where summary.json does not say that."""
     with _stop_on_interrupt(run_path(config), before):
         if config.engine == "flower":
             from experiments.running.concurrency import client_share
@@ -138,34 +142,48 @@ def _run_on_engine(
 
             shared_workspace.cache_clear()  # not needed: the run has its own processes
             share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
-            began = time.monotonic()
-            run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
-            while _may_go_on(run_path(config), before):
-                left = config.max_minutes - (time.monotonic() - began) / 60
-                if config.max_minutes and left <= 0:
-                    return
-                print("going on from the last checkpoint", flush=True)
-                again = config.with_values(resume=True, max_minutes=max(0.0, left))
-                run_on_flower(again, client_cpus=client_cpus, client_gpus=share)
+
+            def run(config: RunConfig) -> None:
+                run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
+
+            return _until_it_ends(config, before, run)
         elif config.engine == "in-process":
             run_here(config)
         else:
             from fedta_app.centralized import run_centralized
 
             run_centralized(config)
+    return None
 
 
-def _may_go_on(directory: Path, before: dict[str, Any]) -> bool:
-    """Return whether a run ended because a client's process died, which another start may mend.
+def _until_it_ends(
+    config: RunConfig, before: dict[str, Any], run: Callable[[RunConfig], None]
+) -> ExitStatus | None:
+    """Run on Flower's engine, and again where that broke off: it goes on from its checkpoint.
 
-    It does not where a second start began at the same checkpoint: the same client dies again.
+    A client's process may die, or the whole simulation (where memory is short, or the machine slept
+    for a minute and Flower takes that for its end). It is not started again where it began twice
+    at the same checkpoint, or did not come as far as to open its records.
     """
-    if not has_begun(directory, before):
-        return False
-    summary = read_summary(directory)
-    begun = [session["rows"][0] for session in summary["sessions"][-2:]]
-    stuck = len(begun) == 2 and begun[0] == begun[1]
-    return PROCESS_DIED in str(summary.get("reason")) and not stuck
+    directory, began = run_path(config), time.monotonic()
+    sessions, first_rows = before.get("sessions"), list[int]()
+    while True:
+        run(config)
+        summary = read_summary(directory)
+        if summary.get("sessions") == sessions:
+            return None
+        sessions = summary["sessions"]
+        first_rows.append(sessions[-1]["rows"][0])
+        broken_off = PROCESS_DIED in str(summary.get("reason")) or summary["status"] == "running"
+        if not broken_off or first_rows[-2:] == [first_rows[-1]] * 2:
+            return None
+        left = config.max_minutes - (time.monotonic() - began) / 60
+        if config.max_minutes and left <= 0:
+            print(f"max-minutes = {config.max_minutes:g} is used up; {to_continue()}", flush=True)
+            return ExitStatus.STOPPED
+        print("the simulation broke off: it is started again from the last checkpoint", flush=True)
+        config = config.with_values(resume=True, max_minutes=max(0.0, left))
+        began = time.monotonic()
 
 
 def run_here(config: RunConfig) -> None:
@@ -185,9 +203,10 @@ def attempt(config: RunConfig, **options: Any) -> ExitStatus:
     try:
         return launch(config, **options)
     except Exception as error:
-        if not isinstance(error, ValueError | RunError | OSError):
+        machines = exhausted(error)
+        if not machines and not isinstance(error, ValueError | RunError | OSError):
             traceback.print_exc()
-        reason = disk_sentence(error) if isinstance(error, OSError) else error
+        reason = machines or (disk_sentence(error) if isinstance(error, OSError) else error)
         print(f"failed: {reason}", file=sys.stderr, flush=True)
         return ExitStatus.FAILED
 
@@ -226,6 +245,8 @@ def _stop_on_interrupt(directory: Path, before: dict[str, Any]) -> AbstractConte
         print(" stopping after this round (Ctrl-C again to end at once)", flush=True)
 
     def end() -> None:
+        # The next start may be another command, which would take it for a request of its own.
+        (directory / STOP_FILE).unlink(missing_ok=True)
         raise KeyboardInterrupt
 
     return on_interrupt(ask, end)

@@ -61,6 +61,8 @@ class Workers:
             start_new_session=True,  # Ctrl-C goes to this process, which asks the cells to stop
         ) as worker:
             self._running[directory] = (worker, before)
+            if self._stopping:  # asked for since the check above, of those that were running
+                worker.kill()
             assert worker.stdin is not None and worker.stdout is not None
             worker.stdin.write(to_toml(config))
             worker.stdin.close()
@@ -85,8 +87,9 @@ class Workers:
             print(" stopping after these rounds (Ctrl-C again to end at once)", flush=True)
 
         def end() -> None:
-            for worker, _ in list(self._running.values()):
+            for directory, (worker, _) in list(self._running.items()):
                 worker.kill()
+                (directory / STOP_FILE).unlink(missing_ok=True)
 
         return on_interrupt(ask, end)
 

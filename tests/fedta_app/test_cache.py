@@ -1,5 +1,6 @@
 """The cache of arrays on disk."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -113,6 +114,28 @@ def test_an_error_leaves_no_entry(tmp_path: Path) -> None:
     assert not cache.entries()
     assert np.array_equal(cache.array(KEY, SHAPE, "float32", Counter()), EXPECTED)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_disk_that_takes_less_than_it_says_caches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another process has taken the room since, or there is a quota: a mapped file would kill."""
+
+    def refuse(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    cache = ArrayCache(tmp_path, 1e6)
+    assert np.array_equal(cache.array(KEY, SHAPE, "float32", Counter()), EXPECTED)
+    assert "not cached" in capsys.readouterr().out and not cache.entries()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+    def unable(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
+    assert np.array_equal(cache.array(KEY, SHAPE, "float32", Counter()), EXPECTED)
+    assert len(cache.entries()) == 1
 
 
 def test_the_entries_unused_for_longest_make_room(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def test_a_mask_from_no_client_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
     def broken(*arguments: Any, **__: Any) -> None:
-        raise MemoryError("too large")
+        raise ArithmeticError("too large")
 
     monkeypatch.setattr("client_app.app.scores", broken)
     monkeypatch.setattr("client_app.app.own_mask", broken)
-    with pytest.raises(RunError, match=r"(no client|every client).*MemoryError: too large"):
+    with pytest.raises(RunError, match=r"(no client|every client).*ArithmeticError: too large"):
         run(tmp_path, **{"mask-scope": scope, "calibration-fraction": 0.5})
 
 
@@ -58,10 +58,10 @@ def test_a_head_without_all_clients_is_refused(
     import client_app.app as client
 
     def broken(*arguments: Any, **__: Any) -> None:
-        raise MemoryError("too large")
+        raise ArithmeticError("too large")
 
     monkeypatch.setattr(client, "head_statistics", broken)
-    said = r"sums of every client, and 3 of 3 are missing: clients 0, 1 and 2 failed \(Mem"
+    said = r"sums of every client, and 3 of 3 are missing: clients 0, 1 and 2 failed \(Arith"
     with pytest.raises(RunError, match=said):
         run(tmp_path)
 
@@ -75,7 +75,7 @@ def test_scores_without_all_clients_are_refused_where_all_were_asked(
 
     def sometimes(workspace: Any, batches: Any, *values: Any, **named: Any) -> torch.Tensor:
         if 3 in batches.ids:  # one client has this image
-            raise MemoryError("too large")
+            raise ArithmeticError("too large")
         return real(workspace, batches, *values, **named)
 
     monkeypatch.setattr(client, "scores", sometimes)
@@ -136,7 +136,7 @@ def test_a_failing_client_is_survived_in_training(
 
     def sometimes(*arguments: Any, key: tuple[int, ...], **values: Any) -> float:
         if key[1] % 2:
-            raise MemoryError
+            raise ArithmeticError
         return train(*arguments, key=key, **values)
 
     monkeypatch.setattr(local, "train_steps", sometimes)

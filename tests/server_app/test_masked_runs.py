@@ -13,6 +13,7 @@ from client_app.app import app as client_app
 from engine.inprocess import run_in_process
 from fedta_app.config import RunConfig
 from fedta_app.masks import MASK_RULES, calibrate_mask, round_density, rule_named
+from fedta_app.runs.session import RunSession
 from fedta_app.training.head_fit import fit_head, head_statistics
 from fedta_app.training.scoring import (
     ScoringBatches,
@@ -23,6 +24,7 @@ from fedta_app.training.scoring import (
 )
 from fedta_app.training.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
+from tests.runs import summary_of
 from tests.server_app.masked import (
     BACKBONE,
     CLIENTS,
@@ -95,6 +97,29 @@ def test_what_a_client_was_told_is_not_told_again(tmp_path: Path) -> None:
     down = [int(row["bytes_down"]) for row in rows(tmp_path, "train")]
     values = CLIENTS * 4 * round_density(0.9, BACKBONE)
     assert down == [values + CLIENTS * BACKBONE // 8, *[values] * 5]
+
+
+def test_nodes_of_a_deployment_are_told_again_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have started again on empty disks meanwhile, and the checkpoint cannot know."""
+    values = {"num-server-rounds": 3, "fraction-train": 1.0, "eval-every": 6}
+    add = RunSession.add
+
+    def add_and_stop(session: RunSession, row: Any, state: Any) -> None:
+        add(session, row, state)
+        if (row.phase, row.round) == ("train", 2):
+            (session.directory.path / "stop").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunSession, "add", add_and_stop)
+        assert summary_of(tmp_path, {**MASKED, **values})["status"] == "stopped"
+    monkeypatch.setattr("server_app.state.is_deployment", lambda grid: True)
+    run(tmp_path, **values)
+    first, second, third = (int(row["bytes_down"]) for row in rows(tmp_path, "train"))
+    head = (64 + 1) * 10 * 4
+    assert first - second == CLIENTS * BACKBONE // 8  # the head was sent with the calibration
+    assert third - second == CLIENTS * (BACKBONE // 8 + head)
 
 
 def test_the_federated_mask_is_the_centralised_one_whatever_the_partition(tmp_path: Path) -> None:
@@ -205,8 +230,6 @@ def test_a_stop_after_every_round_changes_no_bit(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = run(tmp_path / "unbroken", **values)
-    from fedta_app.runs.session import RunSession
-
     add = RunSession.add
 
     def add_and_stop(session: RunSession, *arguments: Any) -> None:

@@ -194,7 +194,7 @@ def test_a_head_from_nobody_is_refused_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any) -> None:
-        raise MemoryError("too large")
+        raise ArithmeticError("too large")
 
     monkeypatch.setattr("client_app.app.head_statistics", broken)
     with pytest.raises(RunError, match="no client sent its sums"):

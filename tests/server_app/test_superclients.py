@@ -124,7 +124,7 @@ def test_a_chain_of_which_nobody_answers_is_left_out_and_a_round_of_them_ends_th
     assert run(tmp_path / "a", **SEQUENTIAL, **{"fraction-train": 1.0})["status"] == "finished"
     assert [row["clients_failed"] for row in rows(tmp_path / "a")[2:]] == ["3", "3"]
     fail_for(monkeypatch, lambda key: True)
-    with pytest.raises(RunError, match="no client finished round 1: MemoryError"):
+    with pytest.raises(RunError, match="no client finished round 1: ArithmeticError"):
         run(tmp_path / "b", **SEQUENTIAL)
 
 
@@ -188,10 +188,10 @@ def test_what_needs_each_clients_own_update_is_refused(values: dict[str, Any], r
 
 def test_superclients_need_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **options: Any) -> Tensor:
-        raise MemoryError("out of memory, for example")
+        raise ArithmeticError("it broke, for example")
 
     monkeypatch.setattr(torch, "bincount", broken)
     with pytest.raises(
-        RunError, match=r"superclients need the class counts .* failed .MemoryError"
+        RunError, match=r"superclients need the class counts .* failed .ArithmeticError"
     ):
         run(tmp_path, **SEQUENTIAL)

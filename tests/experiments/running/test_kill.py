@@ -195,7 +195,7 @@ def test_an_actor_that_is_killed_costs_a_round_and_no_bit(tmp_path: Path) -> Non
     finally:
         process.kill()
     assert process.returncode == ExitStatus.FINISHED, output
-    assert output.count("going on from the last checkpoint") == 1
+    assert output.count("it is started again from the last checkpoint") == 1
     summary = json.loads((tmp_path / "killed/seed0/summary.json").read_text())
     assert summary["final-weights-sha256"] == unbroken["final-weights-sha256"]
     assert len(summary["sessions"]) == 2 and not summary["final"]["clients_failed"]

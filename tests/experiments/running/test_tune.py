@@ -21,7 +21,7 @@ from experiments.running.tuning.study import Chosen, Study, _Watch
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
 from fedta_app.files import read_toml
-from fedta_app.runs.directory import run_path
+from fedta_app.runs.directory import run_path, started_once
 from fedta_app.runs.metrics import Row, write_csv
 from fedta_app.runs.session import RunSession
 
@@ -296,6 +296,19 @@ def test_one_preset_is_tuned_at_a_time(tmp_path: Path, capsys: pytest.CaptureFix
     assert "; --for PATTERN gives its choice to others" in said
     assert main(arguments(tmp_path, 1, "--for", "dense-*")) == ExitStatus.REFUSED
     assert "--for: 'dense-*' matches no preset of the table" in capsys.readouterr().err
+
+
+def test_a_search_that_runs_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second one would take the trial that the first one runs for a killed search's."""
+    monkeypatch.setattr("fedta_app.runs.directory._LOCK_PATIENCE", 0.1)
+    place = tmp_path / "tune/smoke/random-iid"
+    place.mkdir(parents=True)
+    with started_once(place):
+        assert main(arguments(tmp_path, 1)) != ExitStatus.FINISHED
+    assert "random-iid is in use by another process" in capsys.readouterr().err
+    assert not (place / "study.db").exists()
 
 
 @pytest.mark.parametrize(
