@@ -303,7 +303,7 @@ def test_a_search_that_runs_is_left_alone(
 ) -> None:
     """A second one would take the trial that the first one runs for a killed search's."""
     monkeypatch.setattr("fedta_app.runs.directory._LOCK_PATIENCE", 0.1)
-    place = tmp_path / "tune/smoke/random-iid"
+    place = tmp_path / "runs/tune/smoke/random-iid"
     place.mkdir(parents=True)
     with started_once(place):
         assert main(arguments(tmp_path, 1)) != ExitStatus.FINISHED
