@@ -167,8 +167,9 @@ def _until_it_ends(
     """
     directory, began = run_path(config), time.monotonic()
     sessions, first_rows = before.get("sessions"), list[int]()
+    current = config
     while True:
-        run(config)
+        run(current)
         summary = read_summary(directory)
         if summary.get("sessions") == sessions:
             return None
@@ -182,8 +183,7 @@ def _until_it_ends(
             print(f"max-minutes = {config.max_minutes:g} is used up; {to_continue()}", flush=True)
             return ExitStatus.STOPPED
         print("the simulation broke off: it is started again from the last checkpoint", flush=True)
-        config = config.with_values(resume=True, max_minutes=max(0.0, left))
-        began = time.monotonic()
+        current = config.with_values(resume=True, max_minutes=max(0.0, left))
 
 
 def run_here(config: RunConfig) -> None:
