@@ -171,7 +171,7 @@ def _until_it_ends(
     while True:
         run(current)
         summary = read_summary(directory)
-        if summary.get("sessions") == sessions:
+        if not summary or summary.get("sessions") == sessions:
             return None
         sessions = summary["sessions"]
         first_rows.append(sessions[-1]["rows"][0])
