@@ -54,6 +54,7 @@ def test_a_configuration_that_ends_otherwise_is_a_fault(
     assert len(result_of(tmp_path / "x.json")["faults"]) == 1
 
 
+@pytest.mark.slow  # in `make test` every fault of the matrix, below, stands for them
 def test_broken_replies(tmp_path: Path) -> None:
     assert replies.main(["--number", "3", "--json", str(tmp_path / "x.json")]) == 0
     found = result_of(tmp_path / "x.json")

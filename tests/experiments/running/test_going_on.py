@@ -65,14 +65,13 @@ class Starts:
             write_summary(folder, {**read_summary(folder), "status": "running", "reason": ""})
 
 
-@pytest.mark.parametrize("error", [DIED, Killed()], ids=["client", "simulation"])
 @pytest.mark.parametrize(
-    ("dies", "starts", "status"),
+    ("dies", "starts", "status", "error"),
     [
-        (lambda start, row: start == 1 and row == 3, 2, ExitStatus.FINISHED),
-        (lambda start, row: start < 4 and row == start, 4, ExitStatus.FINISHED),
-        (lambda start, row: row == 3, 3, ExitStatus.FAILED),  # the second one comes no further
-        (lambda start, row: row == 0, 2, ExitStatus.FAILED),  # before the first checkpoint
+        (lambda start, row: start == 1 and row == 3, 2, ExitStatus.FINISHED, Killed()),
+        (lambda start, row: start < 4 and row == start, 4, ExitStatus.FINISHED, DIED),
+        (lambda start, row: row == 3, 3, ExitStatus.FAILED, DIED),  # the third comes no further
+        (lambda start, row: row == 0, 2, ExitStatus.FAILED, Killed()),  # without a checkpoint
     ],
     ids=["once", "in every round", "in round 3", "at the start"],
 )
