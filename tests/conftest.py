@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
     the packages that fedta imports when a run first needs them.
     """
     importlib.import_module("torch.utils.tensorboard")
-    # Nor are the digits read and parsed again for each of a thousand runs.
+    # The digits are read and parsed once, and not for each of a thousand runs.
     sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     gc.collect()
     gc.freeze()

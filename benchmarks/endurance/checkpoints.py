@@ -148,11 +148,8 @@ def fault(results: Path, expected: End) -> tuple[str, str]:
     if "Traceback" in said:
         return "a traceback", said
     if status == ExitStatus.FINISHED:
-        wrong = (
-            ""
-            if end_of(results / "run/seed0") == expected
-            else "it ended at other weights, rows or files"
-        )
+        same = end_of(results / "run/seed0") == expected
+        wrong = "" if same else "it ended at other weights, rows or files"
         return "the weights of an unbroken run", wrong
     sentences = [line for line in said.splitlines() if line.startswith(("failed: ", "error: "))]
     return "a sentence", "" if sentences else f"it ended without a sentence: {said}"
