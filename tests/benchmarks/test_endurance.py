@@ -13,6 +13,7 @@ from benchmarks.endurance import (
     checkpoints,
     configurations,
     crashes,
+    faults,
     kills,
     matrix,
     replies,
@@ -107,9 +108,9 @@ def test_every_fault_of_a_reply(engine: str, phase: str, tmp_path: Path) -> None
         assert matrix.main(asked) == 0
     found = result_of(tmp_path / "x.json")
     cells = found["matrix"][engine][phase]
-    assert cells.keys() == set(matrix.FAULTS)
-    assert cells[matrix.RAISED] == "failed" and cells["too short"].startswith("rejected: ")
-    assert (cells["a number of examples"][:8] == "rejected") == (phase in matrix.WITH_EXAMPLES)
+    assert cells.keys() == set(faults.FAULTS)
+    assert cells[faults.RAISED] == "failed" and cells["too short"].startswith("rejected: ")
+    assert (cells["a number of examples"][:8] == "rejected") == (phase in faults.WITH_EXAMPLES)
 
 
 def test_a_fault_that_is_taken_is_seen_in_the_matrix(
