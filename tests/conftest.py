@@ -1,6 +1,11 @@
 import gc
 import importlib
 import os
+
+# The tests are many and small, and run side by side: threads, in this process and in those that
+# tests start, would only wait for each other. Torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from functools import cache
@@ -17,8 +22,6 @@ from fedta_app import progress
 from fedta_app.plotting import save_figure
 from fedta_app.runs import provenance, session
 from server_app import loop as server_loop
-
-torch.set_num_threads(1)  # the tests are many and small: threads would only wait for each other
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow now and then
 settings.load_profile("any machine")

@@ -10,6 +10,7 @@ from fedta_app.masks.rule import Batches, Entries
 from fedta_app.masks.rules import rule_named
 from fedta_app.masks.selection import Scope, select
 from fedta_app.seeding import checked_seed
+from fedta_app.sensitivity import Trusted
 from fedta_app.vectors import FlatMask, Layout
 
 
@@ -164,6 +165,8 @@ def calibrate_mask(
     if isinstance(batches, Iterator) and calibration.rule.needs_scores:
         batches = list(batches)  # the iterator could be read in one round only
 
+    trusted: Trusted = {}
+
     def measure(mask: FlatMask | None, round: int) -> Tensor:
         return client_scores(
             model,
@@ -177,6 +180,7 @@ def calibrate_mask(
             seed=seed,
             labels=labels,
             output=output,
+            trusted=trusted,
         )
 
     return _named(layout, calibration.run(measure).mask, parameters)

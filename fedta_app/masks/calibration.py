@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedta_app.masks.rule import Batches, Entries, MaskRule
 from fedta_app.masks.selection import round_density, select
 from fedta_app.seeding import checked_seed, torch_generator
-from fedta_app.sensitivity import evaluation_mode, fisher_into
+from fedta_app.sensitivity import Trusted, evaluation_mode, fisher_into
 from fedta_app.vectors import FlatMask, Layout
 
 
@@ -177,6 +177,7 @@ def client_scores(
     seed: int,
     labels: Literal["sampled", "true"] = "sampled",
     output: Literal["log_prob", "logit"] = "log_prob",
+    trusted: Trusted | None = None,
 ) -> Tensor:
     """Return what a client sends in a round of calibration.
 
@@ -197,8 +198,8 @@ def client_scores(
         From 1.
     mask, soft_value
         As in `softened`: the mask of the rounds so far.
-    labels, output
-        As in `fedta_app.sensitivity.fisher_diagonal`.
+    labels, output, trusted
+        As in `fedta_app.sensitivity.fisher_into`.
 
     Returns
     -------
@@ -219,7 +220,13 @@ def client_scores(
     with softened(weights, mask, soft_value):
         sensitivities = layout.views(message[:size])
         fisher_into(
-            model, sensitivities, batches, labels=labels, output=output, generator=generator
+            model,
+            sensitivities,
+            batches,
+            labels=labels,
+            output=output,
+            generator=generator,
+            trusted=trusted,
         )
         if rule.statistic is not None:
             with evaluation_mode(model):

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedta_app.seeding import checked_seed
 from fedta_app.sensitivity.layers import BatchStatisticsError
-from fedta_app.sensitivity.paths import Batch, Objective, accumulate
+from fedta_app.sensitivity.paths import Batch, Objective, Trusted, accumulate
 from fedta_app.sensitivity.state import evaluation_mode
 
 LABELS = ("sampled", "true")
@@ -118,6 +118,7 @@ def fisher_into(
     output: Literal["log_prob", "logit"] = "log_prob",
     generator: torch.Generator | None = None,
     seed: int = 0,
+    trusted: Trusted | None = None,
 ) -> None:
     """Overwrite tensors with the sensitivities of chosen parameters; see `fisher_diagonal`.
 
@@ -126,6 +127,10 @@ def fisher_into(
     totals : Mapping[str, Tensor]
         For each chosen parameter, which must have `requires_grad`, a tensor of its shape on its
         device, for example a view of one flat vector.
+    trusted : dict, optional
+        A dictionary that the caller keeps, empty at first, for calls with the same model and
+        parameters: that the fast way agrees with the definition is then checked once for each
+        shape of an image, and not in every call.
     """
     _check_options(model, labels, output)
     seed = checked_seed(seed)
@@ -138,7 +143,7 @@ def fisher_into(
         numbered = _numbered(batches, next(iter(totals.values())).device)
         objective = Objective(labels == "sampled", output == "log_prob", seed)
         with evaluation_mode(model):
-            accumulate(model, totals, numbered, objective)
+            accumulate(model, totals, numbered, objective, {} if trusted is None else trusted)
 
 
 def _numbered(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ The method is in `fedta_app.masks.calibration`; vectors are in the order of `Wor
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fedta_app.keys.algorithm import ON_MASK
 from fedta_app.masks import Calibration, client_scores, rule_named
 from fedta_app.progress import counting
 from fedta_app.seeding import derive_seed, torch_generator
+from fedta_app.sensitivity import Trusted
 from fedta_app.training.attacks import attack_of, poisoned_scores
 from fedta_app.training.shared_masks import shared_mask
 from fedta_app.training.workspace import Workspace
@@ -24,6 +26,8 @@ from fedta_app.vectors import FlatMask
 
 _LARGER = 1024.0  # times the server's, the scores of a client whose images are unlike its own
 _SERVER = -1  # stands for the server where a partition id is expected
+# The model of a workspace stays as it was built, and is scored for many clients.
+_TRUSTED: WeakKeyDictionary[torch.nn.Module, Trusted] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ def scores(
             seed=config.seed,
             labels=config.sensitivity_labels,  # type: ignore[arg-type]
             output=config.sensitivity_output,  # type: ignore[arg-type]
+            trusted=_TRUSTED.setdefault(workspace.model, {}),
         )
     hostile = owner is not None and attack_of(config, owner) in ON_MASK
     return poisoned_scores(found) if hostile else found

@@ -22,6 +22,7 @@ MASKED = {
     "fraction-train": 0.6,
     "num-server-rounds": 2,
     "local-steps": 2,
+    "batch-size": 4,
     "lr": 0.05,
     "weight-decay": 0.01,
     "eval-every": 2,

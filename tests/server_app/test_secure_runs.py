@@ -27,7 +27,7 @@ from tests.server_app.failing import fail_for
 
 RUN: dict[str, Any] = {
     "name": "test", "partition": "iid", "size-spread": 0.5, "num-clients": 6,
-    "fraction-train": 0.67, "num-server-rounds": 2, "local-steps": 2, "lr": 0.05,
+    "fraction-train": 0.67, "num-server-rounds": 2, "local-steps": 2, "batch-size": 4, "lr": 0.05,
     "eval-size": 50, "eval-every": 2, "threads": 1, "engine": "in-process",
 }  # fmt: skip
 MASKED = {

@@ -73,7 +73,7 @@ NEUTRAL: dict[str, dict[str, float]] = {
 }
 RUN = {
     "name": "test", "partition": "classes", "num-clients": 12, "num-classes-per-client": 2,
-    "fraction-train": 0.25, "num-server-rounds": 3, "local-steps": 2, "lr": 0.02,
+    "fraction-train": 0.25, "num-server-rounds": 3, "local-steps": 2, "batch-size": 4, "lr": 0.02,
     "momentum": 0.5, "weight-decay": 0.01, "eval-every": 3, "eval-size": 20, "threads": 1,
     "engine": "in-process", "measure-test": "never",
 }  # fmt: skip

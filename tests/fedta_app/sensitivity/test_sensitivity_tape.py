@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedta_app.sensitivity import fisher_diagonal, paths
+from fedta_app.sensitivity import Trusted, fisher_diagonal, fisher_into, paths
 from fedta_app.sensitivity.layers import UnsupportedModelError
 from tests.fedta_app.sensitivity.sensitivity_models import (
     CLASSES,
     FAST,
     SLOW,
     Backbone,
+    Escaping,
     WeightNorm,
     assert_scores_close,
     cnn,
@@ -64,6 +65,49 @@ def test_a_reparametrised_weight_is_pulled_back_on_the_fast_path(looped):
     scores = fisher_diagonal(model, batches, labels="true")
     assert_scores_close(scores, naive(model, batches), 1e-10)
     assert looped == [2]  # the check
+
+
+def totals_of(model, batches, trusted=None):
+    totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    fisher_into(model, totals, batches, labels="true", trusted=trusted)
+    return totals
+
+
+def test_whoever_scores_for_many_clients_has_the_tape_checked_once(looped):
+    """With the bits of a process that serves this client first; an image size is checked alone."""
+    model, clients = prepare(resnet, (16, 16))
+    trusted: Trusted = {}
+    for batches, checked in ((clients[:1], [2]), (clients[1:], [])):
+        expected = totals_of(model, batches)
+        looped.clear()
+        found = totals_of(model, batches, trusted)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert looped == checked
+    looped.clear()
+    larger = [(torch.randn(3, 3, 20, 20), torch.tensor([0, 1, 2]))]
+    totals_of(model, larger, trusted)
+    assert looped == [2]
+
+
+def test_one_example_alone_is_no_check_of_two_together(looped):
+    model, batches = prepare(cnn, (16, 16))
+    images, labels = batches[0]
+    trusted: Trusted = {}
+    totals_of(model, [(images[:1], labels[:1])], trusted)
+    totals_of(model, [(images[1:2], labels[1:2])], trusted)
+    assert looped == [1]
+    totals_of(model, batches, trusted)
+    assert looped == [1, 2]
+
+
+def test_a_model_that_the_tape_gets_wrong_is_never_trusted(looped):
+    model, batches = prepare(Escaping, (16, 16))
+    trusted: Trusted = {}
+    expected = naive(model, batches)
+    for _ in range(2):
+        looped.clear()
+        assert_scores_close(totals_of(model, batches, trusted), expected, 1e-5)
+        assert trusted == {} and sum(looped) >= sum(len(images) for images, _ in batches)
 
 
 def test_an_input_overwritten_in_place_is_noticed(looped):
