@@ -18,6 +18,7 @@ from benchmarks.harness.report import RESULTS
 _ON_ENGINES = ("repeats", "data_dir", "prefix")
 PARTS: dict[str, tuple[str, ...]] = {
     "rounds": (*_ON_ENGINES, "pfl_python"),
+    "parts": ("repeats", "data_dir"),
     "clients": _ON_ENGINES,
     "memory": ("repeats", "data_dir"),
     "aggregation": (),

@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.harness.jobs import Prepared
@@ -24,7 +24,8 @@ class Contender:
     Attributes
     ----------
     kind : str
-        "bare", "bare-kernels", "in-process", "flower", "stock" or "pfl".
+        "bare", "bare-kernels", "in-process", "parts" (in-process with a clock in its functions),
+        "flower", "stock" or "pfl".
     actors : int
         Clients that train side by side, sharing the cores; of a bare loop, its processes.
     density : float
@@ -71,10 +72,13 @@ class Timing:
         Of each round but the first and the last.
     startup : float
         Seconds from the start of the process to that of the first round.
+    parts : list of dict
+        Of a contender that says it: the seconds of each part, for each of these rounds.
     """
 
     seconds: list[float]
     startup: float
+    parts: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -122,7 +126,8 @@ class Runner:
         if len(stamps) != rounds + EXTRA_ROUNDS + 1:
             raise BenchError(f"{contender.name} noted {len(stamps)} times")
         seconds = [after - before for before, after in itertools.pairwise(stamps)]
-        return Timing(seconds[1:-1], stamps[0] - result["started"])
+        parts = result.get("parts", [])[1:-1]
+        return Timing(seconds[1:-1], stamps[0] - result["started"], parts)
 
     def watch(self, contender: Contender) -> Memory:
         """Return the peak of the memory in a few rounds."""
@@ -135,7 +140,7 @@ class Runner:
             density=contender.density, actors=contender.actors, rounds=rounds
         )
         places = {
-            "engine": "in-process" if contender.kind == "in-process" else "flower",
+            "engine": "in-process" if contender.kind in ("in-process", "parts") else "flower",
             "results-dir": str(folder),
         }
         task = replace(self._prepared.task, rounds=rounds)
@@ -147,6 +152,7 @@ class Runner:
         modules = {
             "bare": "peers.bare_loop",
             "bare-kernels": "harness.bare_kernels",
+            "parts": "harness.part_clock",
             "pfl": "peers.pfl_rounds",
         }
         python = str(self._pfl) if contender.kind == "pfl" else sys.executable

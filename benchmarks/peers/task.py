@@ -58,9 +58,9 @@ def read_task(folder: str | Path) -> Task:
     return Task(**json.loads((Path(folder) / "task.json").read_text())["task"])
 
 
-def write_result(folder: str | Path, stamps: list[float]) -> None:
+def write_result(folder: str | Path, stamps: list[float], **more: Any) -> None:
     """Answer: `time.time()` when the first round began, and at the end of every round."""
-    result = {"started": STARTED, "stamps": stamps}
+    result = {"started": STARTED, "stamps": stamps, **more}
     (Path(folder) / "result.json").write_text(json.dumps(result))
 
 
