@@ -3,9 +3,10 @@
     python -m benchmarks.bench_fisher [--json PATH] [--batch-size 8] [--pairs 5] [--threads 2]
 
 `check_ratio` is what a call takes that scores one batch and first checks the fast way by the slow
-one, by what it takes where the caller knows of an earlier check. Times are taken in pairs within one process, so that other load on the machine meets both alike.
-Memory is the peak resident set of fresh processes, from Linux's /proc: `ru_maxrss` would be the
-parent's peak wherever that is larger. CPU only.
+one, by what it takes where the caller knows of an earlier check. Times are taken in pairs within
+one process, so that other load on the machine meets both alike. Memory is the peak resident set of
+fresh processes, from Linux's /proc: `ru_maxrss` would be the parent's peak wherever that is larger.
+CPU only.
 """
 
 import argparse
