@@ -152,7 +152,7 @@ class Runner:
         modules = {
             "bare": "peers.bare_loop",
             "bare-kernels": "harness.bare_kernels",
-            "parts": "harness.part_clock",
+            "parts": "bench_parts.clock",
             "pfl": "peers.pfl_rounds",
         }
         python = str(self._pfl) if contender.kind == "pfl" else sys.executable

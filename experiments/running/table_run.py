@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import Cell, FinishedRuns, State, progress
@@ -100,22 +102,36 @@ def run_cells(
     finished = FinishedRuns(cells[0].results)
     outcomes = [_before(cell, finished) for cell in cells]
     left = [outcome for outcome in outcomes if outcome.status is None]
-    _preflight([outcome.cell.config for outcome in left], client_cpus, client_gpus)
-    budget = TimeBudget(max_minutes)
+    options: dict[str, Any] = {"client_cpus": client_cpus, "client_gpus": client_gpus}
+    with _first_engine_ahead(left):
+        _preflight([outcome.cell.config for outcome in left], **options)
+        _run_all(left, TimeBudget(max_minutes), jobs, **options)
+    return outcomes
+
+
+def _first_engine_ahead(left: Sequence[Outcome]) -> AbstractContextManager[None]:
+    """Start what the first cell waits for otherwise, beside the checks of all cells."""
+    if not left or left[0].cell.config.engine != "flower":
+        return nullcontext()
+    from experiments.running.flower import superlink_ahead
+
+    return superlink_ahead()
+
+
+def _run_all(left: Sequence[Outcome], budget: TimeBudget, jobs: int, **options: Any) -> None:
     if jobs > 1 and len(left) > 1:
         workers = Workers(jobs)
         with workers.stopped_by_interrupt(), ThreadPoolExecutor(jobs) as threads:
             list(threads.map(lambda outcome: _run(outcome, budget, workers.run), left))
-        return outcomes
+        return
 
     def run_here(config: RunConfig) -> ExitStatus:
-        return attempt(config, client_cpus=client_cpus, client_gpus=client_gpus)
+        return attempt(config, **options)
 
     for outcome in left:
         _run(outcome, budget, run_here)
         if outcome.status == ExitStatus.INTERRUPTED:
             break
-    return outcomes
 
 
 def _before(cell: Cell, finished: FinishedRuns) -> Outcome:

@@ -92,8 +92,7 @@ def accumulate(
     Parameters
     ----------
     trusted : dict
-        What earlier calls for this model and these parameters have found, which is not checked
-        again; this call adds what it finds.
+        What calls for this model and these parameters have found: it is not checked again.
 
     Raises
     ------

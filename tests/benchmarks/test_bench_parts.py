@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import bench_parts
-from benchmarks.harness import jobs, part_clock
+from benchmarks.bench_parts import clock as part_clock
+from benchmarks.bench_parts import table
+from benchmarks.bench_parts.clock import PARTS, REST, PartClock
+from benchmarks.harness import jobs
 from benchmarks.harness.contenders import Contender, Runner, Timing
 from benchmarks.harness.jobs import Job
-from benchmarks.harness.part_clock import PARTS, REST, PartClock
 
 
 def test_each_moment_counts_for_the_innermost_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,11 +57,11 @@ class Clockwork(Runner):
 def test_what_flower_adds_is_the_median_of_the_differences(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = bench_parts.measure(Clockwork(), 1.0, repeats=3, rounds=2)
+    found = table.measure(Clockwork(), 1.0, repeats=3, rounds=2)
     assert found["parts"]["optimizer"] == found["in-process"] == 3.0
     assert (found["flower"], found["waiting"]) == (5.0, 2.0)
     capsys.readouterr()
-    bench_parts.show({"all weights": found}, 3)
+    table.show({"all weights": found}, 3)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines if line.startswith(("optimizer", "waiting"))] == [
         ["optimizer", "3.000", "100.0%"],
@@ -70,7 +71,7 @@ def test_what_flower_adds_is_the_median_of_the_differences(
 
 def test_one_repeat_is_not_kept_as_a_result(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        bench_parts.main(["--repeats", "1", "--json", "x.json"])
+        table.main(["--repeats", "1", "--json", "x.json"])
     assert "--repeats 1 is no result that --json could keep" in capsys.readouterr().err
 
 
@@ -81,7 +82,7 @@ def test_parts_of_a_tiny_job_add_up_to_its_rounds(
     tiny = Job("demo/fedavg", {"num-clients": 20, "local-steps": 1, "batch-size": 4}, threads=1)
     monkeypatch.setitem(jobs.JOBS, "demo", tiny)
     out = tmp_path / "parts.json"
-    bench_parts.main(["--job", "demo", "--repeats", "2", "--rounds", "1", "--json", str(out)])
+    table.main(["--job", "demo", "--repeats", "2", "--rounds", "1", "--json", str(out)])
     for row in json.loads(out.read_text())["rows"].values():
         assert all(seconds > 0 for seconds in row["parts"].values()), row["parts"]
         for repeat in row["all"]:

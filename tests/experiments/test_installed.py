@@ -1,6 +1,5 @@
 """fedta where pip installs it: nothing is missing there, and nothing is written there."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -14,11 +13,12 @@ import pytest
 from experiments import installed
 from experiments.installed import flower_scripts, write_app
 from experiments.running import presets
-from experiments.running.flower import engine
+from experiments.running.flower import engine, superlink
 from experiments.running.presets import load_table
 from experiments.running.tuning.outcome import write_choice
 from fedta_app.config import RunConfig
 from fedta_app.runs.provenance import CHECKOUT_VARIABLE
+from tests.experiments.running.flower.scripts import superlink_that
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -91,7 +91,7 @@ def test_the_app_that_flower_gets_is_that_of_the_checkout(
 
 
 def test_flower_is_given_a_folder_with_nothing_but_the_app(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = []
 
@@ -99,7 +99,8 @@ def test_flower_is_given_a_folder_with_nothing_but_the_app(
         app = Path(command[command.index("run") + 1])
         given.append((app, {path.name for path in app.iterdir()}, environment[CHECKOUT_VARIABLE]))
 
-    monkeypatch.setattr(engine, "_superlink", lambda *_: contextlib.nullcontext())
+    superlink_that(monkeypatch, tmp_path, "exec sleep 60")
+    monkeypatch.setattr(superlink.SuperLink, "wait", lambda self: None)
     monkeypatch.setattr(engine, "_stream", stream)
     engine.run_on_flower(RunConfig(num_clients=10), client_cpus=1, client_gpus=0.0)
     ((app, files, checkout),) = given

@@ -6,39 +6,24 @@ SuperLink uses the packages that are already installed, and ends with the run or
 """
 
 import math
-import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from experiments import ROOT
-from experiments.installed import flower_scripts, write_app
+from experiments.installed import write_app
 from experiments.running.cells import in_any_folder
-from experiments.running.flower.environment import child_environment, redirects
-from experiments.running.flower.home import run_home
-from experiments.running.signals import die_with_parent
+from experiments.running.flower.superlink import CONNECTION, SCRIPTS, end, superlink_for
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.device.cpus import usable_cpus
-from fedta_app.errors import RunError
 from fedta_app.progress import phase
-from fedta_app.runs.provenance import CHECKOUT_VARIABLE
 from strategies.nodes import num_nodes
 
-SCRIPTS = flower_scripts()
-_START_TIMEOUT = 120.0  # seconds
-_END_TIMEOUT = 5.0
 # Flower's simulation polls every node ten times a second. With more clients than this, each node
 # stands for several of them.
 MOST_NODES = 200
-_CONNECTION = "fedta"
 # Flower's own log lines, those of Ray's actors included, are hidden, except errors.
 _COLOUR = r"(\x1b\[\d+m)*"
 _NOISE = re.compile(
@@ -83,91 +68,16 @@ def run_app(app: Path | None, run_config: str, federation: str) -> None:
     app : Path or None
         The folder of the app; None for fedta itself.
     """
-    environment = dict(os.environ)
-    if left_out := redirects(environment):
-        print(
-            f"not passed on to this run's own Flower and Ray: {', '.join(left_out)}",
-            file=sys.stderr,
-            flush=True,
-        )
-    with run_home() as home:
-        folder = app or write_app(home / "app")
-        values = home / "run.toml"
+    with superlink_for(app or ROOT) as link:
+        folder = app or write_app(link.home / "app")
+        values = link.home / "run.toml"
         values.write_text(run_config, encoding="utf-8")
-        environment = child_environment(home, SCRIPTS, environment)
-        environment[CHECKOUT_VARIABLE] = str(app or ROOT)  # copies are without the history
-        with _superlink(home, environment):
-            command = [
-                str(SCRIPTS / "flwr"), "run", str(folder), _CONNECTION, "--stream",
-                "--run-config", str(values), "--federation-config", federation,
-            ]  # fmt: skip
-            _stream(command, environment)
-
-
-@contextmanager
-def _superlink(home: Path, environment: dict[str, str]) -> Iterator[None]:
-    port = _free_port()
-    log = home / "superlink.log"
-    home.joinpath("config.toml").write_text(
-        f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-        f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
-        encoding="utf-8",
-    )
-    command = [
-        str(SCRIPTS / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1",
-        "--port", str(port), "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            # Ray's actors import what lies in this folder before anything else: another app's
-            # client_app, or a checkout that changes during the run.
-            cwd=home,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C goes to this process, which asks the run to stop
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )
-        try:
-            _wait_until_healthy(process, port, log)
-            yield
-        finally:
-            _end(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    # Not through a proxy, which knows another 127.0.0.1.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with phase("waiting for Flower's SuperLink", sys.stderr):
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                with opener.open(f"http://127.0.0.1:{port}/health", timeout=1):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-    ended = process.poll()
-    what = f"within {_START_TIMEOUT:g} s" if ended is None else f"(exit status {ended})"
-    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise RunError(f"Flower's SuperLink did not start {what}: {' '.join(tail) or 'no output'}")
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    """End a process that may have ended by itself."""
-    process.terminate()
-    try:
-        process.wait(timeout=_END_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        link.wait()
+        command = [
+            str(SCRIPTS / "flwr"), "run", str(folder), CONNECTION, "--stream",
+            "--run-config", str(values), "--federation-config", federation,
+        ]  # fmt: skip
+        _stream(command, link.environment)
 
 
 def is_chatter(line: str) -> bool:
@@ -214,5 +124,5 @@ def _stream(command: list[str], environment: dict[str, str]) -> None:
                         return
         process.wait()
     finally:
-        _end(process)
+        end(process)
         process.stdout.close()

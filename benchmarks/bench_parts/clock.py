@@ -1,6 +1,6 @@
 """A contender that says where its rounds go: the in-process engine with a clock in its functions.
 
-    python -m benchmarks.harness.part_clock FOLDER
+    python -m benchmarks.bench_parts.clock FOLDER
 
 Every moment of a round counts once, for the innermost part that it lies in; "messages, the rest"
 is what lies in none. Vectors travel as the configuration says: by shared memory they cost what

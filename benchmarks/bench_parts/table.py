@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench_parts.clock import PARTS
 from benchmarks.harness.contenders import Contender, Runner, Timing
 from benchmarks.harness.jobs import JOBS, prepared
-from benchmarks.harness.part_clock import PARTS
 from benchmarks.harness.processes import exit_on_sigterm
 from benchmarks.harness.report import facts, processor, write
 
@@ -111,7 +111,3 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = measure(runner, density, repeats=options.repeats, rounds=options.rounds)
     show(found, options.repeats)
     write(options.json, {**facts(), "job": options.job, "repeats": options.repeats, "rows": found})
-
-
-if __name__ == "__main__":
-    main()
