@@ -14,27 +14,35 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A kind of figure: the function that draws it, None where it has nothing to, and a title."""
+    """A kind of figure: the function that draws it, None where it has nothing to, and a title.
+
+    `spread` says what shows how far seeds differ, where there are several.
+    """
 
     draw: "Callable[[Table, Group], Figure | None]"
     title: str
+    spread: str = ""
 
 
 FIGURES = {
     "curves": Kind(
         line_figures.curves,
-        "Validation accuracy against rounds; bands are 95 % intervals over seeds.",
+        "Validation accuracy against rounds.",
+        spread="Bands are 95 % intervals over seeds.",
     ),
     "loss": Kind(
         line_figures.losses,
-        "Validation loss (cross-entropy) against rounds; bands are 95 % intervals over seeds.",
+        "Validation loss (cross-entropy) against rounds.",
+        spread="Bands are 95 % intervals over seeds.",
     ),
     "bytes": Kind(
         line_figures.against_bytes,
         "Validation accuracy against what was moved, head and calibration included.",
     ),
     "heat-map": Kind(
-        map_figures.accuracies, "Final test accuracy, %, with its 95 % interval over seeds."
+        map_figures.accuracies,
+        "Final test accuracy, %.",
+        spread="± is the 95 % interval over seeds.",
     ),
     "cosine": Kind(
         map_figures.cosines,
@@ -117,7 +125,10 @@ def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[
                 name = f"{kind}-{label}" if label else kind
                 for suffix in (".svg", ".png"):
                     save_figure(folder / f"{name}{suffix}", figure)
-                title = FIGURES[kind].title
+                several = any(
+                    len(seeds) > 1 for lines in drawn.values() for seeds in lines.values()
+                )
+                title = " ".join([FIGURES[kind].title, FIGURES[kind].spread * several]).strip()
                 saved[name] = f"{label}: {title}" if label else title
     for path in folder.iterdir():
         if path.suffix in (".svg", ".png") and path.stem not in saved:

@@ -38,6 +38,10 @@ _ON_THE_WAY = (
     "Validation accuracy, %: before training, then the lowest, the mean and the last of the rounds "
     "that were measured. A learning rate that ends at zero can hide how far it had fallen."
 )
+_ONLY_SEEDS = (
+    "All of this is about other seeds. What all seeds share (a backbone, a split, the images that "
+    "are measured on) varies in no interval and no test."
+)
 _MOST_COMMANDS = 4  # that a report names
 
 
@@ -196,14 +200,19 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
     against = table.report.get("reference")
     whom = f"with {against}" if against else "with each other"
     others = " and ".join(axis for axis in table.axes if axis not in table.compared)
-    how = (
-        f"Paired t-tests over seeds, each {' and '.join(table.compared)} {whom}; Holm's correction "
-        f"over the comparisons that the table plans{others and f' in each {others}'}, run or not "
-        "(family). Differences are percent points of test accuracy, with their own 95 % interval. "
-        f"A pair *differs* where the corrected p is below {ALPHA}. {_equivalence(table)} What is "
-        "neither *cannot be told*. Detectable is the smallest difference that the seeds could have "
-        "told, at the spread that they have."
-    )
+    methods, units = " and ".join(table.compared), "percent points of test accuracy"
+    if comparisons["seeds"].max() == 1:
+        how = f"Each {methods} {whom}, in {units}. With one seed there is nothing to test by."
+    else:
+        how = (
+            f"Paired t-tests over seeds, each {methods} {whom}; Holm's correction over the "
+            f"comparisons that the table plans{others and f' in each {others}'}, run or not "
+            f"(family). Differences are {units}, with their own 95 % interval. A pair *differs* "
+            f"where the corrected p is below {ALPHA}. {_equivalence(table)} What is neither "
+            "*cannot be told*. Detectable is a true difference that would be told in four of five "
+            "such experiments, at the spread that the seeds have, as the first of its family. "
+            f"{_ONLY_SEEDS}"
+        )
     return ["## Differences", how, pipes(print_comparisons(comparisons))]
 
 
@@ -213,5 +222,5 @@ def _equivalence(table: Table) -> str:
         return "The table states no margin within which a pair would be equivalent."
     return (
         f"It is *equivalent* where two one-sided tests, corrected likewise, put the difference "
-        f"within {100 * margin:g} points, the margin that the table stated before it ran."
+        f"within {100 * margin:g} points, the margin that the table states."
     )

@@ -38,7 +38,7 @@ class AlgorithmKeys:
     """The algorithm, and defences and attacks around it."""
 
     strategy: str = choice("fedavg", algorithms(), "result time",
-        "the algorithm, a file of fedta_app/algorithms: docs/algorithms.md", read_when=FEDERATED,
+        "the algorithm: docs/algorithms.md", read_when=FEDERATED,
         synonyms="algorithm aggregation aggregator")
     superclient_clients: int = whole(0, 0, "result time",
         "FedSeq: clients in a superclient, trained one after the other; 0, 1: off",
@@ -101,7 +101,7 @@ class AlgorithmKeys:
         "longest update of a client: longer ones are shortened to it; 0: none",
         read_when=FEDERATED)
     update_bound_kind: str = choice("median", ("median", "fixed"), "result",
-        "whether that is a multiple of the round's median norm, or a norm",
+        "median: update-bound times the round's median norm; fixed: update-bound itself",
         read_when=BOUNDED)
     dp_noise: float = number(0.0, or_zero("a number", "for no noise"), "result",
         "DP: deviation of the noise on the sum of updates, in update-bounds; 0: none",
@@ -126,5 +126,5 @@ class AlgorithmKeys:
         "result", "share of clients that are hostile, to evaluate defences; 0: none",
         read_when=FEDERATED)
     attack: str = choice("sign-flip", (*ON_UPDATES, *ON_HEAD, *ON_MASK), "result",
-        "their updates: sign-flip, scale (by 10), reverse (by -100), same-value; or what else",
+        "what they send: an update, sums for the head (head-labels, head-scale) or scores",
         read_when=ATTACKED)

@@ -36,7 +36,8 @@ class DataKeys:
     name: str = text("run", "letters, digits and . _ + = - in one or more parts separated by /",
         "name", "the run directory is <results-dir>/<name>/seed<seed>",
         check=lambda value: _NAME.fullmatch(value) and ".." not in value)
-    seed: int = whole(0, 0, "result start", "every random draw depends on it, and on nothing else",
+    seed: int = whole(0, 0, "result start",
+        "of every random draw (of the validation split only where val-seed is -1)",
         synonyms="random-seed")
     dataset: str = choice("digits", (*DATASETS, FOLDER), "result time step build start",
         "digits (no download), cifar100, shakespeare, synthetic, or folder")

@@ -74,13 +74,14 @@ class TrainingKeys:
     lr: float = number(0.02, POSITIVE, "result", "highest learning rate of the clients' SGD",
         synonyms="learning-rate local-lr client-lr eta")
     lr_batch_size: int = whole(0, 0, "result",
-        "batch size that lr is for: lr grows in proportion to batch-size; 0: as it is",
+        "batch size that lr is for: lr grows in proportion to batch-size; 0: it does not",
         synonyms="linear-scaling base-batch-size")
     lr_schedule: str = choice("constant", ("constant", "step", "cosine", "warmup-cosine"), "result",
         "constant, step, cosine or warmup-cosine, over rounds",
         synonyms="schedule scheduler lr-scheduler")
     warmup_rounds: int = whole(0, 0, "result",
-        "rounds in which lr rises linearly; 0 but for warmup-cosine", scales_with_rounds=True,
+        "rounds in which lr rises linearly; 0 for other schedules than warmup-cosine",
+        scales_with_rounds=True,
         fewest_rounds=2, synonyms="warmup warm-up warmup-epochs")
     lr_step_rounds: int = whole(10, 1, "result",
         "rounds from one step to the next, for lr-schedule step", scales_with_rounds=True,

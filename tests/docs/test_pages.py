@@ -73,7 +73,7 @@ def check_module(module: str, arguments: list[str]) -> None:
     assert importlib.util.find_spec(module), module
     if module != "experiments" or not arguments:
         return
-    if len(arguments) == 1 and arguments != ["list"]:
+    if len(arguments) == 1 and arguments[0] not in ("list", "cache"):
         arguments = [*arguments, "demo"]  # the text speaks of the command alone
     options = parse(arguments)
     for key in parse_overrides(getattr(options, "overrides", [])):

@@ -90,14 +90,12 @@ def test_two_seeds_that_agree_on_few_images_are_not_enough() -> None:
         assert math.isnan(smallest_detectable([0.5, 0.6], pair, 1))
 
 
-@pytest.mark.parametrize(("number", "family"), [(3, 4), (5, 7), (8, 12)])
-def test_what_so_many_seeds_could_have_told(number: int, family: int) -> None:
-    """Just above it the corrected test finds a difference, just below it does not."""
-    noise = np.random.default_rng(number).normal(size=number)
-    noise -= noise.mean()
-    zeros = [0.0] * number
-    limit = smallest_detectable(noise.tolist(), zeros, family)
-    for factor, found in ((0.999, False), (1.001, True)):
-        _, p = paired_test((noise + factor * limit).tolist(), zeros)
-        assert (holm([p], family)[0] < 0.05) is found
+@pytest.mark.parametrize(("number", "family"), [(2, 1), (2, 8), (3, 4), (5, 7), (8, 12)])
+def test_a_detectable_difference_is_told_four_times_in_five(number: int, family: int) -> None:
+    """By experiments drawn at random, whose spread is the one that was seen."""
+    seen = np.linspace(-1, 1, number)
+    detectable = smallest_detectable(seen.tolist(), [0.0] * number, family)
+    drawn = np.random.default_rng(number).normal(detectable, seen.std(ddof=1), (20_000, number))
+    told = stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05 / family
+    assert told.mean() == pytest.approx(0.8, abs=0.015)
     assert math.isnan(smallest_detectable([0.5], [0.4], 1))
