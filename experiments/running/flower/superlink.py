@@ -98,6 +98,12 @@ def superlink_for(checkout: Path) -> Iterator[SuperLink]:
     checkout : Path
         Where the code of the app comes from; the copies that run are without its history.
     """
+    if left_out := redirects(os.environ):
+        print(
+            f"not passed on to this run's own Flower and Ray: {', '.join(left_out)}",
+            file=sys.stderr,
+            flush=True,
+        )
     with ExitStack() as stack:
         if _ahead and checkout == ROOT:
             link, opened = _ahead.pop()
@@ -109,15 +115,8 @@ def superlink_for(checkout: Path) -> Iterator[SuperLink]:
 
 @contextmanager
 def _started(checkout: Path) -> Iterator[SuperLink]:
-    environment = dict(os.environ)
-    if left_out := redirects(environment):
-        print(
-            f"not passed on to this run's own Flower and Ray: {', '.join(left_out)}",
-            file=sys.stderr,
-            flush=True,
-        )
     with run_home() as home:
-        environment = child_environment(home, SCRIPTS, environment)
+        environment = child_environment(home, SCRIPTS, os.environ)
         environment[CHECKOUT_VARIABLE] = str(checkout)
         port = _free_port()
         home.joinpath("config.toml").write_text(

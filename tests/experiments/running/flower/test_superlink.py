@@ -69,6 +69,17 @@ def test_one_that_cannot_start_ahead_is_the_matter_of_the_run(
         pass
 
 
+def test_what_is_not_passed_on_is_said_by_the_run_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, starts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with superlink_ahead():
+        assert capsys.readouterr().err == ""  # the checks may refuse the cell, in one sentence
+        with superlink_for(ROOT) as link:
+            assert "own Flower and Ray: RAY_ADDRESS" in capsys.readouterr().err
+            assert link.environment["RAY_ADDRESS"] == "local"
+
+
 def test_one_that_ends_at_once_is_a_sentence_with_its_last_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
