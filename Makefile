@@ -43,5 +43,5 @@ docs: $(READY) ## the documentation as HTML in build/docs; a warning is an error
 wheel: $(READY) ## build dist/*.whl, and use it in a clean environment without this checkout
 	PYTHON=$(PYTHON) .ci/wheel
 
-bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (half an hour)
+bench: $(READY) ## speed and memory beside a bare PyTorch loop and other frameworks (more than an hour)
 	$(PYTHON) -m benchmarks

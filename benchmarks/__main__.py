@@ -2,8 +2,8 @@
 
     python -m benchmarks [--only PART] [--repeats 3] [--data-dir DIR] [--out DIR]
 
-Each part is a command of its own as well: python -m benchmarks.bench_PART --help. They take half
-an hour on two cores, which should have nothing else to do.
+Each part is a command of its own as well: python -m benchmarks.bench_PART --help. They take more
+than an hour on two cores, which should have nothing else to do.
 """
 
 import argparse

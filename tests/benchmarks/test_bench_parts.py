@@ -26,7 +26,7 @@ def test_each_moment_counts_for_the_innermost_part(monkeypatch: pytest.MonkeyPat
             raise ZeroDivisionError
 
     owner = SimpleNamespace(inner=inner)
-    clock.time(owner, "inner", "inner")
+    clock.watch(owner, "inner", "inner")
     now[0] += 1
     with clock.within("outer"):
         now[0] += 8
