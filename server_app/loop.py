@@ -25,7 +25,7 @@ from fedta_app.runs.session import RunSession
 from fedta_app.training.datasets import find_dataset, knows_clients, of_nodes
 from fedta_app.training.evaluation import Start
 from fedta_app.training.facts import label_counts, model_facts, run_facts
-from fedta_app.training.workspace import Workspace, shared_workspace
+from fedta_app.training.workspace import shared_workspace
 from server_app.head_phases import ProbeHead, RidgeHead
 from server_app.mask_phases import mask_phase
 from server_app.phases import Train, make_strategy
@@ -53,16 +53,11 @@ def run_rounds(grid: Grid, config: RunConfig) -> None:
             total_rows=sum(phase.num_rounds for phase in phases),
             facts=federated_facts(state),
             notes=state.notes,
-            saved=lambda: (
-                forget_unnamed_blobs(state, strategy)
-                if strategy.memories or state.old_heads
-                else None
-            ),
+            saved=lambda: after_checkpoint(state, strategy, session),
         )
         with session.recording_failure():
             workspace.fill_cache()
             forget_unnamed_blobs(state, strategy)
-            save_partition(workspace, session)
             parts: dict[str, Part] = {"server": state, "algorithm": strategy}
             keeper = ModelKeeper(
                 session, state.model, with_all_images(model_facts(workspace), state)
@@ -128,12 +123,18 @@ def with_all_images(facts: dict[str, Any], state: ServerState) -> dict[str, Any]
     return facts
 
 
-def save_partition(workspace: Workspace, session: RunSession) -> None:
-    """Save the figure that shows how many images of each class the clients hold."""
-    if not knows_clients(workspace.config):
-        return
-    with unless_refused():
-        save_partition_figure(session.directory.path / "partition.png", label_counts(workspace))
+def after_checkpoint(state: ServerState, strategy: FederatedStrategy, session: RunSession) -> None:
+    """Delete what no kept checkpoint names, and draw who holds what once a round was trained.
+
+    Not before: to import matplotlib takes a sixth of the time until the first round.
+    """
+    if strategy.memories or state.old_heads:
+        forget_unnamed_blobs(state, strategy)
+    path = session.directory.path / "partition.png"
+    trained = bool(session.rows) and session.rows[-1].phase == "train"
+    if trained and knows_clients(state.config) and not path.exists():
+        with unless_refused():
+            save_partition_figure(path, label_counts(state.workspace))
 
 
 def forget_unnamed_blobs(state: ServerState, strategy: FederatedStrategy) -> None:

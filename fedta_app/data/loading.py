@@ -24,6 +24,8 @@ __all__ = [
     "load_side",
 ]
 
+_IN_CACHE = 2**17  # float64 numbers that a processor's cache holds; more of them take 9 x the time
+
 
 @dataclass(frozen=True, eq=False)
 class DataSplits:
@@ -264,7 +266,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = total.clone()
-    for chunk in torch.split(images, 512):
+    some = max(1, _IN_CACHE // max(1, images[:1].numel()))
+    for chunk in torch.split(images, some):
         values = chunk.double()
         total += values.sum(dim=(0, 2, 3))
         squares += values.square_().sum(dim=(0, 2, 3))

@@ -16,6 +16,7 @@ from fedta_app.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedta_app.runs.metrics import ADDED, COLUMNS, COSTS
 from fedta_app.training import client as local
 from fedta_app.training.workspace import shared_workspace
+from server_app import loop as server_loop
 from server_app.app import app as server_app
 from strategies.exchange import RoundCosts
 from tests.server_app.failing import fail_for
@@ -86,6 +87,27 @@ def test_a_run_leaves_what_the_design_promises(
     output = capsys.readouterr().out.splitlines()
     assert output[0] == output[-1] == f"run directory: {directory}"
     assert output[-2].startswith("finished: ")
+
+
+def test_who_holds_what_is_drawn_after_the_first_round_that_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = tmp_path / "test/seed0/partition.png"
+    drawn: list[int] = []
+    save = server_loop.save_partition_figure
+
+    def note_and_save(path: Path, counts: Any) -> None:
+        drawn.append(len(rows(tmp_path)))
+        save(path, counts)
+
+    monkeypatch.setattr(server_loop, "save_partition_figure", note_and_save)
+    run(tmp_path, **{"num-server-rounds": 2, "max-minutes": 1e-9})
+    assert not figure.exists() and drawn == []
+    run(tmp_path, **{"num-server-rounds": 2})
+    assert figure.exists() and drawn == [2]  # the start, and round 1
+    figure.unlink()
+    run(tmp_path, **{"num-server-rounds": 2})
+    assert drawn == [2]  # nothing of a finished run is done again
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:

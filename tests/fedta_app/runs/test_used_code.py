@@ -1,5 +1,6 @@
 """What identifies the code of a run: the files that it uses, and the commit they come from."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedta_app.config import RunConfig
-from fedta_app.runs import provenance
+from fedta_app.runs import provenance, used_code
 from fedta_app.runs.command import to_continue, typed, typed_command
 from fedta_app.runs.provenance import CHECKOUT_VARIABLE, code_facts, uncommitted
 from fedta_app.runs.used_code import ROOMS, read_sources, sources_sha256, used_parts
@@ -92,6 +93,17 @@ def test_what_a_used_file_imports_is_used_too(line: str) -> None:
     if "from ." not in line:
         shared = used_parts(RANDOM, sources | {"fedta_app/seeding.py": seeding})["shared"]
         assert "fedta_app/masks/rules/agreement.py" in shared
+
+
+def test_a_file_that_is_not_parsed_imports_no_unit() -> None:
+    sources = read_sources(ROOT)
+    units = {path for path in sources if used_code._is_unit(path)}
+    for path, source in sources.items():
+        package = path.rpartition("/")[0].replace("/", ".")
+        modules = used_code._imported_modules(ast.parse(source), package)
+        assert (
+            used_code._imports(path, source) & units == set(map(used_code._path, modules)) & units
+        )
 
 
 @pytest.fixture
