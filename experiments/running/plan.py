@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
 from experiments.running.launch import check_clients
+from experiments.running.workers import check_jobs
 from fedta_app.pace.schedule import schedule_warning
 
 
@@ -21,7 +22,13 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
         Length of a session, such as a Colab session.
     jobs : int
         Number of cells that run at a time.
+
+    Raises
+    ------
+    ConfigError
+        When `run` would refuse the cells before it starts them.
     """
+    check_jobs(cells, jobs)
     for cell in cells:
         check_clients(cell.config)
     forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))

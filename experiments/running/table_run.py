@@ -11,9 +11,9 @@ from typing import Any
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import Cell, FinishedRuns, State, progress
 from experiments.running.launch import attempt, preflight, why_failed
-from experiments.running.workers import Workers
+from experiments.running.workers import Workers, check_jobs
 from fedta_app.config import RunConfig
-from fedta_app.errors import CheckpointError, ConfigError
+from fedta_app.errors import CheckpointError
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.records import disagreement, read_summary
 
@@ -94,11 +94,7 @@ def run_cells(
     ValueError
         Before any run is started, when a cell cannot be run.
     """
-    if jobs > 1 and any(cell.config.engine == "flower" for cell in cells):
-        raise ConfigError(
-            f"--jobs {jobs} is not allowed with engine = 'flower', which runs clients side by "
-            "side itself: use --engine in-process, or --jobs 1"
-        )
+    check_jobs(cells, jobs)
     finished = FinishedRuns(cells[0].results)
     outcomes = [_before(cell, finished) for cell in cells]
     left = [outcome for outcome in outcomes if outcome.status is None]

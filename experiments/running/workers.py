@@ -8,20 +8,32 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from experiments import ROOT
 from experiments.exit_status import ExitStatus
+from experiments.running.cells import Cell
 from experiments.running.launch import attempt, has_begun
 from experiments.running.signals import die_with_parent, on_interrupt
 from fedta_app.config import RunConfig, to_toml
 from fedta_app.device.cpus import usable_cpus
+from fedta_app.errors import ConfigError
 from fedta_app.runs.directory import STOP_FILE, run_path
 from fedta_app.runs.records import read_summary
 
 _STATUSES = (ExitStatus.FINISHED, ExitStatus.STOPPED, ExitStatus.INTERRUPTED)  # beside FAILED
+
+
+def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
+    """Raise ConfigError when so many cells cannot run at a time."""
+    if jobs > 1 and any(cell.config.engine == "flower" for cell in cells):
+        raise ConfigError(
+            f"--jobs {jobs} is not allowed with engine = 'flower', which runs clients side by "
+            "side itself: use --engine in-process, or --jobs 1"
+        )
 
 
 class Workers:

@@ -14,7 +14,7 @@ from fedta_app.data.sets.base import ImageSet
 from fedta_app.errors import DataError
 
 
-class _CheckedBefore(CIFAR100):
+class _CheckedBefore(CIFAR100):  # type: ignore[misc]
     """The other part of files whose md5 sums torchvision checked, all of them, for the first."""
 
     def _check_integrity(self) -> bool:

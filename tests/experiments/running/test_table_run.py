@@ -137,16 +137,14 @@ def test_two_jobs_give_what_one_gives(tmp_path: Path) -> None:
     assert columns[0] == columns[1]
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
 def test_jobs_are_refused_where_the_engine_runs_clients_side_by_side(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        main(["run", "demo", "--jobs", "2", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
-    )
+    place = ["--results-dir", str(tmp_path)]
+    assert main([command, "demo", "--jobs", "2", *place]) == ExitStatus.REFUSED
     assert "--jobs 2 is not allowed with engine = 'flower'" in capsys.readouterr().err
-    assert (
-        main(["run", "demo", "--jobs", "0", "--results-dir", str(tmp_path)]) == ExitStatus.REFUSED
-    )
+    assert main([command, "demo", "--jobs", "0", *place]) == ExitStatus.REFUSED
 
 
 def start_long(folder: Path) -> "subprocess.Popen[bytes]":
