@@ -164,7 +164,7 @@ class SignElectedMeanAccumulator:
     TIES-Merging (Yadav et al., NeurIPS 2023, arXiv 2306.01708), without its trimming, which the
     masks do: ``s_j = sign(sum_k w_k u_kj)`` over those who trained j, then the mean of the ``u_kj``
     whose sign is ``s_j``, weighted by ``w_k``. A zero entry has no vote and no share. A draw gives
-    0 (the authors' code gives it the sign that most entries have). Four buffers.
+    0, to rounding (the authors' code gives it the sign that most entries have). Four buffers.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ arXiv 1802.07927. For n updates of a round, of which f may be malicious:
   nearest others.
 - MultiKrum: the mean, by examples, of the m updates with the least scores.
 - Bulyan: of the n - 2 f updates with the least scores, per entry the mean of the n - 4 f that are
-  nearest to their median.
+  nearest to their median. (The paper scores those that are left anew after each choice.)
 
 They are those of Flower's strategies of these names, on updates: the distances of Krum between
 models, as Flower has them, drown in rounding. A distance that is not finite is the largest.
@@ -213,7 +213,8 @@ class MultiKrum(_AgainstSome):
     Attributes
     ----------
     selected_updates : int
-        m; 0 stands for all of the round but `malicious_clients`, which is also the most.
+        m; 0 stands for all that came but `malicious_clients`, which is also the most of any round:
+        where replies are lost, fewer are averaged.
     """
 
     name: ClassVar[str] = "multikrum"
@@ -232,7 +233,8 @@ class MultiKrum(_AgainstSome):
 
     def chosen(self, updates: Sequence[Tensor], examples: Sequence[int]) -> Tensor:
         """Return the mean of those with the least scores, by examples, in client order."""
-        number = self.selected_updates or len(updates) - self.malicious_clients
+        honest = len(updates) - self.malicious_clients
+        number = min(self.selected_updates or honest, honest)
         mean = MeanAccumulator()
         for i in sorted(_nearest_first(updates, self.malicious_clients)[:number]):
             mean.add(updates[i], examples[i])

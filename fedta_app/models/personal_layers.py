@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
 
+import timm.layers
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,9 @@ from fedta_app.errors import ConfigError
 from fedta_app.vectors.flat import FlatWeights
 from fedta_app.vectors.mask import FlatMask
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# timm's RMS norms, SimpleNorm among them, are classes of its own.
+_TIMMS = (kind for name, kind in vars(timm.layers).items() if name.startswith(("Rms", "Simple")))
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_TIMMS)
 
 
 class Split(NamedTuple):
@@ -86,7 +89,8 @@ def personal_layers(
     ----------
     patterns : str
         "head" (the model's head), "norm" (the affine parameters of LayerNorm, GroupNorm and
-        RMSNorm), or names of tensors with the wildcards of file names, separated by commas.
+        RMSNorm, and of timm's own), or names of tensors with the wildcards of file names,
+        separated by commas.
     weights : FlatWeights
         The parameters of the model that are trained.
     head : str

@@ -139,6 +139,11 @@ def add_layer_norm(eps: float, sink: Sink, gradient: Tensor, source: Tensor) -> 
     add_product(sink, gradient, F.layer_norm(source, sink.value.shape, eps=eps))
 
 
+def add_rms_norm(eps: float | None, sink: Sink, gradient: Tensor, source: Tensor) -> None:
+    """Add the gradients of the weight of an RMS norm."""
+    add_product(sink, gradient, F.rms_norm(source, list(sink.value.shape), eps=eps))
+
+
 def add_group_norm(
     num_groups: int, eps: float, sink: Sink, gradient: Tensor, source: Tensor
 ) -> None:

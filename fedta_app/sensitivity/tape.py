@@ -39,6 +39,7 @@ from fedta_app.sensitivity.layers import (
     add_layer_norm,
     add_linear,
     add_product,
+    add_rms_norm,
     add_sum,
 )
 
@@ -237,6 +238,17 @@ def _layer_norm(
     return tape.watch(output, (input,), (weight, rule), (bias, add_sum))
 
 
+def _rms_norm(
+    tape: SquaredGradientTape,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    output = F.rms_norm(input, normalized_shape, tape.constant(weight), eps)
+    return tape.watch(output, (input,), (weight, partial(add_rms_norm, eps)))
+
+
 def _group_norm(
     tape: SquaredGradientTape,
     input: Tensor,
@@ -274,6 +286,7 @@ _OPERATIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     cpu_kernels.linear: partial(_linear, product=cpu_kernels.linear),
     F.conv2d: _conv2d,
     F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     torch.Tensor.add: _plus,
     torch.add: _plus,

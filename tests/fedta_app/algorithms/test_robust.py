@@ -79,6 +79,16 @@ def test_it_is_flowers_on_the_same_arrays(ours: Algorithm, theirs: Any, number: 
     np.testing.assert_allclose(combined(ours, those).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("selected", [0, 4, 8])
+def test_where_replies_are_lost_multikrum_averages_no_more_than_are_honest(
+    selected: int,
+) -> None:
+    rule = MultiKrum(malicious_clients=2, num_clients=10, selected_updates=selected)
+    near = [torch.full((4,), 1.0 + i / 100) for i in range(5)]
+    found = combined(rule, [*near, torch.full((4,), -100.0), torch.full((4,), -100.1)])
+    assert 1.0 <= float(found.min()) <= float(found.max()) <= 1.04
+
+
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_the_order_of_arrival_is_no_matter(rule: Algorithm) -> None:
     """Sums are in the order of arrival, which a run makes that of the clients."""

@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
+from torch import nn
 
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.models.personal_layers import personal_layers
 from fedta_app.training.workspace import Workspace, build_workspace
-from fedta_app.vectors import FlatMask
+from fedta_app.vectors import FlatMask, FlatWeights
 
 
 def workspace(folder: Path, **values: Any) -> Workspace:
@@ -31,6 +34,18 @@ def test_head_is_the_head_and_norm_the_parameters_of_normalisation(tmp_path: Pat
         kinds = {type(modules[name.rpartition(".")[0]]).__name__ for name in found["norm"]}
         assert kinds and all("Norm" in kind for kind in kinds)
         assert found["head,norm"] == found["head"] | found["norm"]
+
+
+def test_timms_own_norms_are_norms_too() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 4),
+        *(getattr(timm.layers, name)(4) for name in ("RmsNorm", "RmsNorm2d", "SimpleNorm")),
+        timm.layers.RmsNormAct(4),
+    )
+    weights = FlatWeights(model, [name for name, _ in model.named_parameters()])
+    layers = personal_layers("norm", model, weights, head="0")
+    assert layers is not None
+    assert layers.names == {f"{i}.weight" for i in range(1, 5)}
 
 
 def test_patterns_are_those_of_file_names(tmp_path: Path) -> None:

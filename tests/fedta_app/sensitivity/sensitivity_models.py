@@ -1,6 +1,7 @@
 """Small models for the tests of `fedta_app.sensitivity`, and a loop over examples as the oracle."""
 
 import torch
+from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +60,7 @@ FAST = {
     "vit layer scale": (lambda: vit(init_values=0.3, no_embed_class=True), (16, 16)),
     "vit average pool": (lambda: vit(class_token=False, global_pool="avg"), (16, 16)),
     "vit attention pool": (lambda: vit(class_token=False, global_pool="map"), (16, 16)),
+    "vit rms norm": (lambda: vit(norm_layer=RmsNorm), (16, 16)),
     "cnn": (cnn, (16, 16)),
     "resnet": (resnet, (16, 16)),
 }
