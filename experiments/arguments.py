@@ -224,6 +224,8 @@ def check(options: argparse.Namespace) -> None:
         if name in _NUMBERS and isinstance(value, str):
             setattr(options, name, _number(value, _NUMBERS[name], said))
         elif name in _FOLDERS and value is not None:
+            if not str(value).strip():  # an unset variable of the shell: not the current folder
+                raise ConfigError(f"{said} is not allowed: it names no folder")
             setattr(options, name, as_folder(value, said))
 
 

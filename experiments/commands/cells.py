@@ -17,17 +17,18 @@ _NAMED = 3  # presets that a warning names
 def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     """Return the cells that the options select."""
     overrides: dict[str, Any] = parse_overrides(options.overrides)
-    for key in ("engine", "device", "resume"):
-        if (value := getattr(options, key, None)) is not None:
-            overrides[key] = value
-    for key in ("results-dir", "data-dir"):
-        if (given := getattr(options, key.replace("-", "_"))) is not None:
-            overrides[key] = str(given)
     name = getattr(options, "name", None)
-    if name and "name" in overrides:
-        raise ConfigError(
-            f"--name {name} and --set name={overrides['name']} are two names: give one"
-        )
+    for key in ("name", "engine", "device", "resume", "results-dir", "data-dir"):
+        value = getattr(options, key.replace("-", "_"), None)
+        if value is None:
+            continue
+        if key in overrides:
+            raise ConfigError(
+                f"--set {key}={overrides[key]} is not allowed with another option for {key}, which "
+                f"is {value}: give one of the two"
+            )
+        if key != "name":
+            overrides[key] = str(value) if key.endswith("-dir") else value
     table, chosen = select(options.selection, options.scale)
     return make_cells(chosen, overrides, options.seeds or table.seeds, name)
 

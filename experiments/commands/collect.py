@@ -11,7 +11,6 @@ from experiments import RESULTS
 from experiments.commands.cells import chosen_cells
 from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import LastData, collect, record_folder
-from experiments.reporting.records import RecordError
 from experiments.running.cells import (
     Cell,
     FinishedRuns,
@@ -23,7 +22,7 @@ from experiments.running.cells import (
 )
 from experiments.running.presets import Table, load_table
 from fedta_app.config import RunConfig
-from fedta_app.errors import CheckpointError, ConfigError
+from fedta_app.errors import RunError
 from fedta_app.runs.command import typed_command
 
 _MOST_KEYS = 6  # in which a run that is like a missing cell may differ from it
@@ -43,7 +42,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         before = read_config(record_folder(cell, out))
         try:
             collect(cell, path, out, with_classes=cell.config.seed == first, last=last)
-        except (RecordError, CheckpointError, ConfigError) as error:
+        except (ValueError, RunError, OSError) as error:  # refused, damaged, or not to be read
             print(f"error: {cell.label}: {error}", file=sys.stderr)
             refused += 1
             continue

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         text += [f"{title}:", frame.to_string(index=False)]
         page += [f"## {title}", pipes(frame)]
     if not len(keys):
-        notes.insert(0, "the configurations, code and processor are the same")
+        notes.insert(0, "the configurations, weights, code and processor are the same")
     remarks = [f"note: {note}" for note in notes]
     folder = (options.out or Path("comparison")).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,10 @@ from experiments.reporting.records import (
     RecordError,
     record_sha256,
 )
-from experiments.running.cells import Cell
+from experiments.running.cells import Cell, other_weights
 from fedta_app.analysis import block_density, mask_overlap_matrix
 from fedta_app.analysis.interference import Interference
-from fedta_app.config import RunConfig, keys_that_decide
+from fedta_app.config import RunConfig, keys_that_decide, without_folders
 from fedta_app.data.loading import DataSplits
 from fedta_app.errors import first_line
 from fedta_app.files import file_sha256, read_toml, write_atomically
@@ -35,7 +35,7 @@ from fedta_app.finished.reading import Run
 from fedta_app.partition.schemes import class_counts
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.checkpoint import Checkpoint, load_checkpoint
-from fedta_app.runs.metrics import Row, write_csv
+from fedta_app.runs.metrics import Row, csv_text
 from fedta_app.runs.records import (
     METRICS,
     SUMMARY,
@@ -110,12 +110,10 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
     workspace = last.workspace(config.with_values(device="cpu"))
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
-    folder.mkdir(parents=True, exist_ok=True)
-    mask = Run(path).flat_mask
-    for name in FILES:  # an earlier record's, which this run need not have
-        (folder / name).unlink(missing_ok=True)
-    if mask is not None:
-        summary["mask-sample"] = _keep_mask(folder / MASK_FILE, mask)
+    _check_weights(cell.config, path, summary)
+    files: dict[str, str | bytes] = {}  # all of them, before an earlier record is replaced
+    if (mask := Run(path).flat_mask) is not None:
+        files[MASK_FILE], summary["mask-sample"] = _mask_sample(mask)
         summary["mask-density"] = _densities(mask, workspace)
         frozen = ~mask.mask
         before, after = workspace.weights.vector, _server(checkpoint)["weights"]
@@ -126,24 +124,34 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
             summary["own-masks"] = overlap
     if vectors := {**_task_vectors(path), **summary.get("task-vectors", {})}:
         summary["task-vectors"] = vectors
-    _keep_points(path, checkpoint, folder)
+    files |= _points(path, checkpoint)
     if with_classes and knows_clients(config):
         labels, classes = workspace.data.train.labels.numpy(), workspace.data.num_classes
         counts = class_counts(labels, workspace.partitions, classes).tolist()
-        write_atomically(
-            folder / CLASSES_FILE, "".join(",".join(map(str, row)) + "\n" for row in counts)
-        )
+        files[CLASSES_FILE] = "".join(",".join(map(str, row)) + "\n" for row in counts)
     summary["name"] = cell.preset.label
     for session in summary["sessions"]:
         if command := session.get("command"):
             session["command"] = portable_command(command)
-    write_csv(folder / METRICS, rows)
-    write_atomically(folder / "config.toml", _portable(config, cell.preset.label))
-    summary["files"] = {
-        name: record_sha256(folder / name) for name in FILES if (folder / name).exists()
-    }
+    files[METRICS] = csv_text(rows)
+    files["config.toml"] = _portable(config, cell.preset.label)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if name in files:
+            write_atomically(folder / name, files[name])
+        else:  # an earlier record's
+            (folder / name).unlink(missing_ok=True)
+    summary["files"] = {name: record_sha256(folder / name) for name in FILES if name in files}
+    if (start := Path(summary["weights"]["from"])).is_absolute():  # not the name of a repository
+        summary["weights"]["from"] = start.name
     write_summary(folder, without_paths(summary))
     return folder
+
+
+def _check_weights(asked: RunConfig, path: Path, summary: dict[str, Any]) -> None:
+    """Refuse a run with other weights than those that are asked for."""
+    if said := other_weights(asked, summary):
+        raise RecordError(f"{path} {said}")
 
 
 def _as_the_checkpoint_says(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Row]]:
@@ -171,15 +179,18 @@ def _final_sha256(path: Path, checkpoint: Checkpoint) -> str:
     return weights_sha256(torch.cat([part for part in (kept["weights"], head) if part is not None]))
 
 
-def _keep_points(path: Path, checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the tables of points; the rows of interference.csv are in the checkpoint."""
-    for name in POINTS:
-        if (points := path / f"{name}.csv").exists():
-            write_atomically(folder / points.name, points.read_bytes())
+def _points(path: Path, checkpoint: Checkpoint) -> dict[str, str | bytes]:
+    """Return the tables of points by file; the rows of interference.csv are in the checkpoint."""
+    files: dict[str, str | bytes] = {
+        f"{name}.csv": (path / f"{name}.csv").read_bytes()
+        for name in POINTS
+        if (path / f"{name}.csv").exists()
+    }
     train = checkpoint.state["parts"].get("phase/train", {})
     if rows := [checked(Interference, row) for row in train.get("interference", [])]:
         columns = [entry.name for entry in fields(Interference)]
-        write_csv(folder / "interference.csv", rows, columns)
+        files["interference.csv"] = csv_text(rows, columns)
+    return files
 
 
 def _check_points(path: Path, summary: dict[str, Any]) -> None:
@@ -203,7 +214,7 @@ def _portable(config: RunConfig, name: str) -> str:
         for key, value in config.to_mapping().items()
         if key == "engine" or key not in keys_that_decide("place")
     }
-    return tomli_w.dumps(without_paths(kept) | {"name": name})
+    return tomli_w.dumps(without_paths(without_folders(kept)) | {"name": name})
 
 
 def portable_command(command: str) -> str:
@@ -215,8 +226,9 @@ def portable_command(command: str) -> str:
         name, equals, value = word.partition("=")
         if name == "--set":
             value = value if equals else words.pop(0)
-            if value.partition("=")[0].strip() not in place:
-                kept += ["--set", value]
+            key, _, text = (part.strip() for part in value.partition("="))
+            if key not in place:
+                kept += ["--set", f"{key}={without_folders({key: text})[key]}"]
         elif name in _PLACE_OPTIONS:
             if not equals:
                 words.pop(0)
@@ -236,14 +248,13 @@ def without_paths(value: Any) -> Any:
     return _PATH.sub("", value) if isinstance(value, str) else value
 
 
-def _keep_mask(path: Path, mask: FlatMask) -> dict[str, int]:
-    """Write a sample of the mask's bits, at positions that depend on its length only."""
+def _mask_sample(mask: FlatMask) -> tuple[bytes, dict[str, int]]:
+    """Return a sample of the mask's bits, at positions that depend on its length only."""
     values = mask.mask.numpy()
     if len(values) > MASK_SAMPLE:
         order = numpy_generator("mask sample", len(values)).permutation(len(values))
         values = values[np.sort(order[:MASK_SAMPLE])]
-    write_atomically(path, np.packbits(values).tobytes())
-    return {"entries": len(values), "of": mask.mask.numel()}
+    return np.packbits(values).tobytes(), {"entries": len(values), "of": mask.mask.numel()}
 
 
 def _densities(mask: FlatMask, workspace: Workspace) -> dict[str, dict[str, float]]:

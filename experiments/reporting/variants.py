@@ -6,7 +6,7 @@ clients and initial weights, so that two runs of one seed share them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -179,6 +179,7 @@ def config_frame(variants: Sequence[Variant]) -> pd.DataFrame:
         " and ".join(v.name for v, those in zip(versions, names, strict=True) if str(n) in those)
         for n in range(len(variants))
     ]
+    rows["weights, by sha256"] = [_one(_weights(s) for s in group) for group in summaries]
     rows["processor"] = [_one(str(s.get("device")) for s in group) for group in summaries]
     rows["torch"] = [_one(str(s["versions"]["torch"]) for s in group) for group in summaries]
     differing = {key: row for key, row in rows.items() if len(set(row) - {_NOT_READ}) > 1}
@@ -190,6 +191,13 @@ def config_frame(variants: Sequence[Variant]) -> pd.DataFrame:
         ],
         columns=["key", *columns],
     )
+
+
+def _weights(summary: Mapping[str, Any]) -> str:
+    """Return the first digits of the sha256 of the file that a run began from."""
+    if (summary.get("weights") or {}).get("kind") == "random":
+        return "random"  # and others with every seed
+    return str((summary.get("identity") or {}).get("weights-file-sha256") or "none")[:12]
 
 
 def _one(values: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.running.presets import Preset
 from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
-from fedta_app.files import as_folder, expanded, read_toml
+from fedta_app.files import as_folder, expanded, file_sha256, read_toml
 from fedta_app.runs.directory import LOCK_FILE, cache_path, results_path, run_path
 from fedta_app.runs.records import read_rows, read_summary
 
@@ -165,6 +166,27 @@ def differing_keys(config: RunConfig, other: RunConfig) -> dict[str, Value | Non
     wanted, found = deciding_keys(config), deciding_keys(other)
     keys = sorted(wanted.keys() | found.keys())
     return {key: found.get(key) for key in keys if found.get(key) != wanted.get(key)}
+
+
+def other_weights(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    """Return that a run has other weights than a file that is there now; empty if it has not.
+
+    Its identity knows a file by its name alone, wherever that lies.
+    """
+    ran = (summary.get("identity") or {}).get("weights-file-sha256")
+    path = Path(config.weights).expanduser()
+    if config.weights in ("pretrained", "random") or not ran or not path.is_file():
+        return ""
+    stat = path.stat()
+    now = _sha256(path, stat.st_mtime_ns, stat.st_size)
+    if now == ran:
+        return ""
+    return f"was run with other weights than {path} holds (sha256 {ran[:12]}, and {now[:12]} now)"
+
+
+@lru_cache
+def _sha256(path: Path, _changed: int, _size: int) -> str:
+    return file_sha256(path)
 
 
 def progress(config: RunConfig) -> Progress:

@@ -1,6 +1,7 @@
 """`python -m experiments plan TABLE`: how long a table will take, before anything runs."""
 
 import datetime
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -33,13 +34,13 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
         check_clients(cell.config)
     forecast = Forecast(cells[0].results, lambda line: print(f"{line} ...", flush=True))
     seeds: dict[tuple[str, ...], list[int]] = {}
-    seconds, done = 0.0, 0
+    ends, done = [0.0] * jobs, 0  # when each of the processes is through with its cells
     finished = FinishedRuns(cells[0].results)
     for cell in cells:
         found = Progress(State.FINISHED) if finished.path(cell) else progress(cell.config)
         estimate = forecast.of(cell.config)
         left = estimate.left(found, cell.config.num_server_rounds)
-        seconds += left
+        heapq.heapreplace(ends, ends[0] + left)
         done += found.state is State.FINISHED
         rounds = str(cell.config.num_server_rounds)
         times = (_clock(estimate.total), _clock(left))
@@ -53,7 +54,7 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     }.items():
         if warning:
             print(f"warning: {name}: {warning}")
-    minutes = seconds / 60 / jobs
+    minutes = max(ends) / 60
     sessions = math.ceil(minutes / session_minutes)
     at_a_time = f", {jobs} at a time" if jobs > 1 else ""
     number = f"{len(cells)} cell{'s' * (len(cells) != 1)}{at_a_time}, {done} finished"

@@ -284,5 +284,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{pair!r} is not an override: write key=value, such as lr=0.01")
         key, text = key.strip(), text.strip()
+        if key in overrides:
+            raise ConfigError(f"{key} is given twice, as {overrides[key]!r} and {text}: give one")
         overrides[key] = _value(key, text)
     return overrides

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import Cell, FinishedRuns, State, progress
+from experiments.running.cells import Cell, FinishedRuns, State, other_weights, progress
 from experiments.running.launch import attempt, preflight, why_failed
 from experiments.running.workers import Workers, check_jobs
 from fedta_app.config import RunConfig
-from fedta_app.errors import CheckpointError
+from fedta_app.errors import CheckpointError, ConfigError
 from fedta_app.runs.command import to_continue
 from fedta_app.runs.records import disagreement, read_summary
 
@@ -137,6 +137,10 @@ def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     if (path := finished.path(cell)) and (odd := _to_mend(path)):
         print(f"{odd}: the run is opened again, which writes it anew", flush=True)
     elif path:
+        if other := other_weights(cell.config, read_summary(path)):
+            raise ConfigError(
+                f"{path} {other}: --name NAME keeps both runs, and --no-resume starts over"
+            )
         elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
         return Outcome(cell, path, ExitStatus.FINISHED, BEFORE + elsewhere)
     if progress(cell.config).state is State.RUNNING:

@@ -123,7 +123,15 @@ class Study:
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             self._study.enqueue_trial(trial.params)
-        for point in grid(space):  # a list of values is tried once each, and nothing twice
+
+    def _enqueue_next(self) -> None:
+        """Put the next point of a grid in the queue, where nothing waits there.
+
+        Not all at once: a trial that was interrupted would have to wait for all the others.
+        """
+        for point in grid(self._space):  # each is tried once
+            if self._study.get_trials(states=(TrialState.WAITING,)):
+                return
             self._study.enqueue_trial(point, skip_if_exists=True)
 
     def _digest(self) -> str:
@@ -154,6 +162,7 @@ class Study:
             # A sampler that is made anew must not draw again what it drew before.
             seed = derive_seed(self._config.seed, "tune", len(self._study.trials)) % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)
+            self._enqueue_next()
             left = max(_LEAST_MINUTES, (end - time.monotonic()) / 60) if minutes else 0.0
             if (status := self._try(self._study.ask(), left, options)) != ExitStatus.FINISHED:
                 return status  # the trial goes on, or is tried again, with the same command

@@ -11,6 +11,7 @@ from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
 from experiments.reporting.comparison import curves_figure
 from experiments.reporting.frames import print_comparisons
+from experiments.reporting.records import RecordError
 from experiments.reporting.variants import (
     config_frame,
     differences_frame,
@@ -31,6 +32,8 @@ def write(results: Path, name: str, seed: int, accuracy: float, **changes: Any) 
     folder = results / name / f"seed{seed}"
     folder.mkdir(parents=True)
     status, data = changes.pop("status", "finished"), changes.pop("data", "d")
+    kind = changes.pop("kind", "file")
+    identity = {"data-sha256": data, "weights-file-sha256": changes.pop("file", "f" * 64)}
     sha256 = changes.pop("sha256", f"{name} {seed}")
     config = RunConfig.from_mapping({"name": name, "seed": seed, "num-server-rounds": 4, **changes})
     (folder / "config.toml").write_text(to_toml(config))
@@ -42,7 +45,8 @@ def write(results: Path, name: str, seed: int, accuracy: float, **changes: Any) 
     write_csv(folder / "metrics.csv", rows)
     code = {"sha256": "c", "commit": "0123456789", "parts": {"shared": "s"}}
     summary = {
-        "status": status, "bytes-up": 1e6, "bytes-down": 2e6, "identity": {"data-sha256": data},
+        "status": status, "bytes-up": 1e6, "bytes-down": 2e6, "identity": identity,
+        "weights": {"kind": kind},
         "code": code, "sessions": [{"seconds": 1, "code": code}], "device": "cpu",
         "versions": {"torch": "2"}, "final-weights-sha256": sha256,
     }  # fmt: skip
@@ -65,7 +69,7 @@ def test_a_name_gives_variants_directories_of_their_own() -> None:
 def test_two_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "demo/masked", "--name", "a", "--set", "name=b"]
     assert main(arguments) == ExitStatus.REFUSED
-    assert "--name a and --set name=b are two names: give one" in capsys.readouterr().err
+    assert "--set name=b is not allowed with another option for name" in capsys.readouterr().err
     assert main(["run", "demo/masked", "--name", "../a"]) == ExitStatus.REFUSED
     assert "name = '../a' is not allowed" in capsys.readouterr().err
 
@@ -161,6 +165,19 @@ def test_keys_differ_where_something_reads_them(tmp_path: Path) -> None:
     assert set(rows) == {"sparsity", "centralised"} | {"mask-rule"}
     assert list(rows["sparsity"].values()) == ["not read", "0.9", "0.5", "not read"]
     assert list(rows["centralised"].values()) == ["False", "False", "False", "True"]
+
+
+def test_weights_that_runs_began_from_are_compared_too(tmp_path: Path) -> None:
+    write(tmp_path, "a", 0, 0.9)
+    write(tmp_path, "b", 0, 0.9, file="e" * 64)
+    (row,) = config_frame(find_variants(["a", "b"], tmp_path)).to_dict("records")
+    assert row == {"key": "weights, by sha256", "a": "f" * 12, "b": "e" * 12}
+    write(tmp_path, "a", 1, 0.9, file="e" * 64)
+    with pytest.raises(RecordError, match="differ in weights, by sha256"):
+        find_variants(["a", "b"], tmp_path)
+    for seed in (0, 1):  # weights that are drawn differ from seed to seed
+        write(tmp_path, "c", seed, 0.9, file=f"{seed}" * 64, kind="random")
+    find_variants(["b", "c"], tmp_path)
 
 
 def test_lines_are_means_over_seeds(tmp_path: Path) -> None:

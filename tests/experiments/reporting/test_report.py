@@ -410,7 +410,7 @@ def test_what_an_earlier_report_had_and_this_one_has_not_is_deleted(tmp_path: Pa
         ("fedta run a --no-resume --max-minutes 3 --engine flower", "fedta run a --engine flower"),
         (
             "fedta run a --set 'weights=/x y/w.pth' --client-gpus auto",
-            "fedta run a --set 'weights=/x y/w.pth'",
+            "fedta run a --set weights=w.pth",
         ),
     ],
 )

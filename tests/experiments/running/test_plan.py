@@ -6,9 +6,10 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
-from experiments.running.cells import Progress, State
-from experiments.running.cost import Estimate, count_up
-from experiments.running.presets import load_table, tables
+from experiments.running.cells import Progress, State, make_cells
+from experiments.running.cost import Estimate, Forecast, count_up
+from experiments.running.plan import print_plan
+from experiments.running.presets import load_table, select, tables
 from experiments.running.scales import scales
 from experiments.running.timing import Parts, short_run
 from fedta_app.config import RunConfig
@@ -95,6 +96,18 @@ def test_what_is_done_is_not_left() -> None:
     assert whole.left(Progress(State.INTERRUPTED, rows[:3]), 4) == 100
     assert whole.left(Progress(State.INTERRUPTED, rows), 4) == 75
     assert whole.left(Progress(State.FINISHED, rows), 4) == 0
+
+
+def test_cells_at_a_time_share_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five cells of 60 seconds: two of four processes have two of them."""
+    monkeypatch.setattr(Forecast, "of", lambda *_: Estimate(20, 10, 10, 20, "a test"))
+    _, chosen = select("smoke/random-iid")
+    cells = make_cells(chosen, {"engine": "in-process", "results-dir": str(tmp_path)}, 5)
+    for jobs, clock in ((1, "0:05:00"), (2, "0:03:00"), (4, "0:02:00"), (8, "0:01:00")):
+        print_plan(cells, session_minutes=60, jobs=jobs)
+        assert f"about {clock} left" in capsys.readouterr().out
 
 
 def test_plan_says_what_is_left_and_runs_nothing(

@@ -205,6 +205,26 @@ def test_every_point_of_a_list_is_tried_once(
     assert sorted(tried) == [(0.1, 0.0), (0.1, 1.0), (0.2, 0.0), (0.2, 1.0)]
 
 
+def test_an_interrupted_trial_goes_on_before_another_point_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    tried: list[float] = []
+
+    def stop_twice(study: Study, trial: optuna.Trial, minutes: float, options: object) -> int:
+        tried.append(suggest(trial, {"lr": [0.1, 0.2, 0.3]})["lr"])
+        if len(tried) < 3:
+            return ExitStatus.STOPPED
+        study._study.tell(trial, 0.5)
+        return ExitStatus.FINISHED
+
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(Study, "_try", stop_twice)
+    for _ in range(3):
+        Study(config, "a", {"lr": [0.1, 0.2, 0.3]}).run(3, 0, client_cpus=1, client_gpus=None)
+    assert tried == [0.1, 0.1, 0.1, 0.2, 0.3]
+
+
 @pytest.mark.parametrize("status", [ExitStatus.FAILED, ExitStatus.STOPPED])
 def test_a_trial_that_could_not_run_is_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
