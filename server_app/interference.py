@@ -66,6 +66,9 @@ class InterferenceLog:
         state, folder = self._state, run_path(self._state.config)
         state.memory.load_head(self._head)
         clients = sorted(self._vectors)
+        if len(clients) < 2:  # the others failed
+            print(f"interference of round {number} is left out: one client is not two", flush=True)
+            return
         vectors = [state.whole(self._vectors[client]) for client in clients]
         images = [self._images(client) for client in clients]
 

@@ -73,10 +73,16 @@ def terms(grid: Grid, config: RunConfig) -> Terms:
     Raises
     ------
     ConfigError
-        When the nodes of a simulation should have images of their own.
+        When the nodes of a simulation should have images of their own, or a deployment is not told
+        how many clients there are.
     DataError
         When the server has no folder of images, which says what the classes are.
     """
+    if is_deployment(grid) and not config.num_clients:
+        raise ConfigError(
+            "num-clients = 0 is not allowed in a deployment, whose nodes come one after the other: "
+            "it is the number of clients to wait for"
+        )
     if not of_nodes(config):
         return Terms(read_nodes_file(config.nodes_file))
     if not is_deployment(grid):

@@ -285,8 +285,8 @@ class ContrastedMasks(OwnMasks, _Scores):
         sums = ScoreSums(self.state.weights.numel())
         for scores in self.replies(self._sampled, 1):
             sums.add(scores)
-        if sums.num_clients == 1:
-            raise RunError("one client sent scores, and there are no others to compare it with")
+        if sums.num_clients < 2:
+            raise RunError("fewer than two clients sent scores: nothing to compare one with")
         settle_missing(self.state, self._sampled, "scores", "masks need the scores of every client")
         return sums.scores().float()
 

@@ -40,6 +40,14 @@ def settle_missing(state: ServerState, asked: Sequence[int], kind: str, needs: s
     noted |= {str(client): why for client, why in missing.items()}
 
 
+def forget_missing(state: ServerState, kind: str) -> None:
+    """Forget who is missing in something that is about to be made anew."""
+    noted = state.notes.get("missing-clients", {})
+    noted.pop(kind, None)
+    if not noted:
+        state.notes.pop("missing-clients", None)
+
+
 def _who(missing: Mapping[int, str]) -> str:
     """Return which clients are missing and why; those with the same reason are named together."""
     by_reason: dict[str, list[int]] = {}

@@ -11,7 +11,7 @@ from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.secure import FEWEST_IN_A_SUM
 from fedta_app.training.head_fit import empty_statistics, fit_head, longest_feature
-from server_app.missing import settle_missing
+from server_app.missing import forget_missing, settle_missing
 from server_app.state import ServerState
 from strategies.reply_checks import check_statistics, check_vectors
 
@@ -48,6 +48,7 @@ class RidgeSums:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self.statistics = empty_statistics(state.workspace)
+        forget_missing(state, "head")  # those of a head before this one
 
     @cached_property
     def longest(self) -> float:

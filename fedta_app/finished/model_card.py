@@ -134,9 +134,14 @@ def _how(run: Run, facts: dict[str, Any]) -> list[str]:
             f"Only {where}, and the norm behind them, were trained; all before them was frozen."
         )
     if mask:
+        head = "" if config.head_refresh else ", and the head,"
         lines.append(
             f"{mask['trained']:,} of {mask['of']:,} weights of {where} were trained (mask "
-            f"rule `{config.mask_rule}`); the others, and the head, were frozen."
+            f"rule `{config.mask_rule}`); the others{head} were frozen."
+        )
+    if config.head_refresh:
+        lines.append(
+            f"The head was not trained, but solved again every {config.head_refresh} rounds."
         )
     changed = ", with uncommitted changes" if code.get("changed") else ""
     lines.append(f"Code: commit {code['commit']}{changed}; sha256 {code['sha256']}.")

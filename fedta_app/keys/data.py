@@ -70,7 +70,7 @@ class DataKeys:
         "iid, classes (Nc each), dirichlet, natural (roles), nodes (each its own)",
         read_when=FEDERATED)
     num_clients: int = whole(0, 0, "result time partition",
-        "K; 0: the number of the federation's nodes, times clients-per-node", high=1_000_000,
+        "K; 0: a simulation's nodes, times clients-per-node", high=1_000_000,
         read_when=FEDERATED,
         synonyms="clients k n-clients client-count num-partitions num-supernodes")
     num_classes_per_client: int = whole(2, 1, "result partition",

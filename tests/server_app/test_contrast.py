@@ -112,19 +112,22 @@ def test_a_client_that_sends_no_scores_ends_it(
         run(tmp_path, **CONTRAST)
 
 
-def test_a_client_without_others_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_client_without_others_ends_it(
+    answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its scores over nothing would all be infinite, and the first weights would be trained."""
     import client_app.app as client
 
     original, asked = client.scores, iter(range(CLIENTS))
 
     def one_answers(*arguments: Any, **named: Any) -> torch.Tensor:
-        if next(asked):
+        if next(asked) >= answers:
             raise ArithmeticError("too large")
         return original(*arguments, **named)
 
     monkeypatch.setattr("client_app.app.scores", one_answers)
-    with pytest.raises(RunError, match="one client sent scores, and there are no others"):
+    with pytest.raises(RunError, match="fewer than two clients sent scores"):
         run(tmp_path, **CONTRAST, **{"missing-clients": "go-on"})
 
 

@@ -92,6 +92,13 @@ def test_the_same_weights_as_in_one_process_by_wire(tmp_path: Path) -> None:
     assert deployed["final-weights-sha256"] == here["final-weights-sha256"]
 
 
+def test_a_deployment_is_told_how_many_clients_there_are(tmp_path: Path) -> None:
+    grid, config = grid_of(tmp_path, **{"num-clients": 0})
+    with pytest.raises(ConfigError, match="num-clients = 0 is not allowed in a deployment"):
+        run_rounds(grid, config)
+    assert not grid.asked
+
+
 def test_a_node_that_is_gone_fails_and_takes_its_clients_over_when_it_is_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from fedta_app.seeding import torch_generator
 from fedta_app.training.client import train_client
 from fedta_app.training.steps import evaluate
 from fedta_app.training.workspace import build_workspace
+from tests.server_app.failing import fail_for
 from tests.server_app.masked import MASKED, run
 
 DENSE = {
@@ -48,6 +49,20 @@ def test_a_head_that_is_solved_after_the_round_changes_no_loss_before_it(tmp_pat
     for column in ("own", "others", "harmed", "norm"):
         assert solved[column] == kept[column]
     assert solved["head_accuracy"] == solved["fresh_head_accuracy"]  # that of now
+
+
+def test_a_round_in_which_one_client_was_left_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[tuple[int, ...]] = []
+
+    def all_but_one(key: tuple[int, ...]) -> bool:
+        answered.append(key)
+        return key[0] == 1 and len(answered) > 1
+
+    fail_for(monkeypatch, all_but_one)
+    run(tmp_path, **DENSE)
+    assert [row["round"] for row in lines(tmp_path)] == ["3"]
 
 
 def test_the_matrix_is_of_the_clients_own_updates_and_images(tmp_path: Path) -> None:

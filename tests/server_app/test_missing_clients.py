@@ -190,6 +190,26 @@ def _after_the_groups(session: RunSession) -> str | None:
     return "enough" if there and not session.checkpoint else None
 
 
+def test_who_is_missing_in_a_head_is_forgotten_with_that_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client_app.app as client
+
+    original = client.head_statistics
+    failed: list[int] = []
+
+    def broken_once(*arguments: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise ArithmeticError("too large")
+        return original(*arguments)
+
+    monkeypatch.setattr(client, "head_statistics", broken_once)
+    summary = run(tmp_path, **VALUES, **{"mask-rule": "none", "head-refresh": 1})
+    assert failed and summary["head"]["solved"] == 2
+    assert "missing-clients" not in summary
+
+
 def test_a_head_from_nobody_is_refused_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
