@@ -159,6 +159,8 @@ def forget_unnamed_blobs(state: ServerState, strategy: FederatedStrategy) -> Non
                 f"a checkpoint in {folder} does not say which memories it needs "
                 f"({first_line(error)}): start the run over ({NO_RESUME})"
             ) from error
+    if state.config.head_refresh:  # those that an earlier session has not lived to delete
+        state.old_heads |= heads - {"", state.head}
     strategy.keep_memories(memories)
     forget_unnamed(memories_path(state.workspace), memories)
     for digest in state.old_heads - heads:

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from experiments.pretraining.backbone import backbone_state, write_weights
 from experiments.pretraining.letters import CLASSES, FONTS, HELD_OUT_FONTS, distort, draw_glyphs
 from experiments.pretraining.probes import accuracy
+from fedta_app.errors import ConfigError
+from fedta_app.files import as_folder
 from fedta_app.models.building import build_model, features
 from fedta_app.seeding import derive_seed, torch_generator
 
@@ -124,6 +126,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps} is not allowed: it is at least 1")
+    try:  # before the training, whose weights would be lost
+        as_folder(options.out.parent, f"--out {options.out}").mkdir(parents=True, exist_ok=True)
+    except (ConfigError, OSError) as error:
+        parser.error(f"--out {options.out} cannot be written ({error})")
     torch.set_num_threads(1)  # sums depend on the number of threads
     model, letters = pretrain(options.seed, options.steps)
     measured = {"letters, held-out fonts": letters}

@@ -39,19 +39,28 @@ def read_points(runs: list[Path]) -> pd.DataFrame:
             )
         config = read_toml(folder / "config.toml")
         first = pd.read_csv(folder / INTERFERENCE).iloc[0]
-        place = {key: config[key] for key in ("mask-rule", "lr", "seed")}
+        density = 1.0 if config["mask-rule"] == "none" else round(1 - config["sparsity"], 6)
+        place = {key: config[key] for key in ("mask-rule", "lr", "seed")} | {"density": density}
         means = {key: float(first[key]) for key in ("own", "others", "norm")}
         rows.append({**place, "round": int(first["round"]), **means})
-    return pd.DataFrame(rows).sort_values(["mask-rule", "lr", "seed"], ignore_index=True)
+    points = pd.DataFrame(rows)
+    if (points.groupby("mask-rule")["density"].nunique() > 1).any():
+        raise ConfigError(
+            f"the runs have masks of densities {', '.join(map(str, points['density'].unique()))}: "
+            "give runs of one density for each rule"
+        )
+    return points.sort_values(["mask-rule", "lr", "seed"], ignore_index=True)
 
 
 def tradeoff_figure(points: pd.DataFrame) -> Figure:
     """Draw the loss that others gain against the loss that the own client is rid of."""
     figure = new_figure(5.2, 3.8)
     axis = figure.subplots()
-    means = points.groupby(["mask-rule", "lr"], as_index=False)[["own", "others"]].mean()
+    means = points.groupby(["mask-rule", "density", "lr"], as_index=False)[["own", "others"]].mean()
     for number, (rule, group) in enumerate(means.groupby("mask-rule")):
-        name = "all weights" if rule == "none" else f"a tenth, {rule}"
+        share = group["density"].iloc[0]
+        part = "a tenth" if share == 0.1 else f"{share:.1%} of the weights"
+        name = "all weights" if rule == "none" else f"{part}, {rule}"
         (line,) = axis.plot(-group["own"], group["others"], "o-", markersize=4, label=name)
         for _, point in group.iterrows():
             place = (-point["own"], point["others"])
@@ -84,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
-    text = points.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    text = points.drop(columns="density").to_csv(
+        index=False, lineterminator="\n", float_format="%.6g"
+    )
     write_atomically(options.out / "points.csv", text)
     figure = tradeoff_figure(points)
     for suffix in (".svg", ".png"):

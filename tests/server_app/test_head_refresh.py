@@ -101,6 +101,9 @@ def test_sampled_clients_alone_may_solve_it(tmp_path: Path) -> None:
     assert summary["head"]["images"] == 3 * 252  # three of five clients
 
 
+PARTS = ("unbroken", "parts")
+
+
 @pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +127,8 @@ def test_a_resumed_run_ends_in_the_same_bits(
     resumed = run(tmp_path / "parts", **values)
     assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]
     assert resumed["bytes-up"] == unbroken["bytes-up"]
+    blobs = [{path.name for path in (tmp_path / part).rglob("blobs/*")} for part in PARTS]
+    assert blobs[0] == blobs[1]
 
 
 def test_the_centralised_baseline_solves_it_again_too(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy import URL
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import (
@@ -113,7 +114,7 @@ class Study:
         # Of equal ones the last: a finished one, if there is any.
         self._earlier = by_identity([*run_folders(folder), *finished_folders(folder)])
         self._study = optuna.create_study(
-            storage=f"sqlite:///{folder / 'study.db'}",
+            storage=str(URL.create("sqlite", database=str(folder / "study.db"))),
             study_name=f"{label} {self._digest()}",
             direction="maximize",
             load_if_exists=True,

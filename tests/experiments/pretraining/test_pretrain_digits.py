@@ -1,5 +1,6 @@
 import json
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +74,17 @@ def test_probes_measure_accuracy():
 def test_a_font_that_matplotlib_lacks_is_named():
     with pytest.raises(ConfigError, match=r"need matplotlib 3\.11 or newer: .* has no comic$"):
         draw_glyphs(("cmr10", "comic"))
+
+
+def test_what_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{main.__module__}.pretrain", None)
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        (["--out", str(tmp_path / "file/w.safetensors")], "is not allowed"),
+        (["--out", str(tmp_path / "w.safetensors"), "--steps", "0"], "--steps 0 is not allowed"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert said in capsys.readouterr().err

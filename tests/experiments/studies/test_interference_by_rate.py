@@ -29,3 +29,19 @@ def test_points_are_the_first_measurements_of_the_runs(
         main([str(tmp_path), "--out", str(tmp_path / "other")])
     assert "run it with interference-every above 0" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_masks_of_two_densities_are_not_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for sparsity in (0.9, 0.5):
+        folder = tmp_path / str(sparsity)
+        folder.mkdir()
+        about = f'mask-rule = "random"\nsparsity = {sparsity}\nlr = 0.1\nseed = 0\n'
+        (folder / "config.toml").write_text(about)
+        (folder / "interference.csv").write_text("round,own,others,norm\n1,-1,0.5,2\n")
+        folders.append(str(folder))
+    with pytest.raises(SystemExit):
+        main([*folders, "--out", str(tmp_path / "out")])
+    assert "give runs of one density for each rule" in capsys.readouterr().err
