@@ -25,7 +25,8 @@ ALPHA = Range(
     lambda value: MIN_ALPHA <= value <= MAX_ALPHA,
 )
 SPREAD = Range(f"a number from 0 to {MAX_SPREAD:g}", lambda value: 0 <= value <= MAX_SPREAD)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)*")
+_PART = r"(?!seed)[A-Za-z0-9][A-Za-z0-9._+=-]*"  # seed3 is where a run with that seed lies
+_NAME = re.compile(f"{_PART}(/{_PART})*")
 
 
 # fmt: off
@@ -33,7 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*(/[A-Za-z0-9][A-Za-z0-9._+=-]*)
 class DataKeys:
     """Data, model, partition and validation split."""
 
-    name: str = text("run", "letters, digits and . _ + = - in one or more parts separated by /",
+    name: str = text("run",
+        "letters, digits and . _ + = - in parts separated by /, none of which begins with seed",
         "name", "the run directory is <results-dir>/<name>/seed<seed>",
         check=lambda value: _NAME.fullmatch(value) and ".." not in value)
     seed: int = whole(0, 0, "result start",

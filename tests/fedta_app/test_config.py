@@ -28,6 +28,7 @@ BAD = [
     ({"name": ""}, "name = '' is not allowed: name is letters, digits"),
     ({"name": "../elsewhere"}, "name = '../elsewhere' is not allowed"),
     ({"name": "/tmp/run"}, "name = '/tmp/run' is not allowed"),
+    ({"name": "a/seed3"}, "in parts separated by /, none of which begins with seed"),
     ({"name": 3}, "name = 3 is not allowed"),
     ({"seed": -1}, "seed = -1 is not allowed: seed is a whole number of at least 0"),
     ({"seed": 1.5}, "seed = 1.5 is not allowed"),
