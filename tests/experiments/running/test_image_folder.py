@@ -57,7 +57,8 @@ def arguments(
     ]  # fmt: skip
     folders = ["--data-dir", str(data_dir), "--results-dir", str(data_dir.parent / "runs")]
     common.append(f"cache-dir={data_dir.parent / 'cache'}")
-    sets = [f"--set={pair}" for pair in [*common, *values]]
+    pairs = {pair.partition("=")[0]: pair for pair in [*common, *values]}
+    sets = [f"--set={pair}" for pair in pairs.values()]
     return [command, selection, "--engine", engine, *folders, *sets]
 
 
