@@ -47,7 +47,7 @@ def fisher_diagonal(
 
     The result is that of a loop that runs every example alone. Models made of linear layers,
     convolutions, layer, group and RMS norms, and parameters that are added, multiplied or expanded
-    (such as most of timm's `VisionTransformer`s) are differentiated a batch at a time, in about the
+    (such as most vision transformers of timm) are differentiated a batch at a time, in about the
     time and memory of a backward pass. On two examples of the first batch (of each image size) this
     is compared with the loop. If the gradients of a parameter differ by more than 5 % of their
     norm, and for all other models, the loop does the work, and the reason is logged once.
