@@ -67,7 +67,11 @@ class InterferenceLog:
         state.memory.load_head(self._head)
         clients = sorted(self._vectors)
         if len(clients) < 2:  # the others failed
-            print(f"interference of round {number} is left out: one client is not two", flush=True)
+            print(
+                f"interference of round {number} is not measured: it needs the updates of two "
+                f"clients, and {len(clients)} came",
+                flush=True,
+            )
             return
         vectors = [state.whole(self._vectors[client]) for client in clients]
         images = [self._images(client) for client in clients]

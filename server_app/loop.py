@@ -132,7 +132,7 @@ def with_all_images(facts: dict[str, Any], state: ServerState) -> dict[str, Any]
 def after_checkpoint(state: ServerState, strategy: FederatedStrategy, session: RunSession) -> None:
     """Delete what no kept checkpoint names, and draw who holds what once a round was trained.
 
-    Not before: to import matplotlib takes a sixth of the time until the first round.
+    Importing matplotlib and drawing would delay the first round.
     """
     if strategy.memories or state.old_heads:
         forget_unnamed_blobs(state, strategy)
@@ -159,7 +159,7 @@ def forget_unnamed_blobs(state: ServerState, strategy: FederatedStrategy) -> Non
                 f"a checkpoint in {folder} does not say which memories it needs "
                 f"({first_line(error)}): start the run over ({NO_RESUME})"
             ) from error
-    if state.config.head_refresh:  # those that an earlier session has not lived to delete
+    if state.config.head_refresh:  # an earlier session may have ended before it deleted them
         state.old_heads |= heads - {"", state.head}
     strategy.keep_memories(memories)
     forget_unnamed(memories_path(state.workspace), memories)

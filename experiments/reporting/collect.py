@@ -96,7 +96,8 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
     Raises
     ------
     RecordError
-        When the checkpoint is gone, or the weights that the run started from.
+        When the checkpoint is gone, or the weights that the run started from are, or are not those
+        that the cell asks for.
     CheckpointError
         When the checkpoint is damaged.
     """
@@ -110,7 +111,8 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
     workspace = last.workspace(config.with_values(device="cpu"))
     if workspace.weights.fingerprint != summary["identity"]["parameters-sha256"]:
         raise RecordError(f"{path} was run with other weights than {config.weights!r} are now")
-    _check_weights(cell.config, path, summary)
+    if said := other_weights(cell.config, summary):
+        raise RecordError(f"{path} {said}")
     files: dict[str, str | bytes] = {}  # all of them, before an earlier record is replaced
     if (mask := Run(path).flat_mask) is not None:
         files[MASK_FILE], summary["mask-sample"] = _mask_sample(mask)
@@ -146,12 +148,6 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
         summary["weights"]["from"] = start.name
     write_summary(folder, without_paths(summary))
     return folder
-
-
-def _check_weights(asked: RunConfig, path: Path, summary: dict[str, Any]) -> None:
-    """Refuse a run with other weights than those that are asked for."""
-    if said := other_weights(asked, summary):
-        raise RecordError(f"{path} {said}")
 
 
 def _as_the_checkpoint_says(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Row]]:

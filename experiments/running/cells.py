@@ -99,7 +99,7 @@ def make_cells(
         keys = dict(overrides)
         if preset.values.get("engine") == "centralized":
             keys.pop("engine", None)
-        if name:
+        if name is not None:
             keys["name"] = f"{name}/{preset.name}" if len(presets) > 1 else name
         first = in_any_folder(preset.config(keys))
         cells += [

@@ -3,9 +3,9 @@
 TaLoS (Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620): after round r of R the trained share
 is density^(r/R), and while a round's sensitivities are measured, the weights that earlier rounds
 dropped are multiplied by a soft value (0.1 in the paper's published code). Without that (soft value
-1) and with fixed labels any number of rounds gives the mask of one round; layer by layer that holds
-but for single weights, because shares by largest remainders can grow while the total falls.
-Fine-tuning starts from the original weights.
+1) and with fixed labels any number of rounds gives the mask of one round. (Layer by layer, a small
+layer can have one weight more or less: by the method of largest remainders its share can grow while
+the total falls.) Fine-tuning starts from the original weights.
 
 `client_scores` is the part of a client in a round, `Calibration.advance` that of whoever has the
 scores: a server that sums them over clients, or a single machine.

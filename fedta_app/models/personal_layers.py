@@ -19,9 +19,11 @@ from fedta_app.errors import ConfigError
 from fedta_app.vectors.flat import FlatWeights
 from fedta_app.vectors.mask import FlatMask
 
-# timm's RMS norms, SimpleNorm among them, are classes of its own.
-_TIMMS = (kind for name, kind in vars(timm.layers).items() if name.startswith(("Rms", "Simple")))
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_TIMMS)
+# timm's RMS norms (SimpleNorm is one) do not derive from torch's.
+_TIMM_NORMS = [
+    kind for name, kind in vars(timm.layers).items() if name.startswith(("RmsNorm", "SimpleNorm"))
+]
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_TIMM_NORMS)
 
 
 class Split(NamedTuple):

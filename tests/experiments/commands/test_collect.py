@@ -81,6 +81,7 @@ def test_a_run_with_other_weights_is_not_the_run_that_was_asked_for(
     ("options", "sentence"),
     [
         (["--results-dir", ""], "--results-dir '' is not allowed: it names no folder"),
+        (["--name", ""], "is not allowed: name is letters, digits"),
         (["--set", "lr=0.1", "--set", "lr=0.3"], "lr is given twice, as 0.1 and 0.3: give one"),
         (
             ["--engine", "in-process", "--set", "engine=flower"],
