@@ -119,6 +119,19 @@ def test_a_card_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
         assert "chosen among 3 by validation accuracy" in best and "| test |" not in best
 
 
+def test_a_card_says_whether_the_head_was_solved_again(tmp_path: Path) -> None:
+    values = {**QUICK, "engine": "in-process", "head": "ridge", "mask-rule": "random"}
+    for refresh in (0, 1):
+        more = {"num-server-rounds": 1, "head-refresh": refresh, "name": f"every-{refresh}"}
+        config = {**values, **more, "results-dir": str(tmp_path)}
+        forget_run()
+        run_in_process(server_app, client_app, config, 10)
+        run = Run(run_path(RunConfig.from_mapping(config)))
+        card = export_run(run, tmp_path / f"{refresh}/model.safetensors").card.read_text()
+        assert ("the others, and the head, were frozen" in card) is not bool(refresh)
+        assert ("not trained, but solved again every 1 rounds" in card) is bool(refresh)
+
+
 def test_a_card_says_that_layers_of_clients_own_are_not_in_the_model(tmp_path: Path) -> None:
     values = {**QUICK, "engine": "in-process", "personal-layers": "head", "num-server-rounds": 1}
     forget_run()
