@@ -44,8 +44,8 @@ class RunKeys:
     device: str = text("auto", "auto, cpu, cuda or cuda:N", "rounding build",
         "auto: a CUDA GPU if there is one, else the CPU",
         check=re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch, synonyms="gpu cuda")
-    compile: str = choice("off", ("off", "cuda-graph", "inductor"), "rounding step",
-        "of steps: off, cuda-graph (same bits) or inductor (other bits)")
+    compile: str = choice("auto", ("auto", "off", "cuda-graph", "inductor"), "rounding step",
+        "of steps: off, cuda-graph (same bits), inductor (other bits); auto: cuda-graph on CUDA")
     deterministic: bool = flag(True, "rounding",
         "on CUDA, only algorithms that repeat their bits; false: any")
     threads: int = whole(0, 0, "rounding", "torch's threads in a process; 0: torch decides",

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from fedta_app.algorithms.base import Loss
 from fedta_app.errors import first_line
 
-MODES = ("off", "cuda-graph", "inductor")
+MODES = ("off", "cuda-graph", "inductor")  # what "auto" of the key `compile` may mean
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _GRAPHS_KEPT = 4  # each holds the activations and gradients of a batch
 
@@ -35,6 +35,17 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context of a forward pass; parameters and optimizer stay float32."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def resolve_mode(name: str, device: torch.device) -> str:
+    """Return the mode of the key `compile`, where "auto" is the fastest one with the same bits.
+
+    >>> resolve_mode("auto", torch.device("cpu")), resolve_mode("inductor", torch.device("cpu"))
+    ('off', 'inductor')
+    """
+    if name != "auto":
+        return name
+    return "cuda-graph" if device.type == "cuda" else "off"
 
 
 class Passes:

@@ -28,7 +28,7 @@ from fedta_app.partition.sharing import counted_once
 from fedta_app.seeding import numpy_generator, torch_generator
 from fedta_app.training.datasets import divide, load_run_data
 from fedta_app.training.frozen import Stem, Views, make_stem, one_view
-from fedta_app.training.passes import Passes
+from fedta_app.training.passes import Passes, resolve_mode
 from fedta_app.vectors.flat import FlatWeights, weights_and_head
 from fedta_app.vectors.mask import FlatMask
 
@@ -120,7 +120,7 @@ class Workspace:
             self.model,
             self.device,
             precision=self.precision,
-            mode=config.compile,
+            mode=resolve_mode(config.compile, self.device),
             batch_sizes={min(config.batch_size, number) for number in held if number},
         )
 

@@ -60,8 +60,11 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
         "lr": draw(st.floats(1e-6, 10)),
         "lr-schedule": draw(st.sampled_from(kinds)),
         "lr-step-rounds": draw(st.integers(1, 50)),
-        "lr-step-factor": draw(st.just(1.0) | st.floats(0.01, 1)),
     }
+    # Steps that leave less than 1e-20 of the rate are refused.
+    steps = max(1, (rounds - 1) // values["lr-step-rounds"])
+    least = max(0.01, 1e-19 ** (1 / steps))
+    values["lr-step-factor"] = draw(st.just(1.0) | st.floats(least, 1))
     if values["lr-schedule"] == "warmup-cosine":
         values["warmup-rounds"] = draw(st.integers(2, rounds - 1))
     return values

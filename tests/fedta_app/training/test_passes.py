@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fedta_app.config import RunConfig
 from fedta_app.training.client import train_client
-from fedta_app.training.passes import Passes, Recording
+from fedta_app.training.passes import MODES, Passes, Recording, resolve_mode
 from fedta_app.training.workspace import Workspace, build_workspace
 
 CPU = torch.device("cpu")
@@ -220,6 +220,17 @@ def test_a_cpu_has_no_graphs_and_says_so_once(capsys: pytest.CaptureFixture[str]
         capsys.readouterr().out
         == "compile = 'cuda-graph' is off in this process: CUDA graphs do not run on cpu\n"
     )
+
+
+def test_auto_is_a_graph_where_there_are_graphs(
+    device: torch.device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = workspace(device=str(device))
+    assert space.config.compile == "auto"
+    assert space.passes.mode == ("off" if device.type == "cpu" else "cuda-graph")
+    assert capsys.readouterr().out == ""
+    for name in MODES:
+        assert resolve_mode(name, device) == name
 
 
 @pytest.mark.slow
