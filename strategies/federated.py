@@ -237,9 +237,9 @@ class FederatedStrategy(Strategy):
             self.failed = server_round
             raise too_few(self.exchange.costs, good, self.min_clients_ok, server_round)
         self.memories.update(self._new_memories)
-        assert self.state is not None
         total = self._at_the_start(self._total(combined, server_round))
-        move, self.state = self.algorithm.step(self.state, total, server_round)
+        state = {name: vector.to(total.mean.device) for name, vector in (self.state or {}).items()}
+        move, self.state = self.algorithm.step(state, total, server_round)
         new = self._moved(move.direction, move.scale)
         metrics = MetricRecord()
         if self._examples:

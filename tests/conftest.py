@@ -96,6 +96,14 @@ def cifar100_dir(request: pytest.FixtureRequest) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def auto_is_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test what does not ask for a GPU on the CPU, also where there is one."""
+    if not {"cuda", "device"} & set(request.fixturenames):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that a test starts
+
+
 @pytest.fixture
 def cuda() -> torch.device:
     """The first CUDA GPU; skips without one."""

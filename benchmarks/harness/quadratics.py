@@ -54,7 +54,8 @@ class Server:
         self.round += 1
         algorithm = self.algorithm
         if self.state is None:
-            self.state = algorithm.init(self.weights.numel(), self._holders())
+            found = algorithm.init(self.weights.numel(), self._holders())
+            self.state = {name: vector.to(self.weights) for name, vector in found.items()}
         received = algorithm.broadcast(self.state, self.round)
         total = algorithm.accumulator()
         for number in chosen:

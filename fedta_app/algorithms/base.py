@@ -295,6 +295,6 @@ class Algorithm:
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Return how the weights move, and what the server keeps for the next round.
 
-        The vectors in `total` may be overwritten; those in `state` may not.
+        The vectors in `total` may be overwritten; those in `state`, on the same device, may not.
         """
         return Move(total.mean), state

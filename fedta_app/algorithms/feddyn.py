@@ -105,7 +105,7 @@ class FedDyn(Algorithm):
 
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Move by the mean update minus h / alpha."""
-        old = state.get("gradient", torch.zeros_like(total.mean)).to(total.mean)
+        old = state.get("gradient", torch.zeros_like(total.mean))
         change = total.mean * -self.pull
         holders = state.get("holders")
         gradient = add_to_mean_of_all(old, change, total, self.num_clients, holders)

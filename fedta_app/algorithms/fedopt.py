@@ -80,7 +80,7 @@ class FedAvgM(ServerOptimizer):
             return self._move(total.mean, total), {}
         velocity, old = total.mean, None
         if "velocity" in state:
-            old = state["velocity"].to(total.mean)  # a checkpoint puts it on the CPU
+            old = state["velocity"]
             velocity = torch.add(total.mean, old, alpha=self.server_momentum)
         velocity = keep_untrained(velocity, old, total)
         return self._move(velocity, total), {"velocity": velocity}
@@ -133,8 +133,8 @@ class _Adaptive(ServerOptimizer):
 
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Update both moments and move by their ratio."""
-        old_m = state["first_moment"].to(total.mean)
-        old_v = state["second_moment"].to(total.mean)
+        old_m = state["first_moment"]
+        old_v = state["second_moment"]
         m = old_m.lerp(total.mean, 1 - self.server_beta1)
         v = self.second_moment(old_v, total.mean.square())
         m, v = keep_untrained(m, old_m, total), keep_untrained(v, old_v, total)

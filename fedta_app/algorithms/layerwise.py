@@ -103,15 +103,15 @@ class FedLamb(ServerOptimizer):
 
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Update both moments and move by their ratio, at the length of the weights."""
-        old_m = state["first_moment"].to(total.mean)
-        old_v = state["second_moment"].to(total.mean)
+        old_m = state["first_moment"]
+        old_v = state["second_moment"]
         m = keep_untrained(old_m.lerp(total.mean, 1 - self.server_beta1), old_m, total)
         squares = total.mean.square_()
         v = keep_untrained(old_v.lerp(squares, 1 - self.server_beta2), old_v, total)
         kept = {"first_moment": m, "second_moment": v}
         rounds: int | Tensor = server_round
         if "rounds" in state:
-            old = state["rounds"].to(total.mean)
+            old = state["rounds"]
             kept["rounds"] = keep_untrained(old + 1, old, total)
             rounds = kept["rounds"].clamp(min=1)  # of those that have none, nothing is left below
         spread = v.div(1 - self.server_beta2**rounds).sqrt_().add_(_EPSILON)

@@ -144,7 +144,7 @@ class Scaffold(Algorithm):
     def step(self, state: Vectors, total: Total, server_round: int) -> tuple[Move, Vectors]:
         """Move by the mean update, and the control by the clients' share of all clients."""
         gradient = total.extra["gradient"]
-        old = state.get("control", torch.zeros_like(gradient)).to(gradient)
+        old = state.get("control", torch.zeros_like(gradient))
         change = gradient.add_(old).neg_()  # the mean of c_k' - c_k
         holders = state.get("holders")
         control = add_to_mean_of_all(old, change, total, self.num_clients, holders)

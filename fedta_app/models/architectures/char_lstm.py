@@ -4,6 +4,8 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 AISTATS 2017, section 3; Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 """
 
+import warnings
+
 from torch import Tensor, nn
 
 from fedta_app.models.architectures.base import Architecture, Network
@@ -23,7 +25,10 @@ class CharLSTM(Network):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the second layer's output at the last of T characters, (B, 256), given (B, T)."""
-        outputs, _ = self.lstm(self.embedding(images))
+        with warnings.catch_warnings():
+            # cuDNN copies the weights for every call, because they lie in the run's one vector.
+            warnings.filterwarnings("ignore", "RNN module weights are not part", UserWarning)
+            outputs, _ = self.lstm(self.embedding(images))
         last: Tensor = outputs[:, -1]
         return last
 

@@ -224,46 +224,7 @@ class TestInARun:
     ) -> None:
         """Frozen weights keep theirs, blobs that nobody names are gone, and nothing fails."""
         use(algorithm)
-        values = SETTINGS[setting]
-        unbroken = run(tmp_path / "unbroken", **values)
-        assert unbroken["status"] == "finished"
-        assert unbroken["final"]["clients_failed"] == 0
-        parts = tmp_path / "parts"
-        sessions = 0
-        while (summary := _die_after_a_round(parts, values)) is None:
-            sessions += 1
-        assert sessions == len(rows_of(tmp_path / "unbroken"))
-        assert summary["final-weights-sha256"] == unbroken["final-weights-sha256"]
-        assert summary["bytes-up"] == unbroken["bytes-up"]
-        assert summary["bytes-down"] == unbroken["bytes-down"]
-        self._check_frozen(tmp_path / "unbroken", values, unbroken)
-        self._check_memories(parts)
-        assert _memories(parts)[-1] == _memories(tmp_path / "unbroken")[-1]  # by their sha256
-
-    @staticmethod
-    def _check_frozen(folder: Path, values: dict[str, Any], summary: dict[str, Any]) -> None:
-        if "mask" not in summary:
-            return
-        config = RunConfig.from_mapping({**RUN, **values, "results-dir": str(folder)})
-        start = build_workspace(config).weights.vector
-        bits = (folder / "test/seed0/blobs" / summary["mask"]["sha256"]).read_bytes()
-        mask = FlatMask.from_bits(bits, start.numel(), torch.device("cpu")).mask
-        step = sorted((folder / "test/seed0/checkpoint").glob("step-*"))[-1]
-        end = load_file(step / "weights.safetensors")["parts/server/weights"]
-        assert torch.equal(start.view(torch.int32)[~mask], end.view(torch.int32)[~mask])
-        assert not torch.equal(start, end)
-
-    @staticmethod
-    def _check_memories(folder: Path) -> None:
-        named: dict[str, set[str]] = {}
-        for memories in _memories(folder):
-            for client, digest in memories.items():
-                named.setdefault(client, set()).add(digest)
-        there = {
-            path.name: {blob.name for blob in path.iterdir()}
-            for path in (folder / "test/seed0/clients").glob("*")
-        }
-        assert {client: blobs for client, blobs in there.items() if blobs} == named
+        _check_resuming(tmp_path, SETTINGS[setting])
 
     def test_the_order_of_arrival_and_a_client_that_fails(
         self,
@@ -306,6 +267,60 @@ class TestInARun:
         assert failed["status"] == "finished"
         with (tmp_path / "failed/test/seed0/metrics.csv").open() as stream:
             assert sum(int(row["clients_failed"]) for row in csv.DictReader(stream)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("toy", "dense"), ("scaffold", "masked"), ("fedadam", "own masks")]
+)
+def test_it_resumes_on_a_gpu_too(
+    name: str, setting: str, cuda: torch.device, tmp_path: Path, use: Any
+) -> None:
+    """A checkpoint puts what the server keeps on the CPU."""
+    use(next(found.values[0] for found in every_algorithm() if found.id == name))
+    _check_resuming(tmp_path, {**SETTINGS[setting], "device": str(cuda)})
+
+
+def _check_resuming(tmp_path: Path, values: dict[str, Any]) -> None:
+    """Compare a run that ends after every round, and goes on, with one that does not."""
+    unbroken = run(tmp_path / "unbroken", **values)
+    assert unbroken["status"] == "finished"
+    assert unbroken["final"]["clients_failed"] == 0
+    parts = tmp_path / "parts"
+    sessions = 0
+    while (summary := _die_after_a_round(parts, values)) is None:
+        sessions += 1
+    assert sessions == len(rows_of(tmp_path / "unbroken"))
+    assert summary["final-weights-sha256"] == unbroken["final-weights-sha256"]
+    assert summary["bytes-up"] == unbroken["bytes-up"]
+    assert summary["bytes-down"] == unbroken["bytes-down"]
+    _check_frozen(tmp_path / "unbroken", values, unbroken)
+    _check_memories(parts)
+    assert _memories(parts)[-1] == _memories(tmp_path / "unbroken")[-1]  # by their sha256
+
+
+def _check_frozen(folder: Path, values: dict[str, Any], summary: dict[str, Any]) -> None:
+    if "mask" not in summary:
+        return
+    config = RunConfig.from_mapping({**RUN, **values, "results-dir": str(folder)})
+    start = build_workspace(config).weights.vector.cpu()
+    bits = (folder / "test/seed0/blobs" / summary["mask"]["sha256"]).read_bytes()
+    mask = FlatMask.from_bits(bits, start.numel(), torch.device("cpu")).mask
+    step = sorted((folder / "test/seed0/checkpoint").glob("step-*"))[-1]
+    end = load_file(step / "weights.safetensors")["parts/server/weights"]
+    assert torch.equal(start.view(torch.int32)[~mask], end.view(torch.int32)[~mask])
+    assert not torch.equal(start, end)
+
+
+def _check_memories(folder: Path) -> None:
+    named: dict[str, set[str]] = {}
+    for memories in _memories(folder):
+        for client, digest in memories.items():
+            named.setdefault(client, set()).add(digest)
+    there = {
+        path.name: {blob.name for blob in path.iterdir()}
+        for path in (folder / "test/seed0/clients").glob("*")
+    }
+    assert {client: blobs for client, blobs in there.items() if blobs} == named
 
 
 def _memories(folder: Path) -> list[dict[str, str]]:

@@ -70,6 +70,7 @@ def test_a_masked_complex_parameter_is_refused() -> None:
         SparseSGDM([param], 0.1, masks={param: torch.tensor([True, False])})
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 has no other way
 def test_bad_gradients_and_rates_are_refused_at_the_step() -> None:
     param = nn.Parameter(torch.ones(3))
     optimizer = SparseSGDM([param], 0.1)

@@ -157,7 +157,16 @@ RUNS: dict[str, dict[str, Any]] = {
 def test_algorithms_masks_and_partitions_run_on_text(
     folder: Path, tmp_path: Path, case: str
 ) -> None:
-    values = {"head": "ridge", "head_fraction": 0.01, "fraction_train": 0.5} | RUNS[case]
+    check_run(folder, tmp_path, **RUNS[case])
+
+
+@pytest.mark.parametrize("case", ["scaffold", "sensitive"])
+def test_text_runs_on_a_gpu(folder: Path, tmp_path: Path, case: str, cuda: torch.device) -> None:
+    check_run(folder, tmp_path, **RUNS[case], device=str(cuda))
+
+
+def check_run(folder: Path, tmp_path: Path, **values: Any) -> None:
+    values = {"head": "ridge", "head_fraction": 0.01, "fraction_train": 0.5} | values
     run = config(
         folder, engine="in-process", num_server_rounds=2, eval_every=2, eval_size=8, local_steps=1,
         results_dir=str(tmp_path), **values,
