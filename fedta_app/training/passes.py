@@ -79,6 +79,7 @@ class Passes:
         self._recordings: dict[tuple[object, ...], Recording | None] = {}
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         if mode == "cuda-graph" and device.type != "cuda":
             self._give_up(f"CUDA graphs do not run on {device.type}")
 
@@ -142,19 +143,20 @@ class Passes:
         trained = [p for p in self._model.parameters() if p.requires_grad]
         key = (inputs.shape, *map(id, trained))
         if key not in self._recordings:
-            if len(self._recordings) < _GRAPHS_KEPT:
-                self._recordings[key] = None
+            self._recordings[key] = None
             return None
-        if self._recordings[key] is None:
+        recorded = sum(recording is not None for recording in self._recordings.values())
+        if self._recordings[key] is None and recorded < _GRAPHS_KEPT:
             try:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._stream = self._stream or torch.cuda.Stream(self._device)
                 loss = partial(self.loss, self._model)
-                recording = Recording(loss, trained, inputs, labels, self._pool)
+                recording = Recording(loss, trained, inputs, labels, self._pool, self._stream)
                 self._recordings[key] = recording
             except RuntimeError as error:
                 self._give_up(first_line(error))
                 self._forget_gradients()
-        return self._recordings[key]
+        return self._recordings.get(key)
 
     def _forget_gradients(self) -> None:
         """Drop the gradients that a failed attempt left."""
@@ -164,6 +166,8 @@ class Passes:
     def _give_up(self, reason: str) -> None:
         print(f"compile = '{self.mode}' is off in this process: {reason}", flush=True)
         self.mode = "off"
+        self._recordings.clear()  # their memory is needed op by op
+        self._pool = None
 
 
 class Recording:
@@ -179,6 +183,9 @@ class Recording:
         A batch of the shapes to record.
     pool
         Memory pool that recordings share, since only one is replayed at a time.
+    stream : torch.cuda.Stream
+        The stream to record on, the same for all that share a pool; of the inputs' GPU, because
+        torch would take one of the first GPU, and record nothing of what happens on another.
     """
 
     def __init__(
@@ -188,6 +195,7 @@ class Recording:
         inputs: Tensor,
         labels: Tensor,
         pool: Any,
+        stream: torch.cuda.Stream,
     ) -> None:
         self._trained = trained
         self._inputs, self._labels = inputs.clone(), labels.clone()
@@ -196,15 +204,16 @@ class Recording:
         self._graph = torch.cuda.CUDAGraph()
         for parameter in trained:
             parameter.grad = None  # so that a replay writes gradients and does not add to them
-        stream = torch.cuda.current_stream(inputs.device)
+        before = torch.cuda.current_stream(inputs.device)
+        # Other threads of this process may use the GPU meanwhile.
+        options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         try:
-            # Other threads of this process may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.device(inputs.device), torch.cuda.graph(self._graph, **options):
                 mean = loss(self._inputs, self._labels)
                 (mean * self._scale).backward()
                 self._loss = mean.detach()
         except RuntimeError:
-            torch.cuda.set_stream(stream)  # a failed recording may leave another stream set
+            torch.cuda.set_stream(before)  # a failed recording may leave another stream set
             raise
         self._gradients = [parameter.grad for parameter in trained]
 

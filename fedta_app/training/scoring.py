@@ -217,7 +217,9 @@ def own_mask(
 
     def measured(mask: FlatMask | None, calibration_round: int) -> Tensor:
         own = scores(workspace, batches, mask, calibration_round, owner=partition_id)
-        return own if against_others is None or total is None else against_others(own, total)
+        if against_others is None or total is None:
+            return own
+        return against_others(own, total.to(own.device))  # the sum came from the server's CPU
 
     def find() -> FlatMask:
         return calibration(workspace, partition_id).run(measured)

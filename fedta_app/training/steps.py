@@ -157,7 +157,7 @@ def _batches(
     order = torch_generator(seed, "batches", *key)
     augmentation = torch_generator(seed, "augmentation", *key)
     for positions in mini_batches(len(images), size, steps, order):
-        batch = images.subset(to_device(positions, workspace.device))
+        batch = images.subset(to_device(positions, images.images.device))
         yield workspace.inputs(batch.images, augmentation), batch.labels
 
 

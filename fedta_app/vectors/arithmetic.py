@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**18  # entries worked on at a time: temporaries stay in the cache, in reused memory
+_GPU_BLOCK = 2**23  # where each piece costs the launch of some kernels
 _ONE_THREAD = 2**14  # torch sums up to twice as many without its other threads
 
 
@@ -31,6 +32,8 @@ def squared_norm(vector: Tensor) -> float:
     >>> squared_norm(torch.tensor([3.0, 4.0]))
     25.0
     """
+    if vector.is_cuda:  # where thousands of small kernels would take longer than a step
+        return float(vector.double().square().sum())
     pieces = vector.reshape(-1).split(_ONE_THREAD)
     return math.fsum(torch.stack([piece.double().square().sum() for piece in pieces]).tolist())
 
@@ -40,5 +43,6 @@ def blocks(target: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if not target.is_contiguous():
         yield target, *others
         return
-    pieces = (torch.split(tensor.reshape(-1), BLOCK) for tensor in (target, *others))
+    size = _GPU_BLOCK if target.is_cuda else BLOCK
+    pieces = (torch.split(tensor.reshape(-1), size) for tensor in (target, *others))
     yield from zip(*pieces, strict=True)

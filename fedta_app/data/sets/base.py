@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedta_app.device.cuda import to_device
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -54,8 +56,9 @@ class ImageSet:
     def subset(self, indices: npt.ArrayLike | Tensor) -> "ImageSet":
         """Return a copy of the images at integer `indices` (n,), on the same device."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
-        clients = None if self.clients is None else self.clients[chosen]
-        return ImageSet(self.images[chosen], self.labels[chosen], clients)
+        beside = to_device(chosen, self.labels.device)  # cached outputs of blocks may lie elsewhere
+        clients = None if self.clients is None else self.clients[beside]
+        return ImageSet(self.images[chosen], self.labels[beside], clients)
 
 
 @dataclass(frozen=True)

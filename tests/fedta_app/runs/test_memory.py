@@ -4,6 +4,7 @@ import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", held.__getitem__)
+    monkeypatch.setattr("torch.cuda.memory_snapshot", list)
     monkeypatch.setattr(
         "torch.cuda.reset_peak_memory_stats", lambda device: held.__setitem__(device, 0)
     )
@@ -65,6 +67,18 @@ def test_the_gpu_is_the_fullest_one(gpus: list[int]) -> None:
     assert peaks()["gpu_memory_mb"] == 700.0
     reset_peaks()
     assert peaks()["gpu_memory_mb"] == 0.0
+
+
+def test_what_graphs_keep_for_themselves_counts(
+    gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def segment(device: int, total: int, allocated: int, pool: tuple[int, int]) -> dict[str, Any]:
+        sizes = {"total_size": int(total * MB), "allocated_size": int(allocated * MB)}
+        return {"device": device, "segment_pool_id": pool, **sizes}
+
+    found = [segment(0, 900, 100, (0, 1)), segment(0, 200, 200, (0, 1)), segment(1, 500, 0, (0, 0))]
+    monkeypatch.setattr("torch.cuda.memory_snapshot", lambda: found)
+    assert peaks()["gpu_memory_mb"] == 300 + 800  # the other one keeps 500 for anybody
 
 
 def test_a_process_that_has_not_touched_a_gpu_does_not_do_so_now() -> None:

@@ -53,7 +53,9 @@ class FakeRecording:
     made: list["FakeRecording"]
     error: RuntimeError | None = None
 
-    def __init__(self, loss: Any, trained: Any, inputs: Tensor, labels: Tensor, pool: Any) -> None:
+    def __init__(
+        self, loss: Any, trained: Any, inputs: Tensor, labels: Tensor, pool: Any, stream: Any
+    ) -> None:
         if FakeRecording.error:
             trained[0].grad = torch.ones_like(trained[0])  # an attempt may fail half-way
             raise FakeRecording.error
@@ -76,6 +78,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[FakeRecording]:
     FakeRecording.made, FakeRecording.error = [], None
     monkeypatch.setattr("fedta_app.training.passes.Recording", FakeRecording)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: object())
     return FakeRecording.made
 
 
@@ -116,6 +119,30 @@ def test_other_trained_tensors_get_a_graph_of_their_own_and_there_are_few(
     assert all(recording.replays == 2 for recording in recordings)
 
 
+def test_a_batch_that_never_comes_again_takes_no_graphs_place(
+    recordings: list[FakeRecording],
+) -> None:
+    model, passes = make_passes("cuda-graph", sizes=range(1, 8))
+    for size in (1, 2, 3, 5, 6, 4, 4):  # five clients with few images come first
+        check(model, passes, size, seed=size)
+    assert [recording.shape for recording in recordings] == [(4, 3)]
+
+
+def test_where_one_cannot_be_recorded_the_memory_of_the_others_is_free(
+    recordings: list[FakeRecording], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, passes = make_passes("cuda-graph", sizes=(2, 4))
+    check(model, passes, 4, seed=1)
+    check(model, passes, 4, seed=2)
+    assert len(recordings) == 1
+    FakeRecording.error = torch.OutOfMemoryError("CUDA out of memory")
+    for seed in range(3):
+        check(model, passes, 2, seed)
+        check(model, passes, 4, seed)
+    assert capsys.readouterr().out.count("is off in this process") == 1
+    assert not passes._recordings and passes._pool is None
+
+
 class FakeGraph:
     """Replays by computing again, from and into the memory that was recorded."""
 
@@ -135,11 +162,14 @@ def test_a_recording_reads_and_writes_memory_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.CUDAGraph", FakeGraph)
     monkeypatch.setattr("torch.cuda.graph", lambda graph, **options: contextlib.nullcontext())
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    monkeypatch.setattr("torch.cuda.device", lambda device: contextlib.nullcontext())
     model, _ = make_passes("off")
     trained = list(model.parameters())[1:]
     trained[0].grad = torch.ones_like(trained[0])  # of an earlier step: not to be added to
     first = batch(4, seed=1)
-    recording = Recording(lambda x, y: cross_entropy(model(x), y), trained, *first, pool=(0, 1))
+    recording = Recording(
+        lambda x, y: cross_entropy(model(x), y), trained, *first, pool=(0, 1), stream=None
+    )
     FakeGraph.recording, FakeGraph.model = recording, model
     scaler = GradScaler("cpu", init_scale=1024.0)
     losses = []
@@ -238,7 +268,7 @@ def test_auto_is_a_graph_where_there_are_graphs(
 def test_compiled_steps_do_what_eager_ones_do(precision: str) -> None:
     updates = []
     for mode in ("off", "inductor"):
-        space = workspace(compile=mode, precision=precision)
+        space = workspace(compile=mode, precision=precision, kernels="torch")
         start = space.weights.vector.clone()
         for partition_id in (0, 1):
             result = train_client(space, start, partition_id=partition_id, server_round=1, lr=0.05)
