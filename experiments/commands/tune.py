@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import portable_command, without_paths
 from experiments.running.cells import Cell, differing_keys
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select
-from fedta_app.errors import ConfigError
+from fedta_app.errors import ConfigError, RunError, first_line
 from fedta_app.runs.command import typed_command
 from fedta_app.runs.directory import run_path, started_once
-from fedta_app.runs.provenance import code_facts
+from fedta_app.runs.records import read_summary
 
 if TYPE_CHECKING:
     from experiments.running.tuning.study import Chosen
@@ -33,9 +33,12 @@ def run(options: argparse.Namespace) -> ExitStatus:
     and no preset reads it. Neither is a best trial written that is no better than no training.
     """
     try:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
         from experiments.running.tuning.outcome import changed_presets, save_study, write_choice
         from experiments.running.tuning.space import DEFAULT_SPACE
-        from experiments.running.tuning.study import Study
+        from experiments.running.tuning.study import STUDY_FILE, Study
     except ModuleNotFoundError as error:
         raise ConfigError(
             "tuning needs optuna, which is not installed: pip install optuna"
@@ -57,20 +60,28 @@ def run(options: argparse.Namespace) -> ExitStatus:
     label = f"{cell.preset.label}/{name}" if name else cell.preset.label
     place = run_path(cell.config.with_values(name=f"tune/{label}")).parent
     place.mkdir(parents=True, exist_ok=True)
-    with started_once(place):  # a second search would take the first one's trial for a killed one's
-        study = Study(cell.config, label, space)
-        status = study.run(
-            options.trials,
-            options.max_minutes or 0.0,
-            client_cpus=options.client_cpus,
-            client_gpus=options.client_gpus,
-        )
-    if status != ExitStatus.FINISHED:
-        return status
-    best = study.chosen()
+    try:
+        # A second search would take the first one's trial for that of a killed one.
+        with started_once(place):
+            study = Study(cell.config, label, space)
+            status = study.run(
+                options.trials,
+                options.max_minutes or 0.0,
+                client_cpus=options.client_cpus,
+                client_gpus=options.client_gpus,
+            )
+        if status != ExitStatus.FINISHED:
+            return status
+        best = study.chosen()
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise RunError(
+            f"{place / STUDY_FILE} cannot be used ({first_line(error)}): the trials' runs are "
+            "whole; where this file is damaged, delete it, and what has finished is taken over"
+        ) from error
     why_not = _why_not_written(best, name, overrides)
     folder = (options.out or RESULTS) / "tuning" / label.replace("/", "-")
-    searched = _searched(cell, space, overrides, why_not)
+    codes = [read_summary(trial).get("code") or {} for trial in study.folders()]
+    searched = _searched(cell, space, overrides, why_not, codes)
     save_study(folder, best, label, {**searched, "at-edge": best.at_edge})
     _say(best, folder)
     pattern = options.pattern or cell.preset.name
@@ -128,17 +139,20 @@ def _name(overrides: Mapping[str, Any]) -> str:
 
 
 def _searched(
-    cell: Cell, space: Mapping[str, Any], overrides: Mapping[str, Any], why_not: str
+    cell: Cell,
+    space: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    why_not: str,
+    codes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return what the record of a search says of what was searched."""
+    """Return what the record of a search says of what was searched, with which code."""
     keys = cell.config.to_mapping()
     shown = ("dataset", "model", "weights", "num-server-rounds", "seed")
-    code = code_facts(cell.config)
     found = {
         "preset": cell.preset.label,
         "command": portable_command(typed_command() or ""),
-        "commit": code["commit"],
-        "not-committed": code.get("changed", []),
+        "commit": ", ".join(sorted({str(code.get("commit")) for code in codes})),
+        "not-committed": sorted({name for code in codes for name in code.get("changed") or ()}),
         "not-written-because": why_not,
         **{key: keys[key] for key in shown},
         "space": dict(space),

@@ -102,7 +102,10 @@ def collect(cell: Cell, path: Path, results: Path, *, with_classes: bool, last: 
         When the checkpoint is damaged.
     """
     folder = record_folder(cell, results)
-    config = RunConfig.from_mapping(read_toml(path / "config.toml"))
+    # Where data and weights are is what this command says: the run may be of another machine.
+    config = RunConfig.from_mapping(read_toml(path / "config.toml")).with_values(
+        weights=cell.config.weights, data_dir=cell.config.data_dir, cache_dir=cell.config.cache_dir
+    )
     checkpoint = load_checkpoint(path / "checkpoint")
     if checkpoint is None:
         raise RecordError(f"{path} has no checkpoint any more, which the record is checked against")

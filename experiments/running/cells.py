@@ -18,7 +18,7 @@ from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import as_folder, expanded, file_sha256, read_toml
-from fedta_app.runs.directory import LOCK_FILE, cache_path, results_path, run_path
+from fedta_app.runs.directory import LOCK_FILE, START_LOCK, cache_path, results_path, run_path
 from fedta_app.runs.records import read_rows, read_summary
 
 SEED_FOLDER = re.compile(r"seed\d+")  # not seed0.old-1
@@ -211,16 +211,22 @@ class FinishedRuns:
     """The finished runs of a results directory by identity, since tables may share cells."""
 
     def __init__(self, results: Path) -> None:
-        self._paths = by_identity(reversed(finished_folders(results)))
+        self._paths: dict[str, list[Path]] = {}
+        for folder in finished_folders(results):
+            if found := _identity_of(folder):
+                self._paths.setdefault(found, []).append(folder)
 
     def path(self, cell: Cell) -> Path | None:
         """Return the directory of a finished run that computed the same, preferably its own.
 
-        A run that the user named is looked for under that name only: who names it wants it there.
+        One of another table counts only if it had the weights that the cell's file holds now. A
+        run that the user named is looked for under that name only: who names it wants it there.
         """
         if progress(cell.config).state is State.FINISHED:
             return cell.path
-        return self._paths.get(identity(cell.config)) if cell.own_name else None
+        others = self._paths.get(identity(cell.config), ()) if cell.own_name else ()
+        right = (path for path in others if not other_weights(cell.config, read_summary(path)))
+        return next(right, None)
 
 
 def by_identity(folders: Iterable[Path]) -> dict[str, Path]:
@@ -269,12 +275,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _locked(folder: Path) -> bool:
-    """Return whether a process holds the lock of the directory."""
-    lock = folder / LOCK_FILE
+    """Return whether a process runs what is in the directory, or is about to."""
     try:
-        if lock.exists():
-            with FileLock(lock, blocking=False, fallback_to_soft=False):
-                pass
+        for lock in (folder / LOCK_FILE, folder / START_LOCK):
+            if lock.exists():
+                with FileLock(lock, blocking=False, fallback_to_soft=False):
+                    pass
     except Timeout:
         return True
     except OSError:

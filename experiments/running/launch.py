@@ -1,6 +1,7 @@
 """One run on any engine: the checks before it starts, and its exit status."""
 
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from fedta_app.runs.command import to_continue
 from fedta_app.runs.directory import (
     PROCESS_DIED,
     STOP_FILE,
+    InUseError,
     check_resumable,
     check_writable,
     run_path,
@@ -107,7 +109,12 @@ def _warn(workspace: Workspace) -> None:
 
 
 def launch(
-    config: RunConfig, *, client_cpus: int, client_gpus: float | None, forget_stop: bool = True
+    config: RunConfig,
+    *,
+    client_cpus: int,
+    client_gpus: float | None,
+    forget_stop: bool = True,
+    interrupted: threading.Event | None = None,
 ) -> ExitStatus:
     """Run a configuration that passed `preflight` and return how it ended.
 
@@ -121,13 +128,23 @@ def launch(
         measured.
     forget_stop : bool
         Remove a request to stop that an earlier session left in the run directory.
+    interrupted : threading.Event, optional
+        Is set at the first Ctrl-C. A run that was in its last round is finished all the same, and
+        what would follow it must not start.
+
+    Raises
+    ------
+    InUseError
+        When another command runs it.
     """
     directory = run_path(config)
     with started_once(directory):
         before = read_summary(directory)
         if forget_stop:
             (directory / STOP_FILE).unlink(missing_ok=True)
-        ended = _run_on_engine(config, before, client_cpus=client_cpus, client_gpus=client_gpus)
+        asked = interrupted or threading.Event()
+        with _stop_on_interrupt(directory, before, asked):
+            ended = _run_on_engine(config, before, client_cpus=client_cpus, client_gpus=client_gpus)
         return ended or _status(directory, before)
 
 
@@ -135,24 +152,23 @@ def _run_on_engine(
     config: RunConfig, before: dict[str, Any], *, client_cpus: int, client_gpus: float | None
 ) -> ExitStatus | None:
     """Run, and return how it ended where summary.json does not say that."""
-    with _stop_on_interrupt(run_path(config), before):
-        if config.engine == "flower":
-            from experiments.running.concurrency import client_share
-            from experiments.running.flower import run_on_flower
+    if config.engine == "flower":
+        from experiments.running.concurrency import client_share
+        from experiments.running.flower import run_on_flower
 
-            shared_workspace.cache_clear()  # not needed: the run has its own processes
-            share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
+        shared_workspace.cache_clear()  # not needed: the run has its own processes
+        share = client_share(config, client_cpus=client_cpus, client_gpus=client_gpus)
 
-            def run(config: RunConfig) -> None:
-                run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
+        def run(config: RunConfig) -> None:
+            run_on_flower(config, client_cpus=client_cpus, client_gpus=share)
 
-            return _until_it_ends(config, before, run)
-        elif config.engine == "in-process":
-            run_here(config)
-        else:
-            from fedta_app.centralized import run_centralized
+        return _until_it_ends(config, before, run)
+    elif config.engine == "in-process":
+        run_here(config)
+    else:
+        from fedta_app.centralized import run_centralized
 
-            run_centralized(config)
+        run_centralized(config)
     return None
 
 
@@ -199,9 +215,15 @@ def run_here(config: RunConfig) -> None:
 
 
 def attempt(config: RunConfig, **options: Any) -> ExitStatus:
-    """Launch a run, and return FAILED for any error, so that the cells after it still run."""
+    """Launch a run, and return FAILED for any error, so that the cells after it still run.
+
+    STOPPED where another command runs it.
+    """
     try:
         return launch(config, **options)
+    except InUseError as error:
+        print(error, flush=True)
+        return ExitStatus.STOPPED
     except Exception as error:
         machines = exhausted(error)
         if not machines and not isinstance(error, ValueError | RunError | OSError):
@@ -237,8 +259,11 @@ def why_failed(directory: Path, before: dict[str, Any]) -> str:
     return reason or "its process ended without giving a reason (was it killed? out of memory?)"
 
 
-def _stop_on_interrupt(directory: Path, before: dict[str, Any]) -> AbstractContextManager[None]:
+def _stop_on_interrupt(
+    directory: Path, before: dict[str, Any], asked: threading.Event
+) -> AbstractContextManager[None]:
     def ask() -> None:
+        asked.set()
         if not has_begun(directory, before):
             end()  # there is no round to wait for
         (directory / STOP_FILE).touch()

@@ -1,5 +1,6 @@
 """Running the cells of a table: finished cells are skipped, failed ones do not stop the rest."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from experiments.running.workers import Workers, check_jobs
 from fedta_app.config import RunConfig
 from fedta_app.errors import CheckpointError, ConfigError
 from fedta_app.runs.command import to_continue
+from fedta_app.runs.directory import start_over
 from fedta_app.runs.records import disagreement, read_summary
 
 BEFORE, ELSEWHERE = "finished before", "running in another process"
@@ -32,12 +34,15 @@ class Outcome:
         None if Ctrl-C came before the cell was run.
     word : str
         How the printed summary describes the outcome.
+    damaged : bool
+        It is finished, and run all the same, to write its records anew.
     """
 
     cell: Cell
     path: Path
     status: ExitStatus | None = None
     word: str = "waiting"
+    damaged: bool = False
 
 
 class TimeBudget:
@@ -95,13 +100,21 @@ def run_cells(
         Before any run is started, when a cell cannot be run.
     """
     check_jobs(cells, jobs)
+    budget = TimeBudget(max_minutes)
     finished = FinishedRuns(cells[0].results)
     outcomes = [_before(cell, finished) for cell in cells]
     left = [outcome for outcome in outcomes if outcome.status is None]
     options: dict[str, Any] = {"client_cpus": client_cpus, "client_gpus": client_gpus}
     with _first_engine_ahead(left):
         _preflight([outcome.cell.config for outcome in left], **options)
-        _run_all(left, TimeBudget(max_minutes), jobs, **options)
+        for outcome in left:
+            if not outcome.cell.config.resume:
+                # All of them now: the command that continues this one takes what is there.
+                start_over(outcome.cell.config)
+        _run_all(left, budget, jobs, **options)
+    for outcome in outcomes:
+        if outcome.status == ExitStatus.STOPPED:  # by another command, perhaps, and over by now
+            _look_again(outcome)
     return outcomes
 
 
@@ -120,32 +133,45 @@ def _run_all(left: Sequence[Outcome], budget: TimeBudget, jobs: int, **options: 
         with workers.stopped_by_interrupt(), ThreadPoolExecutor(jobs) as threads:
             list(threads.map(lambda outcome: _run(outcome, budget, workers.run), left))
         return
+    interrupted = threading.Event()
 
     def run_here(config: RunConfig) -> ExitStatus:
-        return attempt(config, **options)
+        return attempt(config, interrupted=interrupted, **options)
 
     for outcome in left:
+        if interrupted.is_set():
+            return
         _run(outcome, budget, run_here)
-        if outcome.status == ExitStatus.INTERRUPTED:
-            break
 
 
 def _before(cell: Cell, finished: FinishedRuns) -> Outcome:
     """Return the outcome of a cell before the runs; its status is None if it has to be run."""
-    if not cell.config.resume:
-        return Outcome(cell, cell.path)
-    if (path := finished.path(cell)) and (odd := _to_mend(path)):
-        print(f"{odd}: the run is opened again, which writes it anew", flush=True)
-    elif path:
-        if other := other_weights(cell.config, read_summary(path)):
+    outcome = Outcome(cell, cell.path)
+    if cell.config.resume and (path := finished.path(cell)):
+        own = path == cell.path
+        if odd := _to_mend(path):
+            outcome.damaged = own
+            what = "is opened again, which writes it anew" if own else "is left out"
+            print(f"{odd}: the run {what}", flush=True)
+        elif other := other_weights(cell.config, read_summary(path)):
             raise ConfigError(
                 f"{path} {other}: --name NAME keeps both runs, and --no-resume starts over"
             )
-        elsewhere = "" if path == cell.path else f" as {path.relative_to(cell.results).parent}"
-        return Outcome(cell, path, ExitStatus.FINISHED, BEFORE + elsewhere)
-    if progress(cell.config).state is State.RUNNING:
-        return Outcome(cell, cell.path, ExitStatus.STOPPED, ELSEWHERE)
-    return Outcome(cell, cell.path)
+        else:
+            outcome.path, outcome.status, outcome.word = path, ExitStatus.FINISHED, BEFORE
+            outcome.word += "" if own else f" as {path.relative_to(cell.results).parent}"
+    elif cell.config.resume:
+        _look_again(outcome)
+    return outcome
+
+
+def _look_again(outcome: Outcome) -> None:
+    """Note in the outcome of a cell whether another command runs it, or has finished it."""
+    state = progress(outcome.cell.config).state
+    if state is State.RUNNING:
+        outcome.status, outcome.word = ExitStatus.STOPPED, ELSEWHERE
+    elif state is State.FINISHED:
+        outcome.status, outcome.word = ExitStatus.FINISHED, BEFORE
 
 
 def _to_mend(path: Path) -> str:
@@ -170,7 +196,11 @@ def _preflight(configs: Sequence[RunConfig], client_cpus: int, client_gpus: floa
 def _run(
     outcome: Outcome, budget: TimeBudget, run: Callable[[RunConfig], ExitStatus | None]
 ) -> None:
-    """Run a cell unless the time is used up, and record its outcome."""
+    """Run a cell, unless another command does or the time is used up, and record its outcome."""
+    if not outcome.damaged:
+        _look_again(outcome)
+        if outcome.status is not None:
+            return
     config = budget.limited(outcome.cell.config)
     if config is None:
         outcome.status = ExitStatus.STOPPED

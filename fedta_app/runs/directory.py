@@ -25,6 +25,10 @@ _LOCK_PATIENCE = 15.0  # seconds: a process that was just killed may still be en
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks
 
 
+class InUseError(RunError):
+    """Another process runs what is in this directory."""
+
+
 def results_path(config: RunConfig) -> Path:
     """Return the absolute folder that holds the directories of all runs."""
     return expanded(config.results_dir, f"results-dir = {config.results_dir!r}")
@@ -110,6 +114,24 @@ def check_writable(config: RunConfig) -> None:
         ) from error
 
 
+def start_over(config: RunConfig) -> None:
+    """Move an earlier run out of a run directory; it is never deleted.
+
+    Raises
+    ------
+    InUseError
+        When another process runs it.
+    """
+    path = run_path(config)
+    if _holds_run(path):
+        with started_once(path):
+            lock = _acquire(path / LOCK_FILE)
+            try:
+                _move_aside(path)
+            finally:
+                lock.release()
+
+
 class RunDirectory:
     """The directory of a run, locked by one process at a time.
 
@@ -122,8 +144,8 @@ class RunDirectory:
         self.path = run_path(config)
         self._lock = _acquire(self.path / LOCK_FILE)
         try:
-            if not config.resume and any((self.path / n).exists() for n in (CONFIG, "checkpoint")):
-                self._move_aside()
+            if not config.resume and _holds_run(self.path):
+                _move_aside(self.path)
             remove_temporary(*self._folders())
             write_atomically(self.path / CONFIG, to_toml(config))
         except BaseException:
@@ -153,16 +175,21 @@ class RunDirectory:
         clients = self.path / "clients"
         return [self.path, *own, *(clients.iterdir() if clients.is_dir() else ())]
 
-    def _move_aside(self) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        aside.mkdir()
-        # config.toml goes last: if this is interrupted, the rest is still known as the old run.
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == CONFIG):
-            if entry.name not in (LOCK_FILE, START_LOCK, STOP_FILE):
-                entry.rename(aside / entry.name)
-        print(f"resume = false: the earlier run is kept in {aside}", flush=True)
+
+def _holds_run(path: Path) -> bool:
+    return any((path / name).exists() for name in (CONFIG, "checkpoint"))
+
+
+def _move_aside(path: Path) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    # config.toml goes last: if this is interrupted, the rest is still known as the old run.
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == CONFIG):
+        if entry.name not in (LOCK_FILE, START_LOCK, STOP_FILE):
+            entry.rename(aside / entry.name)
+    print(f"resume = false: the earlier run is kept in {aside}", flush=True)
 
 
 @contextmanager
@@ -173,7 +200,7 @@ def started_once(path: Path) -> Iterator[None]:
 
     Raises
     ------
-    RunError
+    InUseError
         When another command holds it for longer than a killed process takes to end.
     """
     lock = _acquire(path / START_LOCK)
@@ -195,7 +222,7 @@ def _acquire(path: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RunError(
+        raise InUseError(
             f"{path.parent} is in use by another process that runs the same seed of the same "
             "name: wait for it, or choose another name"
         ) from error

@@ -22,8 +22,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,18 +37,21 @@ from experiments.running.cells import (
     deciding_keys,
     finished_folders,
     identity,
+    other_weights,
     progress,
     run_folders,
 )
 from experiments.running.launch import attempt, preflight
 from experiments.running.tuning.space import Space, check_space, grid, suggest, values_of
+from experiments.running.tuning.watch import Watch
 from fedta_app.config import RunConfig
+from fedta_app.errors import ConfigError
 from fedta_app.runs.command import to_continue
-from fedta_app.runs.directory import DIVERGED, STOP_FILE, run_path
+from fedta_app.runs.directory import DIVERGED, run_path
 from fedta_app.runs.records import read_rows, read_summary
 from fedta_app.seeding import derive_seed
 
-_POLL_SECONDS = 0.2
+STUDY_FILE = "study.db"
 _WARMUP_TRIALS = 4  # before any is stopped early
 _LEAST_MINUTES = 1e-3  # of a trial: 0 would be without a limit
 
@@ -114,12 +116,13 @@ class Study:
         # Of equal ones the last: a finished one, if there is any.
         self._earlier = by_identity([*run_folders(folder), *finished_folders(folder)])
         self._study = optuna.create_study(
-            storage=str(URL.create("sqlite", database=str(folder / "study.db"))),
+            storage=str(URL.create("sqlite", database=str(folder / STUDY_FILE))),
             study_name=f"{label} {self._digest()}",
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARMUP_TRIALS),
         )
+        self._interrupted = threading.Event()
         # What a killed process was trying comes first; its run goes on where it was.
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
@@ -128,12 +131,17 @@ class Study:
     def _enqueue_next(self) -> None:
         """Put the next point of a grid in the queue, where nothing waits there.
 
-        Not all at once: a trial that was interrupted would have to wait for all the others.
+        Not all at once: a trial that was interrupted would have to wait for all the others. Those
+        that failed are tried again after the others.
         """
-        for point in grid(self._space):  # each is tried once
-            if self._study.get_trials(states=(TrialState.WAITING,)):
-                return
-            self._study.enqueue_trial(point, skip_if_exists=True)
+        points = grid(self._space)
+        for again in (False, True):
+            done = [trial.params for trial in (self._done() if again else self._study.trials)]
+            for point in points:
+                if self._study.get_trials(states=(TrialState.WAITING,)):
+                    return
+                if point not in done:
+                    self._study.enqueue_trial(point)
 
     def _digest(self) -> str:
         """Tell studies apart: another space, or another configuration, is another study."""
@@ -151,12 +159,22 @@ class Study:
 
         A space of lists has no more trials than points. When the time is up in the middle of a
         trial, that one stops after its round.
+
+        Raises
+        ------
+        ConfigError
+            When it cannot be run, or its trials had other weights than the file holds now.
         """
         trials = min(trials, len(grid(self._space)) or trials)
-        preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
         end = time.monotonic() + 60 * minutes
+        preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
+        for folder in self.folders():
+            self._check_weights(folder)
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
+            if self._interrupted.is_set():
+                print(f"interrupted; {to_continue()}", flush=True)
+                return ExitStatus.INTERRUPTED
             if minutes and time.monotonic() > end:
                 print(f"--max-minutes {minutes:g} is used up; {to_continue()}", flush=True)
                 return ExitStatus.STOPPED
@@ -175,11 +193,12 @@ class Study:
         config = self._config_of(values).with_values(max_minutes=minutes)
         words = ", ".join(f"{key} = {value}" for key, value in values.items())
         print(f"trial {trial.number}: {words}", flush=True)
-        watch = _Watch(trial, config)
+        self._check_weights(run_path(config))
+        watch = Watch(trial, config)
         status = ExitStatus.FINISHED
         if progress(config).state is not State.FINISHED:
             with watch.running():
-                status = attempt(config, **options)
+                status = attempt(config, interrupted=self._interrupted, **options)
         watch.look()
         if status == ExitStatus.FINISHED:
             self._study.tell(trial, read_summary(run_path(config))["final"]["val_accuracy"])
@@ -188,6 +207,8 @@ class Study:
         elif status == ExitStatus.FAILED and _diverged(run_path(config)):
             self._study.tell(trial, 0.0)  # the worst there is: these values are known to be bad
         else:
+            if status == ExitStatus.FAILED:  # the next start begins with others
+                self._study.tell(trial, state=TrialState.FAIL)
             return status
         return ExitStatus.FINISHED
 
@@ -201,6 +222,18 @@ class Study:
         earlier = self._earlier.get(found)
         name = earlier.parent.name if earlier else found[:12]
         return config.with_values(name=f"{config.name}/{name}")
+
+    def folders(self) -> list[Path]:
+        """Return the run directories of its trials, those that are there."""
+        tried = [trial.params for trial in self._study.trials]
+        known = [params for params in tried if params.keys() == self._space.keys()]
+        paths = {run_path(self._config_of(values_of(params, self._space))) for params in known}
+        return sorted(path for path in paths if path.is_dir())
+
+    def _check_weights(self, folder: Path) -> None:
+        """Raise ConfigError if a trial had other weights than the file holds now."""
+        if other := other_weights(self._config, read_summary(folder)):
+            raise ConfigError(f"{folder} {other}: --name NAME makes another search")
 
     def chosen(self) -> Chosen:
         """Return the best trial so far; of equal ones the first."""
@@ -228,41 +261,3 @@ class Study:
 def _diverged(folder: Path) -> bool:
     """Tell whether a run failed because of its values: its loss was not finite."""
     return DIVERGED in str(read_summary(folder).get("reason"))
-
-
-class _Watch:
-    """Tells the study of a run's measurements while it works, and stops one that falls behind."""
-
-    def __init__(self, trial: optuna.Trial, config: RunConfig) -> None:
-        self.pruned = False
-        self._trial = trial
-        self._folder = run_path(config)
-        self._seen: set[int] = set()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Look at the run every now and then until the block ends."""
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(_POLL_SECONDS):
-                self.look()
-                if not self.pruned and self._trial.should_prune():
-                    self.pruned = True
-                    (self._folder / STOP_FILE).touch()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def look(self) -> None:
-        """Report the measurements that are new."""
-        for row in read_rows(self._folder):
-            number = int(row["round"])
-            if row["phase"] == "train" and row["val_accuracy"] and number not in self._seen:
-                self._seen.add(number)
-                self._trial.report(float(row["val_accuracy"]), number)

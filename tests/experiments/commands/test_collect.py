@@ -77,6 +77,23 @@ def test_a_run_with_other_weights_is_not_the_run_that_was_asked_for(
     assert "w.safetensors" in text and "a b" not in text and str(tmp_path) not in text
 
 
+def test_runs_of_another_machine_are_collected_with_the_data_and_weights_of_this_one(
+    tmp_path: Path,
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        (folder / "data").mkdir(parents=True)
+    copy(COMMITTED, there / "w.safetensors")
+    elsewhere = {"weights": there / "w.safetensors", "cache-dir": there / "cache"}
+    asked = ["--seeds", "1", "--data-dir"]
+    assert cells("run", tmp_path, *asked, str(there / "data"), **elsewhere) == ExitStatus.FINISHED
+    there.rename(here / "moved")
+    there.write_text("no folder: what is asked for in it is refused")
+    own = {"weights": here / "moved/w.safetensors", "cache-dir": here / "cache"}
+    assert cells("collect", tmp_path, *asked, str(here / "data"), **own) == ExitStatus.FINISHED
+    assert record(tmp_path, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -6,6 +6,7 @@ The engine in this process stands for Flower's, and raises what the server raise
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def test_it_has_the_minutes_that_are_left(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_second_ctrl_c_leaves_no_request_to_stop(tmp_path: Path) -> None:
     """The next start, by `flwr run` or in a notebook, would take it for one of its own."""
     summary = tmp_path / "summary.json"
-    with pytest.raises(KeyboardInterrupt), launching._stop_on_interrupt(tmp_path, {}):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        launching._stop_on_interrupt(tmp_path, {}, threading.Event()),
+    ):
         write_summary(tmp_path, {"status": "running", "sessions": [{}], "final": None})
         os.kill(os.getpid(), signal.SIGINT)
         assert (tmp_path / STOP_FILE).exists() and summary.exists()

@@ -1,23 +1,29 @@
 """Cells of a table: skipped when finished, continued when not, and one that fails alone."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
+from experiments.running import table_run
 from experiments.running.cells import Cell, FinishedRuns, identity, make_cells, progress
+from experiments.running.launch import attempt
 from experiments.running.presets import load_table, select
-from fedta_app.config import RunConfig
+from fedta_app.config import RunConfig, to_toml
 from fedta_app.errors import ConfigError
-from fedta_app.files import read_toml
-from fedta_app.runs.directory import RunDirectory
+from fedta_app.files import file_sha256, read_toml
+from fedta_app.runs import directory
+from fedta_app.runs.directory import RunDirectory, run_path, started_once
+from fedta_app.runs.session import RunSession
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIR = "demo/[fm]*"  # fedavg and masked
@@ -86,6 +92,106 @@ def test_a_cell_that_fails_does_not_stop_the_others(
     assert progress(cells[0].config).state == "another configuration"
 
 
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_no_cell_starts_after_ctrl_c_even_in_the_last_round_of_one(
+    tmp_path: Path,
+    round_number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        if (session.rows[-1].round, session.rows[-1].phase) == (round_number, "train"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    assert main(arguments(tmp_path)) == ExitStatus.INTERRUPTED
+    output = capsys.readouterr().out
+    assert output.count("run directory: ") == 2 and "  waiting\n" in output
+    assert f"{round_number - 1} of 2 cells are finished\nto continue: " in output
+
+
+def test_what_starts_over_is_continued_and_not_taken_from_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
+    over = arguments(tmp_path, PAIR, "--no-resume", "--max-minutes", "1e-9")
+    assert main(over) == ExitStatus.STOPPED
+    assert all((tmp_path / f"demo/{name}/seed0.old-1").exists() for name in ("fedavg", "masked"))
+    capsys.readouterr()
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
+    output = capsys.readouterr().out
+    assert "finished before" not in output and output.count("  finished\n") == 2
+    assert not list(tmp_path.glob("demo/*/seed0.old-2"))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_two_commands_share_a_table(
+    tmp_path: Path,
+    ends: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other command begins the second cell while this one runs the first."""
+    (other,) = make_cells(select("demo/masked")[1], {"results-dir": str(tmp_path), **SHORT}, 1)
+    launched = []
+
+    def attempt(config: RunConfig, **options: object) -> ExitStatus:
+        launched.append(config.name)
+        held.enter_context(started_once(other.path))
+        if ends:
+            held.close()
+            (other.path / "config.toml").write_text(to_toml(other.config))
+            (other.path / "summary.json").write_text(json.dumps({"status": "finished"}))
+        return ExitStatus.FINISHED
+
+    monkeypatch.setattr(table_run, "attempt", attempt)
+    other.path.mkdir(parents=True)
+    with ExitStack() as held:
+        outcomes = table_run.run_cells(
+            make_cells(select(PAIR)[1], {"results-dir": str(tmp_path), **SHORT}, 1),
+            client_cpus=1, client_gpus=None, jobs=1,
+        )  # fmt: skip
+    assert launched == ["demo/fedavg"]
+    assert table_run.exit_status(outcomes) == (ExitStatus.FINISHED if ends else ExitStatus.STOPPED)
+    assert outcomes[1].word == ("finished before" if ends else "running in another process")
+
+
+def test_a_run_that_another_command_has_just_begun_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(directory, "_LOCK_PATIENCE", 0.1)
+    config = RunConfig(name="x", results_dir=str(tmp_path))
+    run_path(config).mkdir(parents=True)
+    with started_once(run_path(config)):
+        assert attempt(config, client_cpus=1, client_gpus=None) == ExitStatus.STOPPED
+    assert "is in use by another process" in capsys.readouterr().out
+
+
+def test_a_finished_run_of_another_table_counts_with_the_right_weights_only(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(b"now")
+    values = {"results-dir": str(tmp_path), "weights": str(weights), **SHORT}
+    (cell,) = make_cells(select("demo/fedavg")[1], values, 1)
+
+    def finished(name: str, sha256: str) -> Path:
+        folder = run_path(cell.config.with_values(name=name))
+        folder.mkdir(parents=True)
+        (folder / "config.toml").write_text(to_toml(cell.config.with_values(name=name)))
+        summary = {"status": "finished", "identity": {"weights-file-sha256": sha256}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    finished("a/x", "0" * 64)
+    assert FinishedRuns(tmp_path).path(cell) is None
+    right = finished("b/x", file_sha256(weights))
+    assert FinishedRuns(tmp_path).path(cell) == right
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_cells_that_stop_early_are_continued(
@@ -112,7 +218,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(
         {"results-dir": str(tmp_path), **SHORT},
         1,
     )
-    directory = RunDirectory(cell.config)
+    taken = RunDirectory(cell.config)
     try:
         assert progress(cell.config).state == "running"
         assert main(arguments(tmp_path, PAIR)) == ExitStatus.STOPPED
@@ -120,7 +226,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(
         assert main(arguments(tmp_path, "demo/fedavg")) == ExitStatus.STOPPED
         assert "running in another process: " in capsys.readouterr().out
     finally:
-        directory.close()
+        taken.close()
     assert progress(cell.config).state == "interrupted"
 
 

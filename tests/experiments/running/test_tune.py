@@ -17,10 +17,12 @@ from experiments.running import presets
 from experiments.running.tuning import study as searching
 from experiments.running.tuning.outcome import changed_presets, write_choice
 from experiments.running.tuning.space import Space, check_space, suggest
-from experiments.running.tuning.study import Chosen, Study, _Watch
+from experiments.running.tuning.study import Chosen, Study
+from experiments.running.tuning.watch import Watch
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
-from fedta_app.files import read_toml
+from fedta_app.files import file_sha256, read_toml
+from fedta_app.runs import session
 from fedta_app.runs.directory import run_path, started_once
 from fedta_app.runs.metrics import Row, write_csv
 from fedta_app.runs.session import RunSession
@@ -168,7 +170,7 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
     rows = [Row(0, "start", val_accuracy=0.1), Row(1, "train", val_accuracy=0.2)]
     write_csv(folder / "metrics.csv", rows)
     trial = Trial()
-    watch = _Watch(trial, config)  # type: ignore[arg-type]
+    watch = Watch(trial, config)  # type: ignore[arg-type]
     with watch.running():
         deadline = time.monotonic() + 60
         while not (folder / "stop").exists() and time.monotonic() < deadline:
@@ -223,6 +225,109 @@ def test_an_interrupted_trial_goes_on_before_another_point_begins(
     for _ in range(3):
         Study(config, "a", {"lr": [0.1, 0.2, 0.3]}).run(3, 0, client_cpus=1, client_gpus=None)
     assert tried == [0.1, 0.1, 0.1, 0.2, 0.3]
+
+
+def test_a_point_that_cannot_run_does_not_keep_the_others_from_being_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(name="a", results_dir=str(tmp_path), engine="in-process")
+    tried: list[int] = []
+
+    def attempt(config: RunConfig, **options: object) -> int:
+        tried.append(config.batch_size)
+        if config.batch_size == 512 and len(tried) < 4:
+            return ExitStatus.FAILED
+        folder = run_path(config)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"final": {"val_accuracy": 0.5}}))
+        return ExitStatus.FINISHED
+
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "attempt", attempt)
+    ended = [
+        Study(config, "a", {"batch-size": [512, 32]}).run(2, 0, client_cpus=1, client_gpus=None)
+        for _ in range(3)
+    ]
+    assert tried == [512, 32, 512, 512]  # the others first, and it again after them
+    assert ended == [ExitStatus.FAILED, ExitStatus.FAILED, ExitStatus.FINISHED]
+
+
+def test_ctrl_c_in_the_last_round_of_a_trial_starts_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        if (session.rows[-1].round, session.rows[-1].phase) == (4, "train"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    assert main(arguments(tmp_path, 2)) == ExitStatus.INTERRUPTED
+    said = capsys.readouterr().out
+    assert said.count("trial ") == 1 and "interrupted; to continue: " in said
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED  # it was finished all the same
+    assert "trial 0" not in capsys.readouterr().out
+
+
+def test_a_search_goes_on_with_the_weights_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(b"first")
+    config = RunConfig(
+        name="a", results_dir=str(tmp_path), engine="in-process", weights=str(weights)
+    )
+
+    def attempt(config: RunConfig, **options: object) -> int:
+        folder = run_path(config)
+        folder.mkdir(parents=True)
+        known = {"weights-file-sha256": file_sha256(weights)}
+        summary = {"final": {"val_accuracy": 0.5}, "identity": known}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return ExitStatus.FINISHED
+
+    monkeypatch.setattr(searching, "preflight", lambda *arguments, **options: None)
+    monkeypatch.setattr(searching, "attempt", attempt)
+    search = Study(config, "a", {"lr": [0.1, 0.2]})
+    assert search.run(1, 0, client_cpus=1, client_gpus=None) == ExitStatus.FINISHED
+    weights.write_bytes(b"second")
+    again = Study(config, "a", {"lr": [0.1, 0.2]})
+    for trials in (1, 2):  # those that are done do not count either
+        with pytest.raises(ConfigError, match=r"was run with other weights than .*--name NAME"):
+            again.run(trials, 0, client_cpus=1, client_gpus=None)
+
+
+def test_a_record_names_the_code_of_its_trials(
+    tmp_path: Path, better: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def facts(commit: str, *changed: str) -> None:
+        found = {"sha256": "0", "commit": commit, "changed": list(changed), "parts": {}}
+        monkeypatch.setattr(session, "code_facts", lambda config: found)
+
+    facts("first", "fedta_app/config.py")
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
+    path = tmp_path / "results/tuning/smoke-random-iid/search.toml"
+    facts("second")
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
+    assert read_toml(path)["commit"] == "first"
+    assert read_toml(path)["not-committed"] == ["fedta_app/config.py"]
+    assert main(arguments(tmp_path, 2)) == ExitStatus.FINISHED
+    assert read_toml(path)["commit"] == "first, second"
+
+
+def test_a_damaged_study_is_named_in_one_sentence(
+    tmp_path: Path, better: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
+    (path,) = (tmp_path / "runs/tune").rglob("study.db")
+    path.write_bytes(b"SQLite format 3\0" + b"x" * 4096)
+    capsys.readouterr()
+    assert main(arguments(tmp_path, 2)) == ExitStatus.REFUSED
+    said = capsys.readouterr().err
+    assert f"error: {path} cannot be used" in said and "Traceback" not in said
+    path.unlink()
+    assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
 
 
 @pytest.mark.parametrize("status", [ExitStatus.FAILED, ExitStatus.STOPPED])
