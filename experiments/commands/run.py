@@ -7,8 +7,11 @@ from experiments import RESULTS
 from experiments.commands.cells import cells_left, rates_warning
 from experiments.exit_status import ExitStatus
 from experiments.reporting.comparison import save_comparison
+from experiments.reporting.figures import check_figures
+from experiments.reporting.frames import check_comparison
 from experiments.reporting.versions import code_warnings
 from experiments.running.cells import Cell, FinishedRuns
+from experiments.running.presets import select
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
 from fedta_app.runs.command import typed_command
 from fedta_app.runs.directory import run_path
@@ -21,6 +24,9 @@ def run(options: argparse.Namespace) -> ExitStatus:
     cells = cells_left(options)
     if not cells:
         return ExitStatus.FINISHED
+    table, _ = select(options.selection, options.scale)
+    check_figures(table)  # now, and not after days, when `report` draws them
+    check_comparison(table)
     finished = FinishedRuns(cells[0].results)
     left = [cell for cell in cells if not cell.config.resume or not finished.path(cell)]
     warnings = [*code_warnings(left, RESULTS), rates_warning(options, left)] if left else []

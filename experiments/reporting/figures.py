@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.reporting import line_figures, map_figures
-from experiments.reporting.records import Group, Record, RecordError, by_preset
+from experiments.reporting.records import Group, Record, by_preset
 from experiments.running.presets import Table
+from fedta_app.errors import ConfigError
 from fedta_app.plotting import save_figure
+from fedta_app.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,23 +104,24 @@ def groups(table: Table, records: Sequence[Record]) -> Iterator[tuple[str, Group
         yield name, {panel: drawn[panel] for panel in order if panel in drawn}
 
 
+def check_figures(table: Table) -> None:
+    """Raise ConfigError if the report names a kind of figure that does not exist."""
+    for kind in table.report.get("figures", ()):
+        if kind not in FIGURES:
+            hint = did_you_mean(kind, FIGURES, otherwise=f"figures are: {', '.join(FIGURES)}")
+            raise ConfigError(
+                f"[report] of table {table.name}: there is no figure {kind!r}; {hint}"
+            )
+
+
 def save_figures(table: Table, records: Sequence[Record], folder: Path) -> dict[str, str]:
     """Save the figures that the table's report names; return their names and titles.
 
     What an earlier report drew and this one does not is deleted.
-
-    Raises
-    ------
-    RecordError
-        When the report names a kind of figure that does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {}
     for kind in table.report.get("figures", ["curves", "loss"]):
-        if kind not in FIGURES:
-            raise RecordError(
-                f"table {table.name!r} has a figure {kind!r}; figures are: {', '.join(FIGURES)}"
-            )
         for label, drawn in groups(table, records):
             figure = FIGURES[kind].draw(table, drawn)
             if figure is not None:

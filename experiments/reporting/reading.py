@@ -42,7 +42,7 @@ class Results:
     Raises
     ------
     RecordError
-        When there are none, or data, weights, code or settings are mixed.
+        When there are none, or data, weights or settings are mixed.
     """
 
     def __init__(self, name: str, scale: str = "", results: Path = RESULTS) -> None:

@@ -1,6 +1,6 @@
 """`python -m experiments report`: every table and figure, from the records in results/ alone.
 
-    results/<table>/report.md     caption, gate, table, comparisons, figures
+    results/<table>/report.md     caption, table, comparisons, figures, gate
     results/<table>/table.tex     the table for a paper (booktabs)
     results/<table>/cells.csv  presets.csv  comparisons.csv
     results/<table>/figures/      SVG and PNG
@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import tomli_w
 
-from experiments.reporting.figures import save_figures
+from experiments.reporting.figures import check_figures, save_figures
 from experiments.reporting.frames import (
     ALPHA,
     cells_frame,
@@ -62,7 +62,10 @@ def write_report(table: Table, results: Path, out: Path) -> list[str]:
     ------
     RecordError
         When there are no records, or they cannot be one table; nothing is written then.
+    ConfigError
+        When the report names a kind of figure that does not exist.
     """
+    check_figures(table)
     records = read_records(table, results)
     notes = check_origin(records, results / table.label)
     checks = sanity_gate(records)

@@ -1,35 +1,78 @@
-"""What the TOML files of tables and scales may say: a key that nothing reads is refused."""
+"""What the TOML files of tables and scales may say: other keys and values are refused."""
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedta_app.errors import ConfigError
 from fedta_app.spelling import did_you_mean
 
-_TABLE = (
-    "question", "seeds", "exclude", "rates-from", "base", "axes", "report", "tune", "scales"
-)  # fmt: skip
-_REPORT = ("lines", "panels", "figures", "compare", "reference", "margin")
-_SCALE = (
-    "caption", "model-caption", "rounds", "eval-every", "exclude", "seeds", "weights-command",
-    "values", "centralized",
-)  # fmt: skip
+Fits = Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+
+
+# What each key takes, in words and as a test.
+_TEXT: tuple[str, Fits] = "a text", lambda value: isinstance(value, str)
+_TEXTS: tuple[str, Fits] = "a list of texts", _are_texts
+_SEEDS: tuple[str, Fits] = "a whole number from 1", lambda value: type(value) is int and value > 0
+_FACTOR: tuple[str, Fits] = "a number above 0", lambda value: _is_number(value) and value > 0
+_SECTION: tuple[str, Fits] = "a section of keys", lambda value: isinstance(value, dict)
+_SECTIONS: tuple[str, Fits] = "sections of keys, one for each name", _are_sections
+_AXES: tuple[str, Fits] = (
+    "sections of sections: a section for each axis, in which each label has its keys",
+    lambda value: isinstance(value, dict) and all(map(_are_sections, value.values())),
+)
+_TABLE = {
+    "question": _TEXT, "seeds": _SEEDS, "exclude": _TEXTS, "rates-from": _TEXT, "base": _SECTION,
+    "axes": _AXES, "report": _SECTION, "tune": _SECTION, "scales": _SECTIONS,
+}  # fmt: skip
+_REPORT: dict[str, tuple[str, Fits]] = {
+    "lines": _TEXT, "panels": _TEXT, "figures": _TEXTS, "reference": _TEXT,
+    "compare": ("an axis, or a list of axes", lambda value: _TEXT[1](value) or _are_texts(value)),
+    "margin": ("a number", lambda value: True),  # see check_table
+}  # fmt: skip
+_SCALE = {
+    "caption": _TEXT, "model-caption": _TEXT, "rounds": _FACTOR, "eval-every": _FACTOR,
+    "exclude": _TEXTS, "seeds": _SEEDS, "weights-command": _TEXT, "values": _SECTION,
+    "centralized": _SECTION,
+}  # fmt: skip
 _LARGEST_MARGIN = 0.2
 
 
 def check_table(path: Path, about: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a key of table.toml that nothing reads, or a report that cannot be."""
-    _only(path, about, _TABLE)
+    """Raise ConfigError for a key of table.toml that is wrong, or a report that cannot be."""
+    _check(path, about, _TABLE)
     report, axes = about.get("report", {}), about.get("axes", {})
-    _only(f"[report] of {path}", report, _REPORT)
-    for key in ("lines", "panels"):
-        if (axis := report.get(key)) is not None and axis not in axes:
-            hint = did_you_mean(str(axis), axes, otherwise=f"axes are: {', '.join(axes) or 'none'}")
+    _check(f"[report] of {path}", report, _REPORT)
+    compared = report.get("compare", [])
+    compared = [compared] if isinstance(compared, str) else compared
+    named = [(key, report[key]) for key in ("lines", "panels") if key in report]
+    for key, axis in [*named, *(("compare", axis) for axis in compared)]:
+        if axis not in axes:
+            hint = did_you_mean(axis, axes, otherwise=f"axes are: {', '.join(axes) or 'none'}")
             raise ConfigError(f"[report] of {path}: {key} = {axis!r} is no axis of it; {hint}")
+    methods = ["-".join(labels) for labels in itertools.product(*(axes[axis] for axis in compared))]
+    reference = report.get("reference")
+    if reference is not None and reference not in methods:
+        hint = did_you_mean(reference, methods, otherwise=f"these are: {', '.join(methods)}")
+        raise ConfigError(
+            f"[report] of {path}: reference = {reference!r} is none of the methods that are "
+            f"compared; {hint}"
+        )
     margin = report.get("margin", _LARGEST_MARGIN)
-    number = isinstance(margin, int | float) and not isinstance(margin, bool)
-    if not (number and 0 < margin <= _LARGEST_MARGIN):
+    if not (_is_number(margin) and 0 < margin <= _LARGEST_MARGIN):
         raise ConfigError(
             f"[report] of {path}: margin = {margin!r} is not allowed: it is a difference of "
             f"accuracies above 0, at most {_LARGEST_MARGIN:g}, and 0.01 is one percent point"
@@ -39,12 +82,18 @@ def check_table(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def check_scale(where: Path | str, found: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a key of a scale that nothing reads."""
-    _only(where, found, _SCALE)
+    """Raise ConfigError for a key of a scale that is wrong."""
+    _check(where, found, _SCALE)
 
 
-def _only(where: Path | str, found: Mapping[str, Any], allowed: Collection[str]) -> None:
-    """Raise ConfigError for the first key that is not allowed there."""
+def _check(
+    where: Path | str, found: Mapping[str, Any], allowed: Mapping[str, tuple[str, Fits]]
+) -> None:
+    """Raise ConfigError for the first key that nothing reads there, or whose value is no such."""
     if unknown := sorted(set(found) - set(allowed)):
         hint = did_you_mean(unknown[0], allowed, otherwise=f"keys are: {', '.join(allowed)}")
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; {hint}")
+    for key, value in found.items():
+        words, fits = allowed[key]
+        if not fits(value):
+            raise ConfigError(f"{where}: {key} = {value!r} is not allowed: it is {words}")

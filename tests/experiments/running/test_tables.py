@@ -169,12 +169,55 @@ def test_the_tiny_scale_leaves_out_fifty_classes_and_nothing_else(table: str) ->
         ("smoke/table.toml", "report", {"margin": "a"}, "margin = 'a' is not allowed"),
         ("smoke/table.toml", "report", {"refrence": "least"}, "did you mean reference?"),
         ("smoke/table.toml", "report", {"lines": "rul"}, "is no axis of it; did you mean rule?"),
+        ("smoke/table.toml", "report", {"compare": "rul"}, "compare = 'rul' is no axis of it; did"),
+        (
+            "smoke/table.toml",
+            "report",
+            {"compare": ["rule", "x"]},
+            "compare = 'x' is no axis of it",
+        ),
+        ("smoke/table.toml", "report", {"compare": 3}, "compare = 3 is not allowed: it is an axis"),
+        ("smoke/table.toml", "report", {"reference": "lest"}, "are compared; did you mean least?"),
+        ("smoke/table.toml", "report", {"figures": "loss"}, "figures = 'loss' is not allowed"),
+        (
+            "smoke/table.toml",
+            "report",
+            {"lines": ["rule"]},
+            "lines = ['rule'] is not allowed: it is",
+        ),
         ("smoke/table.toml", "", {"sedes": 1}, "'sedes'; did you mean seeds?"),
+        ("smoke/table.toml", "", {"seeds": "3"}, "seeds = '3' is not allowed: it is a whole num"),
+        ("smoke/table.toml", "", {"seeds": 0}, "seeds = 0 is not allowed: it is a whole number fr"),
+        ("smoke/table.toml", "", {"seeds": 2.5}, "seeds = 2.5 is not allowed"),
+        (
+            "smoke/table.toml",
+            "",
+            {"exclude": "a-*"},
+            "exclude = 'a-*' is not allowed: it is a list",
+        ),
+        ("smoke/table.toml", "", {"question": 1}, "question = 1 is not allowed: it is a text"),
+        ("smoke/table.toml", "", {"base": 1}, "base = 1 is not allowed: it is a section of keys"),
+        (
+            "smoke/table.toml",
+            "axes",
+            {"partition": "iid"},
+            "is not allowed: it is sections of sect",
+        ),
+        (
+            "smoke/table.toml",
+            "axes",
+            {"rule": {"least": 3}},
+            "is not allowed: it is sections of se",
+        ),
+        ("smoke/table.toml", "", {"scales": {"tiny": 1}}, "is not allowed: it is sections of keys"),
+        ("smoke/table.toml", "", {"scales": {"tiny": {"rounds": "0.2"}}}, "rounds = '0.2' is not"),
+        ("tiny.toml", "", {"rounds": 0}, "rounds = 0 is not allowed: it is a number above 0"),
+        ("tiny.toml", "", {"values": 3}, "values = 3 is not allowed: it is a section of keys"),
         ("smoke/table.toml", "", {"scales": {"tiny": {"round": 1}}}, "[scales.tiny] of "),
         ("tiny.toml", "", {"round": 0.5}, "unknown key 'round'; did you mean rounds?"),
     ],
 )
-def test_a_key_of_a_table_that_nothing_reads_is_refused(
+def test_what_a_table_cannot_say_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, section: str,
     more: dict[str, object], sentence: str,
 ) -> None:  # fmt: skip
@@ -189,6 +232,19 @@ def test_a_key_of_a_table_that_nothing_reads_is_refused(
     with pytest.raises(ConfigError) as caught:
         load_table("smoke", "tiny")
     assert sentence in str(caught.value)
+
+
+def test_a_figure_that_nobody_draws_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = read_toml(presets.FOLDER / "smoke/table.toml")
+    about["report"]["figures"] = ["curves", "los"]
+    (tmp_path / "tables/smoke").mkdir(parents=True)
+    (tmp_path / "tables/smoke/table.toml").write_text(tomli_w.dumps(about))
+    monkeypatch.setattr(presets, "FOLDER", tmp_path / "tables")
+    assert main(["run", "smoke", "--results-dir", str(tmp_path / "runs")]) == ExitStatus.REFUSED
+    assert "there is no figure 'los'; did you mean loss?" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_preset_of_its_own_beside_axes_is_refused(
