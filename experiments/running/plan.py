@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from experiments.running.cells import Cell, FinishedRuns, Progress, State, progress
 from experiments.running.cost import Forecast
 from experiments.running.launch import check_clients
-from experiments.running.workers import check_jobs
+from experiments.running.workers import check_jobs, threads_of_each
+from fedta_app.device.cuda import resolve_device
 from fedta_app.pace.schedule import schedule_warning
 
 
@@ -38,7 +39,10 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     finished = FinishedRuns(cells[0].results)
     for cell in cells:
         found = Progress(State.FINISHED) if finished.path(cell) else progress(cell.config)
-        estimate = forecast.of(cell.config)
+        config = cell.config
+        if jobs > 1 and not config.threads:
+            config = config.with_values(threads=threads_of_each(jobs))
+        estimate = forecast.of(config)
         left = estimate.left(found, cell.config.num_server_rounds)
         heapq.heapreplace(ends, ends[0] + left)
         done += found.state is State.FINISHED
@@ -54,6 +58,9 @@ def print_plan(cells: Sequence[Cell], *, session_minutes: float, jobs: int) -> N
     }.items():
         if warning:
             print(f"warning: {name}: {warning}")
+    devices = {resolve_device(cell.config.device).type for cell in cells}
+    if jobs > 1 and "cuda" in devices:
+        print(f"warning: the times are of runs alone on the GPU, which {jobs} would share")
     minutes = max(ends) / 60
     sessions = math.ceil(minutes / session_minutes)
     at_a_time = f", {jobs} at a time" if jobs > 1 else ""

@@ -36,6 +36,14 @@ def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
         )
 
 
+def threads_of_each(jobs: int) -> int:
+    """Return the threads of each process where so many share the cores.
+
+    More threads than cores are several times slower.
+    """
+    return max(1, usable_cpus() // jobs)
+
+
 class Workers:
     """The processes that run the cells of a table.
 
@@ -50,9 +58,7 @@ class Workers:
         self._running: dict[Path, tuple[subprocess.Popen[str], dict[str, Any]]] = {}
         self._stopping = False
         self._environment = dict(os.environ)
-        # More threads than cores are several times slower.
-        share = max(1, usable_cpus() // jobs)
-        self._environment.setdefault("OMP_NUM_THREADS", str(share))
+        self._environment.setdefault("OMP_NUM_THREADS", str(threads_of_each(jobs)))
         paths = [str(ROOT), self._environment.get("PYTHONPATH", "")]
         self._environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.__main__ import main
 from experiments.exit_status import ExitStatus
+from experiments.running import plan as planning
+from experiments.running import workers
 from experiments.running.cells import Progress, State, make_cells
 from experiments.running.cost import Estimate, Forecast, count_up
 from experiments.running.plan import print_plan
@@ -108,6 +111,28 @@ def test_cells_at_a_time_share_the_processes(
     for jobs, clock in ((1, "0:05:00"), (2, "0:03:00"), (4, "0:02:00"), (8, "0:01:00")):
         print_plan(cells, session_minutes=60, jobs=jobs)
         assert f"about {clock} left" in capsys.readouterr().out
+
+
+def test_cells_at_a_time_are_measured_with_the_threads_that_each_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[int] = []
+
+    def of(forecast: Forecast, config: RunConfig) -> Estimate:
+        measured.append(config.threads)
+        return Estimate(1, 1, 1, 1, "a test")
+
+    monkeypatch.setattr(Forecast, "of", of)
+    monkeypatch.setattr(workers, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(planning, "resolve_device", lambda name: torch.device("cuda"))
+    _, chosen = select("smoke/random-iid")
+    common = {"engine": "in-process", "results-dir": str(tmp_path)}
+    for threads, jobs in ((0, 1), (0, 2), (0, 8), (5, 2)):
+        cells = make_cells(chosen, {**common, "threads": threads}, 1)
+        print_plan(cells, session_minutes=60, jobs=jobs)
+        shared = "warning: the times are of runs alone on the GPU" in capsys.readouterr().out
+        assert shared == (jobs > 1)
+    assert measured == [0, 3, 1, 5]
 
 
 def test_plan_says_what_is_left_and_runs_nothing(
