@@ -9,8 +9,7 @@ import tomli_w
 
 from experiments import INSTALLED, ROOT
 from fedta_app.config import RunConfig
-
-ROOMS = ("fedta_app", "engine", "client_app", "strategies", "server_app")  # what Flower packs
+from fedta_app.runs.used_code import ROOMS
 
 
 def write_app(folder: Path) -> Path:

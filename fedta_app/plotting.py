@@ -188,6 +188,18 @@ def fit_shares(axis: "Axes") -> None:
         )  # fmt: skip
 
 
+def fit_lines(axes: Sequence["Axes"], highest: float) -> None:
+    """Set the limits of the vertical axis of these panels, which they share, to those of the lines.
+
+    The bands around lines do not count: those of few seeds are wide.
+    """
+    heights = np.concatenate([_heights(axis) for axis in axes])
+    if len(heights):
+        low, high = float(heights.min()), float(heights.max())
+        margin = 0.08 * max(high - low, 0.05)
+        axes[0].set_ylim(max(0.0, low - margin), min(highest, high + margin))
+
+
 def _heights(axis: "Axes", first: float = -np.inf) -> npt.NDArray[np.float64]:
     """Return the finite heights of all lines of a panel, from a place on the horizontal axis on."""
     lines = [np.asarray(line.get_xydata(), float) for line in axis.lines]

@@ -15,6 +15,7 @@ from experiments.reporting.variants import Variant
 from fedta_app.config import RunConfig
 from fedta_app.data.folder import FOLDER
 from fedta_app.plotting import (
+    fit_lines,
     fit_shares,
     legend_below,
     new_figure,
@@ -115,7 +116,7 @@ def curves_figure(variants: Sequence[Variant]) -> "Figure":
         axis.grid(alpha=0.3)
         if column.endswith("accuracy"):
             show_percent(axis, "")
-        _fit(axis, 1.0 if column.endswith("accuracy") else math.inf)
+        fit_lines([axis], 1.0 if column.endswith("accuracy") else math.inf)
     legend_below(figure, axes, 3)
     return figure
 
@@ -132,12 +133,3 @@ def _draw_mean(axis: "Axes", variant: Variant, column: str, style: dict[str, Any
     if column.endswith("accuracy") and len(found) > 2:  # those of two seeds would hide the rest
         low, high = middle - half, middle + half
         axis.fill_between(rounds, low, high, color=style["color"], alpha=0.15, lw=0)
-
-
-def _fit(axis: "Axes", highest: float) -> None:
-    """Let the lines decide the scale: bands of few seeds are wide."""
-    heights = [float(value) for line in axis.lines for value in np.asarray(line.get_ydata())]
-    if heights:
-        low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
-        margin = 0.08 * max(high - low, 0.05)
-        axis.set_ylim(max(0.0, low - margin), min(highest, high + margin))

@@ -16,6 +16,7 @@ from experiments.reporting.records import Group, Record
 from experiments.running.presets import Table
 from fedta_app.plotting import (
     MOST_COLUMNS,
+    fit_lines,
     fit_losses,
     legend_below,
     panel_grid,
@@ -232,13 +233,7 @@ def _draw(
     if not shares:
         fit_losses(axes)
         return figure
-    # Bands of few seeds are wide: the lines decide the scale.
-    heights = [np.asarray(line.get_ydata(), float) for axis in axes for line in axis.lines]
-    reach = np.concatenate(heights)
-    if len(reach):
-        low, high = float(reach.min()), float(reach.max())
-        margin = 0.08 * max(high - low, 0.05)
-        axes[0].set_ylim(max(0.0, low - margin), min(1.0, high + margin))
+    fit_lines(axes, 1.0)
     return figure
 
 

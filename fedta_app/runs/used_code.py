@@ -25,7 +25,7 @@ from fedta_app.data.sets import DATASETS
 from fedta_app.masks import rule_named
 from fedta_app.models.architectures import ARCHITECTURES
 
-ROOMS = ("fedta_app", "engine", "client_app", "strategies", "server_app")
+ROOMS = ("fedta_app", "engine", "client_app", "strategies", "server_app")  # what Flower packs
 SHARED = "shared"
 # Packages whose modules are used only where the value of a key names what they define.
 _UNITS = {
