@@ -191,8 +191,10 @@ class RunSession:
         try:
             yield
         except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)  # Ctrl-C, twice
+            ended = ("stopped", INTERRUPTED) if interrupted else ("failed", _reason(error))
             with suppress(OSError):  # the disk may be what failed
-                self._close("failed", _reason(error), None)
+                self._close(*ended, None)
             raise
 
     def _close(self, status: str, reason: str, sha256: str | None) -> None:

@@ -23,6 +23,7 @@ from fedta_app.errors import ConfigError
 from fedta_app.files import file_sha256, read_toml
 from fedta_app.runs import directory
 from fedta_app.runs.directory import RunDirectory, run_path, started_once
+from fedta_app.runs.records import read_summary
 from fedta_app.runs.session import RunSession
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -111,6 +112,26 @@ def test_no_cell_starts_after_ctrl_c_even_in_the_last_round_of_one(
     output = capsys.readouterr().out
     assert output.count("run directory: ") == 2 and "  waiting\n" in output
     assert f"{round_number - 1} of 2 cells are finished\nto continue: " in output
+
+
+def test_a_second_ctrl_c_interrupts_a_run_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = RunSession.add
+
+    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
+        add(session, *arguments)  # type: ignore[arg-type]
+        if session.rows[-1].phase == "train":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    assert main(arguments(tmp_path)) == ExitStatus.INTERRUPTED
+    monkeypatch.setattr(RunSession, "add", add)
+    (cell,) = make_cells(select("demo/fedavg")[1], {"results-dir": str(tmp_path), **SHORT}, 1)
+    assert str(progress(cell.config)) == "interrupted at train round 1"
+    assert read_summary(cell.path)["reason"] == "interrupted"
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
 
 
 def test_what_starts_over_is_continued_and_not_taken_from_before(
