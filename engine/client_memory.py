@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.errors import RunError
+from fedta_app.hashed_files import ReadBuffer
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.directory import run_path
 from fedta_app.training.workspace import Workspace, shared_workspace
@@ -80,6 +81,7 @@ class ClientMemory:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._head = ""
+        self._buffer = ReadBuffer()
 
     @cached_property
     def store(self) -> BlobStore:
@@ -131,11 +133,11 @@ class ClientMemory:
         """
         store = self._own(partition_id)
         if kept is not None:
-            store.keep_only({*kept, digest})
+            store.keep_only({*kept, digest}, make_way=True)
         if not digest:
             return {}
         try:
-            return tensors_in(store.get(digest))
+            return tensors_in(store.get(digest, self._buffer))
         except (RunError, ValueError) as error:
             raise MemoryLostError(f"client {partition_id} lost its memory: {error}") from error
 

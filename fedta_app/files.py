@@ -38,10 +38,11 @@ def write_atomically(
     """
     content = data.encode() if isinstance(data, str) else data
     pieces = (content,) if isinstance(content, bytes) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb", opener=_without_truncating) as stream:
             stream.writelines(pieces)
+            stream.truncate()
             stream.flush()
             _flush_to_disk(stream.fileno())
         temporary.replace(path if name is None else path.with_name(name()))
@@ -51,6 +52,19 @@ def write_atomically(
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the file that `write_atomically` writes before it becomes `path`.
+
+    One that is there already is written over: its place on the disk, and in memory before that, is
+    then used again, which takes half the time of new ones.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _without_truncating(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def remove_temporary(*folders: Path) -> None:

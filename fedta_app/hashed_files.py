@@ -7,6 +7,7 @@ so a file that this process has hashed before is hashed again only if it has cha
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -48,8 +49,30 @@ def write_hashed(
     return digest
 
 
-def read_hashed(path: Path) -> tuple[memoryview, str]:
+class ReadBuffer:
+    """Memory for one file after the other of the same size.
+
+    New memory of the size of a model costs page faults, which take longer than to read it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> memoryview:
+        """Return so many bytes: those of the call before, unless somebody still holds them."""
+        mine = 2  # references: this object's, and that of the call
+        if self._memory.size != size or sys.getrefcount(self._memory) > mine:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory.data
+
+
+def read_hashed(path: Path, buffer: ReadBuffer | None = None) -> tuple[memoryview, str]:
     """Return the bytes of a file, in memory that the caller may write to, and their sha256.
+
+    Parameters
+    ----------
+    buffer : ReadBuffer, optional
+        Whose memory it is; by default it is new.
 
     Raises
     ------
@@ -58,7 +81,7 @@ def read_hashed(path: Path) -> tuple[memoryview, str]:
     """
     with path.open("rb") as stream:
         version = _version(os.fstat(stream.fileno()))
-        data = np.empty(version.size, np.uint8).data
+        data = (buffer or ReadBuffer()).take(version.size)
         known = _known(path, version)
         if known and stream.readinto(data) == version.size:
             return data, known

@@ -9,12 +9,15 @@ run finds exactly the bytes that its checkpoint refers to.
 import hashlib
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from fedta_app.errors import NO_RESUME, RunError
-from fedta_app.hashed_files import read_hashed, write_hashed
+from fedta_app.files import temporary_of
+from fedta_app.hashed_files import ReadBuffer, read_hashed, write_hashed
 
 _START_OVER = f"put back what was there, or start the run over ({NO_RESUME})"
+_NEW = "blob"  # until its digest is known
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -34,10 +37,15 @@ class BlobStore:
             if self._holds(digest, parts[0]):
                 return digest
         self.folder.mkdir(parents=True, exist_ok=True)
-        return write_hashed(self.folder / "blob", parts, named_by_hash=True)
+        return write_hashed(self.folder / _NEW, parts, named_by_hash=True)
 
-    def get(self, digest: str) -> memoryview:
+    def get(self, digest: str, buffer: ReadBuffer | None = None) -> memoryview:
         """Return the bytes of a digest, in memory that the caller may write to.
+
+        Parameters
+        ----------
+        buffer : ReadBuffer, optional
+            Whose memory it is; by default it is new.
 
         Raises
         ------
@@ -48,18 +56,30 @@ class BlobStore:
             raise RunError(f"{digest!r} is not the sha256 of a blob")
         path = self.folder / digest
         try:
-            data, found = read_hashed(path)
+            data, found = read_hashed(path, buffer)
         except OSError as error:
             raise RunError(f"{path} cannot be read ({error.strerror}): {_START_OVER}") from error
         if found != digest:
             raise RunError(f"{path} is damaged: {_START_OVER}")
         return data
 
-    def keep_only(self, digests: Collection[str]) -> None:
-        """Delete all other blobs."""
+    def keep_only(self, digests: Collection[str], *, make_way: bool = False) -> None:
+        """Delete all other blobs, and not what a process may be writing.
+
+        Parameters
+        ----------
+        make_way : bool
+            Leave the file of one of them to the blob that this process stores next.
+        """
         if self.folder.is_dir():
             for path in self.folder.iterdir():
-                if path.name not in digests and not path.is_dir():
+                if path.name in digests or not _DIGEST.fullmatch(path.name):
+                    continue
+                if make_way:
+                    with suppress(FileNotFoundError):  # another process was quicker
+                        path.replace(temporary_of(self.folder / _NEW))
+                        make_way = False
+                else:
                     path.unlink(missing_ok=True)
 
     def discard(self, digest: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedta_app import hashed_files
 from fedta_app.errors import RunError
+from fedta_app.files import remove_temporary
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.vectors.tensor_bytes import tensor_parts, tensors_in
 
@@ -150,3 +151,45 @@ class TestTensors:
     def test_other_bytes_are_refused_in_one_sentence(self, data: bytes) -> None:
         with pytest.raises(ValueError, match="the bytes are not those of tensors"):
             tensors_in(memoryview(bytearray(data)))
+
+
+@pytest.mark.parametrize("size", [10, 1000, 5000])
+def test_a_blob_takes_the_place_of_one_that_nobody_needs(tmp_path: Path, size: int) -> None:
+    """It is written over, and may be shorter or longer."""
+    store = BlobStore(tmp_path)
+    first, second, kept = (store.put(bytes([number]) * 1000) for number in (1, 2, 3))
+    old = {(tmp_path / digest).stat().st_ino for digest in (first, second)}
+    store.keep_only({kept}, make_way=True)
+    assert not any((tmp_path / digest).exists() for digest in (first, second))
+    data = os.urandom(size)
+    digest = store.put(data)
+    assert digest == hashlib.sha256(data).hexdigest() and bytes(store.get(digest)) == data
+    assert (tmp_path / digest).stat().st_ino in old
+    assert {path.name for path in tmp_path.iterdir()} == {kept, digest}
+    assert bytes(store.get(kept)) == b"\3" * 1000
+
+
+def test_a_place_that_is_not_taken_is_removed_as_what_a_crash_left(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    store.put(b"1")
+    store.keep_only((), make_way=True)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    remove_temporary(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_read_into_again_unless_somebody_holds_it(tmp_path: Path) -> None:
+    store, buffer = BlobStore(tmp_path), hashed_files.ReadBuffer()
+    digests = [store.put(b"x", bytes([number]) * 4096) for number in range(3)]
+
+    def tensor(digest: str) -> Tensor:
+        return torch.frombuffer(store.get(digest, buffer), dtype=torch.uint8)[1:]
+
+    held = tensor(digests[0])
+    place = held.data_ptr()
+    other = tensor(digests[1])
+    assert other.data_ptr() != place and held[0] == 0 and other[0] == 1
+    del held, other
+    first = tensor(digests[2]).data_ptr()  # dropped at once
+    assert tensor(digests[0]).data_ptr() == first
+    assert tensor(store.put(b"longer" * 1000))[5] == ord("l")
