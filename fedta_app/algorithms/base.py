@@ -52,8 +52,9 @@ class Correction:
     shift: Tensor | None = None
 
 
+@dataclass(eq=False)
 class LocalRule:
-    """How a client trains in one round; what is not overridden does nothing, and costs nothing.
+    """How a client trains in one round; what is not given or overridden costs nothing.
 
     Attributes
     ----------

@@ -26,24 +26,18 @@ from torch import Tensor
 
 from fedta_app.algorithms.base import (
     Accumulator,
-    Algorithm,
     LocalRule,
     MeanOfReplies,
     Reply,
     Total,
     Vectors,
 )
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 from fedta_app.vectors.arithmetic import squared_norm
 
 _LEAST = 1e-10  # of a loss: 0 to the power of q - 1 would be infinite
 # An example's weight where n_k h_k is largest, and the least that there is: their sums are float32.
 _MOST, _SMALLEST = 1e25, 1e-35
-
-
-class _Measured(LocalRule):
-    """Plain steps, after the loss of the global weights is measured."""
-
-    wants_start_loss = True
 
 
 class _Fair:
@@ -77,28 +71,25 @@ class _Fair:
 
 
 @dataclass(frozen=True)
-class QFFL(Algorithm):
+class QFFL(MaskedFedAvg):
     """See the module.
 
     Attributes
     ----------
     fairness : float
         q, at least 0; 0.001 to 10 in the paper.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "q-ffl"
     sequential: ClassVar[bool] = False
     fairness: float = 1.0
-    coverage_exponent: float = 1.0
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Ask for the loss at the start."""
-        return _Measured() if self.fairness else LocalRule()
+        return LocalRule(wants_start_loss=self.fairness > 0)
 
     def accumulator(self) -> Accumulator:
         """Return the mean in which a client weighs by its loss."""
         if not self.fairness:
-            return MeanOfReplies(self.coverage_exponent)
+            return super().accumulator()
         return _Fair(self.coverage_exponent, self.fairness)
