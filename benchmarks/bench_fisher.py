@@ -41,7 +41,7 @@ def measure(
     `nothing_peak_mib` is that of a process that imports everything and builds the model.
     """
     torch.set_num_threads(threads)
-    times = _paired_times(batch_size, pairs, image_size)
+    plain, fisher = _paired_times(batch_size, pairs, image_size)
     peaks = {name: _peak_mib(name, batch_size, threads, image_size) for name in WORKLOADS}
     return {
         "model": MODEL,
@@ -50,9 +50,9 @@ def measure(
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
-        "time_ratio": statistics.median(fisher / plain for plain, fisher in times),
-        "plain_seconds_per_batch": statistics.median(plain for plain, _ in times) / NUM_BATCHES,
-        "fisher_seconds_per_batch": statistics.median(fisher for _, fisher in times) / NUM_BATCHES,
+        "time_ratio": median_ratio(fisher, plain),
+        "plain_seconds_per_batch": statistics.median(plain) / NUM_BATCHES,
+        "fisher_seconds_per_batch": statistics.median(fisher) / NUM_BATCHES,
         "check_ratio": _check_ratio(batch_size, pairs, image_size),
         "memory_ratio": peaks["fisher"] / peaks["plain"],
         "memory_ratio_above_imports": (peaks["fisher"] - peaks["nothing"])
@@ -61,11 +61,10 @@ def measure(
     }
 
 
-def _paired_times(batch_size: int, pairs: int, image_size: int) -> list[tuple[float, float]]:
-    """Return seconds of (plain, fisher), after one pair that warms up."""
-    model, images, labels = _model_and_batch(batch_size, image_size)
-    plain, fisher = (_workload(name, model, images, labels) for name in ("plain", "fisher"))
-    return list(zip(*in_turn([plain, fisher], pairs), strict=True))
+def _paired_times(batch_size: int, pairs: int, image_size: int) -> list[list[float]]:
+    """Return seconds of plain passes and of the Fisher diagonal, in turn."""
+    batch = _model_and_batch(batch_size, image_size)
+    return in_turn([_workload(name, *batch) for name in ("plain", "fisher")], pairs)
 
 
 def _check_ratio(batch_size: int, pairs: int, image_size: int) -> float:

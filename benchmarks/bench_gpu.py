@@ -14,10 +14,7 @@ import argparse
 import contextlib
 import gc
 import io
-import json
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +29,15 @@ from benchmarks.harness.operations import (
     median_seconds,
     operations_by_name,
 )
+from benchmarks.harness.report import facts, write
 from benchmarks.harness.round_parts import round_parts
 from experiments.running.launch import run_here
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import DataSplits, ImageSet, load_data
 from fedta_app.device.cuda import has_bf16, resolve_device
 from fedta_app.errors import DataError
-from fedta_app.files import write_atomically
 from fedta_app.runs.directory import run_path
-from fedta_app.runs.provenance import code_facts, device_name, versions
+from fedta_app.runs.provenance import device_name
 from fedta_app.runs.records import read_rows
 from fedta_app.sensitivity import fisher_diagonal
 from fedta_app.training.passes import MODES
@@ -211,10 +208,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, rate in ceilings.items():
         print(f"{name}: {rate / 1e12:.3g} TFLOP/s in products of {size} x {size} random matrices")
     report: dict[str, Any] = {
+        **facts(),
         "device": device_name(device),
-        "versions": versions(),
-        "code": code_facts(),
-        "command": shlex.join(["python", "-m", "benchmarks.bench_gpu", *sys.argv[1:]]),
         "operations-of-the-experiment": operations,
         "matrix-size": size,
         "matrix-rates": ceilings,
@@ -290,9 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = measure(options)
     on_gpu = resolve_device(options.device).type == "cuda" and not options.tiny
     path = options.json or (JSON if on_gpu else None)
+    write(path, report)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(report, indent=1) + "\n")
         print(f"\nwritten: {path}")
 
 

@@ -8,7 +8,6 @@ of the machine meets both. The ratio reported is the median over pairs of Sparse
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from benchmarks.harness.pairs import in_turn, median_ratio
 from benchmarks.harness.report import facts, write
 from fedta_app.optim.sparse_sgdm import SparseSGDM
 from fedta_app.seeding import torch_generator
@@ -36,7 +36,7 @@ def measure(pairs: int = 15) -> dict[str, Any]:
     Parameters
     ----------
     pairs : int
-        Timed pairs per row, after two that are not timed.
+        Timed pairs per row, after one that is not timed.
 
     Returns
     -------
@@ -78,20 +78,12 @@ def _mask(shape: torch.Size, density: float, index: int) -> Tensor:
 
 
 def _compare(sgd: Optimizer, sparse: Optimizer, pairs: int) -> dict[str, float]:
-    for optimizer in (sgd, sparse, sgd, sparse):
-        optimizer.step()
-    times = [(_milliseconds(sgd), _milliseconds(sparse)) for _ in range(pairs)]
+    theirs, ours = in_turn([sgd.step, sparse.step], pairs)
     return {
-        "sgd_ms": statistics.median(a for a, _ in times),
-        "sparse_ms": statistics.median(b for _, b in times),
-        "ratio": statistics.median(b / a for a, b in times),
+        "sgd_ms": 1000 * statistics.median(theirs),
+        "sparse_ms": 1000 * statistics.median(ours),
+        "ratio": median_ratio(ours, theirs),
     }
-
-
-def _milliseconds(optimizer: Optimizer) -> float:
-    start = time.perf_counter()
-    optimizer.step()
-    return 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:

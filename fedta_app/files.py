@@ -2,13 +2,17 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from fedta_app.errors import ConfigError, disk_sentence
 
@@ -180,3 +184,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:  # of TOML, of its encoding, or of a number that is too long
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return mapping
+
+
+def editable_checkout() -> Path | None:
+    """Return the checkout that the installed package fedta is, None where it is a copy or none."""
+    try:
+        origin = json.loads(distribution("fedta").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlsplit(origin["url"]).path))

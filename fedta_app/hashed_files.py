@@ -6,13 +6,14 @@ so a file that this process has hashed before is hashed again only if it has cha
 """
 
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,11 @@ def sha256_of(path: Path) -> str:
     digest = file_sha256(path)
     _remember(path, version, digest)
     return digest
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """Return the sha256 (hexadecimal) of values as JSON, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class _Version(NamedTuple):

@@ -43,7 +43,10 @@ class Superclients(FederatedPhase):
             raise RunError("there are no superclients: no client sent its class counts")
         rows, there = torch.stack([*counts.values()]).numpy(), [*counts]
         groups = group_clients(rows, state.config.superclient_clients)
-        self._strategy.superclients = [[there[row] for row in group] for group in groups]
+        # Nothing depends on how groups are listed.
+        self._strategy.superclients = sorted(
+            sorted(there[row] for row in group) for group in groups
+        )
         sizes = [len(group) for group in groups]
         state.notes["superclients"] = {"number": len(groups), "largest": max(sizes)}
 

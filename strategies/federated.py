@@ -21,6 +21,7 @@ from fedta_app.vectors.arithmetic import blocks, stepped
 from fedta_app.vectors.layout import Segment
 from strategies.exchange import Exchange, too_few
 from strategies.reading import WEIGHTS, Expand, ReplyReader
+from strategies.reply_checks import Trained
 from strategies.watcher import Watcher
 
 
@@ -99,8 +100,7 @@ class FederatedStrategy(Strategy):
         steps_of: Callable[[int], int] = lambda num_examples: 0,
         accumulator: Callable[[], Accumulator] | None = None,
     ) -> None:
-        self.exchange = exchange
-        self.algorithm = algorithm
+        self.exchange, self.algorithm = exchange, algorithm
         self.fraction_train = fraction_train
         self.seed = seed
         self.learning_rate = learning_rate
@@ -210,12 +210,13 @@ class FederatedStrategy(Strategy):
         self, clients: list[int], replies: Iterable[Message], server_round: int
     ) -> Iterator[tuple[int, Reply]]:
         """Yield the good replies of clients in their order, and note what outlives the round."""
+        said: dict[int, Trained] = {}
 
-        def check(partition_id: int, message: Message, vectors: Vectors) -> None:
-            self._reader.check(partition_id, message, vectors, self._weights, server_round)
+        def check(client: int, message: Message, vectors: Vectors) -> None:
+            said[client] = self._reader.check(client, message, vectors, self._weights, server_round)
 
         for partition_id, message, vectors in self.exchange.in_order(clients, replies, check):
-            reply = self._reader.read(partition_id, message, vectors, server_round)
+            reply = self._reader.read(partition_id, said[partition_id], vectors, server_round)
             yield partition_id, reply
             self.answered.append(partition_id)
             for watcher in self.watchers:
@@ -223,8 +224,7 @@ class FederatedStrategy(Strategy):
             self.exchange.remember(partition_id, self.setup(partition_id))
             if kept := message.content.config_records.get("memory"):
                 self._new_memories[partition_id] = str(kept["digest"])
-            loss = self._reader.trained(partition_id, message, server_round).loss
-            self._loss += reply.num_examples * loss
+            self._loss += reply.num_examples * said[partition_id].loss
             self._examples += reply.num_examples
 
     def _finish(self, combined: Accumulator, server_round: int) -> tuple[ArrayRecord, MetricRecord]:

@@ -38,24 +38,25 @@ class ReplyReader:
         vectors: Vectors,
         weights: Tensor,
         server_round: int,
-    ) -> None:
-        """Raise ReplyError unless a reply is one of the algorithm, over the client's entries.
+    ) -> Trained:
+        """Return what a client says of its training, in a reply of which all is checked.
 
         Parameters
         ----------
         weights : Tensor of shape (P,)
             Those that travelled.
+
+        Raises
+        ------
+        ReplyError
+            Unless it is a reply of the algorithm, over the client's entries.
         """
         size = self.size(partition_id, weights.numel())
         names = (WEIGHTS, *self.algorithm.sends)
         check_vectors(vectors, dict.fromkeys(names, size), self.dtype or weights.dtype)
-        self.trained(partition_id, message, server_round)
         memory = message.content.config_records.get("memory")
         if memory is not None and not _SHA256.fullmatch(str(memory.get("digest"))):
             raise ReplyError("a name of its memory that is no sha256")
-
-    def trained(self, partition_id: int, message: Message, server_round: int) -> Trained:
-        """Return what the client says of its training."""
         in_round = self.local_steps(server_round) if self.local_steps else 0
         return check_training(
             message,
@@ -64,18 +65,17 @@ class ReplyReader:
         )
 
     def read(
-        self, partition_id: int, message: Message, vectors: dict[str, Tensor], server_round: int
+        self, partition_id: int, said: Trained, vectors: dict[str, Tensor], server_round: int
     ) -> Reply:
-        """Return a reply that was checked, over the weights that travel."""
-        trained = self.trained(partition_id, message, server_round)
+        """Return a reply of which `check` returned this, over the weights that travel."""
         update, entries = self.expand(partition_id, vectors.pop(WEIGHTS))
         sent = {name: self.expand(partition_id, vector)[0] for name, vector in vectors.items()}
         return Reply(
             update,
-            num_examples=trained.num_examples,
-            steps=trained.steps,
+            num_examples=said.num_examples,
+            steps=said.steps,
             lr=self.learning_rate(server_round),
             trained=entries,
             sent=sent,
-            start_loss=trained.start_loss,
+            start_loss=said.start_loss,
         )

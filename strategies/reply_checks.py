@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedta_app.errors import RunError
 from fedta_app.heads.ridge import RidgeStatistics
+from fedta_app.vectors.arithmetic import is_finite
 
 _MOST_STEPS = 2**31
 _LARGEST_LOSS = 1e12  # of a model that has not diverged; sums over a round stay finite
@@ -74,10 +75,7 @@ def check_vectors(
                 f"{name!r} as {vector.dtype} of shape {tuple(vector.shape)}, not {dtype} of shape "
                 f"({sizes[name]},)"
             )
-        if not vector.numel() or not vector.is_floating_point():
-            continue
-        # One pass without a copy: NaN is both the smallest and the largest of its vector.
-        if not all(bound.isfinite() for bound in vector.aminmax()):
+        if not is_finite(vector):
             raise NotFiniteError(f"{name!r} with numbers that are not finite")
 
 

@@ -186,15 +186,16 @@ class SecureStrategy(FederatedStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Return the new weights and the mean training loss of the clients that answered."""
-        weight = 0
-        for _, reply in self._good(self._sampled, replies, server_round):
-            weight += reply.num_examples if self._weigh else 1
+        for _ in self._good(self._sampled, replies, server_round):
+            pass  # there are only sums: no single update is there to be combined
         release(self._sent, self.exchange.transport)
-        return self._finish(_Opened(self, weight, server_round), server_round)
+        return self._finish(self.accumulator(), server_round)
 
-    def opened(self) -> Tensor:
-        """Return the weighted sum of the updates, float64 of shape (P,)."""
-        return self._masked.opened(self._ask)
+    def _total(self, combined: Accumulator, server_round: int) -> Total:
+        """Return the mean, opened only now that it is known that enough clients answered."""
+        weight = self._examples if self._weigh else len(self.answered)
+        mean = (self._masked.opened(self._ask) / weight).float()
+        return Total(mean, len(self.answered), lr=self.learning_rate(server_round))
 
     def _ask(
         self, clients: Sequence[int], settings: Mapping[str, Any]
@@ -204,20 +205,3 @@ class SecureStrategy(FederatedStrategy):
         )
         replies = replies_as_they_come(self._grid, messages, self._timeout)
         yield from shares_of(self.exchange, self._masked.whole, clients, replies)
-
-
-class _Opened(Accumulator):
-    """The mean of a round, which is opened only once it is known that enough clients answered."""
-
-    def __init__(self, strategy: SecureStrategy, weight: int, server_round: int) -> None:
-        self._strategy, self._weight, self._round = strategy, weight, server_round
-
-    def add(self, reply: Reply) -> None:
-        """Refuse single replies: there are only sums."""
-        raise TypeError("the server sees no single update")
-
-    def result(self) -> Total:
-        """Return the mean of the updates."""
-        strategy = self._strategy
-        mean = (strategy.opened() / self._weight).float()
-        return Total(mean, len(strategy.answered), lr=strategy.learning_rate(self._round))

@@ -72,6 +72,11 @@ class SequentialStrategy(FederatedStrategy):
     timeout : float
         Seconds to wait for the replies of a stage.
 
+    Attributes
+    ----------
+    superclients : list of list of int
+        The clients of each, sorted, in the order of their first ones; at first every client is one.
+
     Raises
     ------
     ValueError
@@ -89,23 +94,13 @@ class SequentialStrategy(FederatedStrategy):
         if not algorithm.sequential:
             raise ValueError(f"{algorithm.name} cannot train clients one after the other")
         super().__init__(exchange, algorithm, **options)
-        self._superclients = [[client] for client in range(len(exchange.nodes))]
+        self.superclients = [[client] for client in range(len(exchange.nodes))]
         self._timeout = timeout
         self._chains: list[Chain] = []
         self._broadcast: Vectors = {}
         self._sends: dict[int, ArrayRecord] = {}
         self._told = ConfigRecord()
         self._grid: Grid
-
-    @property
-    def superclients(self) -> list[list[int]]:
-        """The clients of each superclient; at first every client is one."""
-        return self._superclients
-
-    @superclients.setter
-    def superclients(self, groups: Iterable[Iterable[int]]) -> None:
-        # In the order of their first clients: nothing depends on how they are listed.
-        self._superclients = sorted(sorted(group) for group in groups)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

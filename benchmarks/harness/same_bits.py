@@ -15,6 +15,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+_HERE = Path(__file__).resolve().parents[2]
 _SMALL = {
     "num-clients": 20, "fraction-train": 0.2, "num-server-rounds": 3, "probe-rounds": 2,
     "calibration-rounds": 2, "calibration-examples": 16, "eval-every": 3, "threads": 1,
@@ -96,7 +97,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="runs whose name contains this")
     parser.add_argument("--keep", type=Path, help="file of the other version's results, by name")
     options = parser.parse_args()
-    here = Path(__file__).resolve().parent.parent
     known = json.loads(options.keep.read_text()) if options.keep and options.keep.exists() else {}
     chosen = {name: case for name, case in cases().items() if options.only in name}
 
@@ -104,7 +104,7 @@ def main() -> int:
         engine, keys = chosen[name]
         if name not in known:
             known[name] = final_weights(options.checkout.resolve(), engine, keys)
-        return name, known[name], final_weights(here, engine, keys)
+        return name, known[name], final_weights(_HERE, engine, keys)
 
     different = 0
     with ThreadPoolExecutor(2) as pool:

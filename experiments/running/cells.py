@@ -1,7 +1,5 @@
 """The cells of a table (a preset with a seed), and how far the run of each is."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +16,7 @@ from fedta_app.config import RunConfig, without_folders
 from fedta_app.entry import Value
 from fedta_app.errors import ConfigError
 from fedta_app.files import as_folder, expanded, file_sha256, read_toml
+from fedta_app.hashed_files import json_sha256
 from fedta_app.runs.directory import LOCK_FILE, START_LOCK, cache_path, results_path, run_path
 from fedta_app.runs.records import read_rows, read_summary
 
@@ -155,7 +154,7 @@ def deciding_keys(config: RunConfig) -> dict[str, Value]:
 
 def identity(config: RunConfig) -> str:
     """Return the sha256 (hexadecimal) of the keys that decide what a cell computes."""
-    return hashlib.sha256(json.dumps(deciding_keys(config), sort_keys=True).encode()).hexdigest()
+    return json_sha256(deciding_keys(config))
 
 
 def differing_keys(config: RunConfig, other: RunConfig) -> dict[str, Value | None]:

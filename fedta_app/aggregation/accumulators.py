@@ -18,6 +18,8 @@ and bfloat16 are added up in float32, and the result is rounded once: half preci
 count the clients nor hold their weights.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,10 @@ class MeanAccumulator:
             self._mean, self._dtype = update.to(_wide(update.dtype), copy=True), update.dtype
         else:
             self._mean.lerp_(update.to(self._mean.dtype), weight / self._total)
+
+    def scale_weights(self, factor: float) -> None:
+        """Multiply the weights of all updates so far, at least by 0; their mean stays."""
+        self._total *= factor
 
     @torch.no_grad()
     def result(self) -> Tensor:
@@ -137,6 +143,12 @@ class MaskedMeanAccumulator:
             if not u.sum().isfinite():  # a share of 0 does not silence inf or NaN
                 u = u.masked_fill(~trained, 0.0)
             m.lerp_(u, share.div_(c).nan_to_num_(0.0))  # 0 / 0 where nobody trained yet
+
+    def scale_weights(self, factor: float) -> None:
+        """Multiply the weights of all updates so far, at least by 0; their mean stays."""
+        self._total *= factor
+        root = math.sqrt(factor)  # the factor itself may be 0 in float32
+        self._coverage.mul_(root).mul_(root)
 
     def result(self) -> Tensor:
         """Return the mean and start afresh.

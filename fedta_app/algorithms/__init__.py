@@ -43,7 +43,6 @@ __all__ = [
     "algorithms",
     "make_algorithm",
     "reads",
-    "works_in_sequence",
 ]
 
 
@@ -59,11 +58,6 @@ def reads(name: str) -> frozenset[str]:
         if name in REGISTRY
         else frozenset()
     )
-
-
-def works_in_sequence(name: str) -> bool:
-    """Return whether an algorithm can train clients one after the other: see `Algorithm`."""
-    return REGISTRY[name].sequential
 
 
 def make_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:

@@ -43,10 +43,8 @@ class Correction:
     Attributes
     ----------
     pull : float
-    centre : Tensor of shape (P,) or None
+    centre, shift : Tensor of shape (P,) or None
         Over the entries that the client trains.
-    shift : Tensor of shape (P,) or None
-        Likewise.
     """
 
     pull: float = 0.0
@@ -54,8 +52,9 @@ class Correction:
     shift: Tensor | None = None
 
 
+@dataclass(eq=False)
 class LocalRule:
-    """How a client trains in one round; what is not overridden does nothing, and costs nothing.
+    """How a client trains in one round; what is not given or overridden costs nothing.
 
     Attributes
     ----------
@@ -98,7 +97,7 @@ class PersonalModel(NamedTuple):
     Attributes
     ----------
     weights : Tensor of shape (P,)
-        Those that their training starts from.
+        What their training starts from.
     rule : LocalRule
         Its loss and correction.
     """
@@ -114,10 +113,8 @@ class Reply(NamedTuple):
     ----------
     update : Tensor of shape (P,)
         Local minus global weights; zero where the client did not train.
-    num_examples : int
-        The client's examples.
-    steps : int
-        Its local steps in this round.
+    num_examples, steps : int
+        The client's examples, and its local steps in this round.
     lr : float
         The local learning rate of the round.
     trained : bool Tensor of shape (P,), or None
@@ -125,7 +122,7 @@ class Reply(NamedTuple):
     sent : mapping of str to Tensor of shape (P,)
         What the local rule sent besides.
     start_loss : float
-        The client's mean cross-entropy at the global weights, where its rule wants it; else 0.
+        Its mean cross-entropy at the global weights, where its rule wants it; else 0.
     """
 
     update: Tensor
@@ -144,15 +141,13 @@ class Total(NamedTuple):
     ----------
     mean : Tensor of shape (P,)
     clients : int
-        How many replies are in it.
+        Replies in it.
     coverage : Tensor of shape (P,), or None
         The weight of the clients that trained each entry; None where all trained all of them.
     lr : float
         The local learning rate of the round.
-    extra : mapping of str to Tensor of shape (P,)
+    extra, figures : mapping of str to Tensor of shape (P,), and to float
         More that an algorithm's accumulator wants its step to know.
-    figures : mapping of str to float
-        Likewise.
     start : Tensor of shape (P,), or None
         The global weights that the round started from, which whoever calls `step` adds; do not
         write to it.
@@ -219,6 +214,11 @@ class MeanOfReplies:
             self._trained.add(reply.update, weight, reply.trained)
         else:
             self._everybody.add(reply.update, weight)
+
+    def scale_weights(self, factor: float) -> None:
+        """Multiply the weights of all replies so far; their mean stays."""
+        self._everybody.scale_weights(factor)
+        self._trained.scale_weights(factor)
 
     def result(self) -> Total:
         """Return the mean."""

@@ -24,31 +24,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedta_app.algorithms.base import (
-    PERSONAL,
-    Accumulator,
-    Algorithm,
-    Correction,
-    LocalRule,
-    MeanOfReplies,
-    PersonalModel,
-    Vectors,
-)
+from fedta_app.algorithms.base import PERSONAL, Correction, LocalRule, PersonalModel, Vectors
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 from fedta_app.errors import ConfigError
 
 
-class _WithPersonal(LocalRule):
-    """Plain steps for the global weights, and pulled ones for the client's own."""
-
-    def __init__(self, own: Tensor, pull: float, start: Tensor) -> None:
-        pulled = LocalRule()
-        if pull:
-            pulled.correction = Correction(pull=pull, centre=start)
-        self.personal = PersonalModel(own, pulled)
-
-
 @dataclass(frozen=True)
-class Ditto(Algorithm):
+class Ditto(MaskedFedAvg):
     """See the module. Where clients have masks of their own, the global weights are MaskedFedAvg's.
 
     Attributes
@@ -59,8 +41,6 @@ class Ditto(Algorithm):
         Of the clients' SGD.
     batch_size, lr_batch_size : int
         By whose quotient `lr` is multiplied, unless the latter is 0.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
 
     Raises
     ------
@@ -76,7 +56,6 @@ class Ditto(Algorithm):
     batch_size: int = 1
     lr_batch_size: int = 0
     momentum: float = 0.0
-    coverage_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         scaling = self.batch_size / self.lr_batch_size if self.lr_batch_size else 1.0
@@ -91,8 +70,5 @@ class Ditto(Algorithm):
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Train the client's own weights too, pulled to those that training starts from."""
-        return _WithPersonal(memory.get(PERSONAL, start), self.pull, start)
-
-    def accumulator(self) -> Accumulator:
-        """Return the mean over those who trained an entry."""
-        return MeanOfReplies(self.coverage_exponent)
+        pulled = LocalRule(correction=Correction(self.pull, start) if self.pull else None)
+        return LocalRule(personal=PersonalModel(memory.get(PERSONAL, start), pulled))

@@ -28,7 +28,13 @@ class MaskedFedAvg(Algorithm):
 
     With one mask for all clients this is FedAvg on the trained weights. With a mask per client the
     sum over those who trained weight j is divided by ``c_j^g W^(1-g)``, for c_j the examples of
-    those who trained it, W those of everybody and g the coverage exponent.
+    those who trained it, W those of everybody and g the coverage exponent. Algorithms that derive
+    from this class combine updates in that way.
+
+    Attributes
+    ----------
+    coverage_exponent : float
+        g, from 0 to 1; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "masked-fedavg"

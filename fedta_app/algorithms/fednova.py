@@ -24,13 +24,13 @@ from typing import ClassVar
 
 from fedta_app.algorithms.base import (
     Accumulator,
-    Algorithm,
     MeanOfReplies,
     Move,
     Reply,
     Total,
     Vectors,
 )
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 from fedta_app.optim.effective_steps import norm_of_steps
 
 
@@ -62,21 +62,18 @@ class _Normalised:
 
 
 @dataclass(frozen=True)
-class FedNova(Algorithm):
+class FedNova(MaskedFedAvg):
     """See the module.
 
     Attributes
     ----------
     momentum : float
         Of the clients' SGD.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "fednova"
     sequential: ClassVar[bool] = False
     momentum: float = 0.0
-    coverage_exponent: float = 1.0
 
     def accumulator(self) -> Accumulator:
         """Return the mean of the normalised updates."""

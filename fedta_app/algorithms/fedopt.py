@@ -29,36 +29,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedta_app.algorithms.base import (
-    Accumulator,
-    Algorithm,
-    MeanOfReplies,
-    Move,
-    Total,
-    Vectors,
-)
+from fedta_app.algorithms.base import Move, Total, Vectors
 from fedta_app.algorithms.coverage import keep_untrained
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 
 
 @dataclass(frozen=True)
-class ServerOptimizer(Algorithm):
-    """What server optimisers share: the mean over those who trained an entry, and the step length.
+class ServerOptimizer(MaskedFedAvg):
+    """What server optimisers share: the mean of `MaskedFedAvg`, and the step length.
 
     Attributes
     ----------
     server_lr : float
         0 stands for `default_lr`.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     default_lr: ClassVar[float] = 1.0
     server_lr: float = 0.0
-    coverage_exponent: float = 1.0
-
-    def accumulator(self) -> Accumulator:
-        """Return the mean over those who trained an entry."""
-        return MeanOfReplies(self.coverage_exponent)
 
     def _move(self, direction: Tensor, total: Total) -> Move:
         return Move(keep_untrained(direction, None, total), self.server_lr or self.default_lr)

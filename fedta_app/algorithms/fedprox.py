@@ -5,23 +5,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedta_app.algorithms.base import (
-    Accumulator,
-    Algorithm,
-    Correction,
-    LocalRule,
-    MeanOfReplies,
-    Vectors,
-)
-
-
-class _Proximal(LocalRule):
-    def __init__(self, mu: float, start: Tensor) -> None:
-        self.correction = Correction(pull=mu, centre=start)
+from fedta_app.algorithms.base import Correction, LocalRule, Vectors
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 
 
 @dataclass(frozen=True)
-class FedProx(Algorithm):
+class FedProx(MaskedFedAvg):
     r"""Each client minimises :math:`F_k(w) + \frac{\mu}{2} \lVert w - w_t \rVert^2`.
 
     Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv 1812.06127,
@@ -34,18 +23,11 @@ class FedProx(Algorithm):
     ----------
     pull : float
         mu, at least 0.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "fedprox"
     pull: float = 0.01
-    coverage_exponent: float = 1.0
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Pull towards the weights that training starts from."""
-        return _Proximal(self.pull, start) if self.pull else LocalRule()
-
-    def accumulator(self) -> Accumulator:
-        """Return the mean over those who trained an entry."""
-        return MeanOfReplies(self.coverage_exponent)
+        return LocalRule(correction=Correction(self.pull, start) if self.pull else None)

@@ -63,8 +63,6 @@ class FedLars(FedAvgM):
         beta.
     server_lr : float
         eta_g; 0 stands for 1.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "fedlars"
@@ -86,8 +84,6 @@ class FedLamb(ServerOptimizer):
     server_beta1, server_beta2 : float
     server_lr : float
         eta_g; 0 stands for 0.001, by which share of its length a tensor then moves.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "fedlamb"

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedta_app.algorithms.base import Accumulator, Algorithm, LocalRule, MeanOfReplies, Vectors
+from fedta_app.algorithms.base import LocalRule, Vectors
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 
 
 class _Adjusted(LocalRule):
@@ -23,7 +24,7 @@ class _Adjusted(LocalRule):
 
 
 @dataclass(frozen=True)
-class LogitAdjustment(Algorithm):
+class LogitAdjustment(MaskedFedAvg):
     r"""FedAvg with the local loss :math:`-\log \mathrm{softmax}(z + \tau \log \pi_k)_y`.
 
     Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv 2007.07314, equation
@@ -40,21 +41,14 @@ class LogitAdjustment(Algorithm):
         tau, at least 0.
     prior_smoothing : float
         s, above 0: what a class without images counts, as a share of the mean class.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "logit-adjustment"
     prior_strength: float = 1.0
     prior_smoothing: float = 0.1
-    coverage_exponent: float = 1.0
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Train under the adjusted loss."""
         if not self.prior_strength:
             return LocalRule()
         return _Adjusted(self.prior_strength, self.prior_smoothing)
-
-    def accumulator(self) -> Accumulator:
-        """Return the mean over those who trained an entry."""
-        return MeanOfReplies(self.coverage_exponent)

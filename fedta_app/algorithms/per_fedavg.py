@@ -19,16 +19,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedta_app.algorithms.base import Accumulator, Algorithm, LocalRule, MeanOfReplies, Vectors
-
-
-class _Ahead(LocalRule):
-    def __init__(self, length: float) -> None:
-        self.ahead = length
+from fedta_app.algorithms.base import LocalRule, Vectors
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 
 
 @dataclass(frozen=True)
-class PerFedAvg(Algorithm):
+class PerFedAvg(MaskedFedAvg):
     """See the module. With a rate of 0 this is FedAvg, bit for bit.
 
     Where clients have masks of their own, that is `MaskedFedAvg`.
@@ -37,13 +33,10 @@ class PerFedAvg(Algorithm):
     ----------
     personal_lr : float
         alpha, at least 0 (the paper: 0.01, with beta 0.001).
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "per-fedavg"
     personal_lr: float = 0.01
-    coverage_exponent: float = 1.0
 
     @property
     def adaptation(self) -> float:
@@ -52,8 +45,4 @@ class PerFedAvg(Algorithm):
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Take every gradient one step ahead."""
-        return _Ahead(self.personal_lr) if self.personal_lr else LocalRule()
-
-    def accumulator(self) -> Accumulator:
-        """Return the mean over those who trained an entry."""
-        return MeanOfReplies(self.coverage_exponent)
+        return LocalRule(ahead=self.personal_lr)

@@ -18,6 +18,7 @@ own*: entry by entry, the sums are over those who trained it.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,75 +26,70 @@ from torch import Tensor
 
 from fedta_app.algorithms.base import (
     Accumulator,
-    Algorithm,
     LocalRule,
     MeanOfReplies,
     Reply,
     Total,
     Vectors,
 )
+from fedta_app.algorithms.fedavg import MaskedFedAvg
 from fedta_app.vectors.arithmetic import squared_norm
 
 _LEAST = 1e-10  # of a loss: 0 to the power of q - 1 would be infinite
-_MOST = 1e30  # of an example's weight: weighted sums of many stay finite in float32
-
-
-class _Measured(LocalRule):
-    """Plain steps, after the loss of the global weights is measured."""
-
-    wants_start_loss = True
+# An example's weight where n_k h_k is largest, and the least that there is: their sums are float32.
+_MOST, _SMALLEST = 1e25, 1e-35
 
 
 class _Fair:
     """The step of the paper as a weighted mean.
 
     Times eta, h_k is F^(q-1) (F + q |u|^2 / eta). So the step is the mean, by n_k h_k, of the
-    updates times F / (F + q |u|^2 / eta).
+    updates times F / (F + q |u|^2 / eta). Weights are in units of the largest h so far, whichever
+    client has it. Where clients have masks of their own, ratios above 1e60 are cut to that.
     """
 
     def __init__(self, coverage_exponent: float, fairness: float) -> None:
         self._mean = MeanOfReplies(coverage_exponent)
         self._q = fairness
-        self._first = 0.0  # a loss that the others are divided by: a power may be too large
+        self._largest = -math.inf  # log h_k of the replies so far
 
     def add(self, reply: Reply) -> None:
         loss = max(reply.start_loss, _LEAST)
-        self._first = self._first or loss
         longer = loss + self._q * squared_norm(reply.update) / reply.lr
-        try:
-            power = (loss / self._first) ** (self._q - 1)
-        except OverflowError:
-            power = math.inf
-        weight = reply.num_examples * min(power * longer / self._first, _MOST)
-        self._mean.add(reply._replace(update=reply.update * (loss / longer)), weight)
+        longer = min(longer, sys.float_info.max)
+        # A power of the loss may be too large or too small for a float, and its logarithm is not.
+        log_h = (self._q - 1) * math.log(loss) + math.log(longer)
+        if log_h > self._largest:
+            self._mean.scale_weights(math.exp(self._largest - log_h))
+            self._largest = log_h
+        share = max(_MOST * math.exp(log_h - self._largest), _SMALLEST)
+        update = reply.update * (loss / longer)
+        self._mean.add(reply._replace(update=update), reply.num_examples * share)
 
     def result(self) -> Total:
         return self._mean.result()
 
 
 @dataclass(frozen=True)
-class QFFL(Algorithm):
+class QFFL(MaskedFedAvg):
     """See the module.
 
     Attributes
     ----------
     fairness : float
         q, at least 0; 0.001 to 10 in the paper.
-    coverage_exponent : float
-        See `MaskedFedAvg`; read only where clients have masks of their own.
     """
 
     name: ClassVar[str] = "q-ffl"
     sequential: ClassVar[bool] = False
     fairness: float = 1.0
-    coverage_exponent: float = 1.0
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
         """Ask for the loss at the start."""
-        return _Measured() if self.fairness else LocalRule()
+        return LocalRule(wants_start_loss=self.fairness > 0)
 
     def accumulator(self) -> Accumulator:
         """Return the mean in which a client weighs by its loss."""
         if not self.fairness:
-            return MeanOfReplies(self.coverage_exponent)
+            return super().accumulator()
         return _Fair(self.coverage_exponent, self.fairness)

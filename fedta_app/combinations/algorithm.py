@@ -47,6 +47,16 @@ def _check_strategy(config: Keys) -> None:
             f"fairness = {config.fairness:g}: a client weighs by the loss that it says it has, and "
             "by that can be the whole mean; update-bound is 0 there"
         )
+    if config.head == "probe":
+        plain = "the probe's training takes the plain mean of all updates; head is random or ridge"
+        refuse(
+            config,
+            "head = 'probe' is not allowed with ",
+            {
+                "update-bound": (bool(bounded), plain),
+                "strategy": (not algorithm.own_masks, plain),
+            },
+        )
     if config.task_figures and config.head_refresh:
         raise ConfigError(
             f"task-figures = true is not allowed with head-refresh = {config.head_refresh}: it "

@@ -2,10 +2,12 @@
 
 from fedta_app.algorithms import make_algorithm
 from fedta_app.combinations.refusal import refuse
+from fedta_app.conditions import SCORED
 from fedta_app.data.folder import FOLDER
 from fedta_app.data.sets import DATASETS
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
+from fedta_app.masks import rule_named
 from fedta_app.partition.schemes import NODES
 
 
@@ -21,8 +23,21 @@ def check_partition(config: Keys) -> None:
         )
     if config.partition == NODES and federated:
         _check_nodes(config)
+    if config.shared_fraction and config.missing_clients == "go-on" and _in_sums(config):
+        raise ConfigError(
+            f"shared-fraction = {config.shared_fraction:g} is not allowed with missing-clients = "
+            "'go-on': in the sums for a head or a mask a shared image counts for one client, and "
+            "would be lost with it though others have it; missing-clients is refuse there"
+        )
     if known:
         check_classes(config, known.classes)
+
+
+def _in_sums(config: Keys) -> bool:
+    """Return whether a head or a mask is made from a sum over the images of all clients."""
+    scored = SCORED.holds(config) and rule_named(config.mask_rule).statistic is None
+    summed = scored and config.mask_scope == "global" and config.calibration_fraction == 1
+    return config.engine != "centralized" and (config.head == "ridge" or summed)
 
 
 def _check_nodes(config: Keys) -> None:

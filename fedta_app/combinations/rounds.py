@@ -2,7 +2,7 @@
 
 import math
 
-from fedta_app.algorithms import make_algorithm, works_in_sequence
+from fedta_app.algorithms import make_algorithm
 from fedta_app.combinations.refusal import refuse
 from fedta_app.errors import ConfigError
 from fedta_app.keys import Keys
@@ -167,6 +167,7 @@ def _check_superclients(config: Keys) -> None:
     """Refuse chains of clients where each client's update from the round's weights is needed."""
     if config.superclient_clients < 2 or config.engine == "centralized":
         return
+    algorithm = make_algorithm(config.strategy, vars(config))
     each = (
         "it takes every client's update from the weights of the round, and superclient-clients is "
         "0 or 1 there"
@@ -175,7 +176,7 @@ def _check_superclients(config: Keys) -> None:
         config,
         f"superclient-clients = {config.superclient_clients} is not allowed with ",
         {
-            "strategy": (not works_in_sequence(config.strategy), each),
+            "strategy": (not algorithm.sequential, each),
             "task-figures": (config.task_figures, each),
             "update-bound": (config.update_bound > 0, each),
             "interference-every": (config.interference_every > 0, each),

@@ -1,10 +1,9 @@
 """Paths of the weights files that come with fedta."""
 
-import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+
+from fedta_app.files import editable_checkout
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -26,8 +25,7 @@ def _installed() -> list[Path]:
         package = distribution("fedta")
     except PackageNotFoundError:
         return []
-    origin = json.loads(package.read_text("direct_url.json") or "{}")
     folders = [Path(str(package.locate_file("fedta_app/weights")))]
-    if origin.get("dir_info", {}).get("editable"):
-        folders.append(Path(url2pathname(urlparse(origin["url"]).path)) / "fedta_app/weights")
+    if checkout := editable_checkout():
+        folders.append(checkout / "fedta_app/weights")
     return folders

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedta_app.vectors.arithmetic import squared_norm
+
 _SMOOTHING = 0.9  # the share of the estimates so far in the next ones
 
 
@@ -72,7 +74,7 @@ class NoiseScale:
         self._sum = (
             update.to(torch.float64, copy=True) if self._sum is None else self._sum.add_(update)
         )
-        self._squares += _squared(update)
+        self._squares += squared_norm(update)
         self._inverse += 1 / min(self.batch_size, self._sizes[partition_id])
         self._seen += 1
 
@@ -89,7 +91,7 @@ class NoiseScale:
         self._rounds += 1
         if total is not None and clients > 1:
             small, inverse = self._squares / lr**2 / clients, self._inverse / clients
-            large = _squared(total / lr / clients)
+            large = squared_norm(total / lr / clients)
             noise = (small - large) / (inverse * (1 - 1 / clients))
             self._noise = self._smoothed(self._noise, noise)
             self._signal = self._smoothed(self._signal, small - inverse * noise)
@@ -114,7 +116,3 @@ class NoiseScale:
         """Take over what `state_dict` returned."""
         self.batch_size, self._rounds = int(state["batch-size"]), int(state["rounds"])
         self._signal, self._noise = float(state["signal"]), float(state["noise"])
-
-
-def _squared(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2

@@ -9,7 +9,6 @@ are kept: where the newest is damaged, a run goes on from the one before it. No 
 loaded.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from fedta_app.errors import NO_RESUME, CheckpointError
 from fedta_app.files import remove_tree, sync_folder, write_atomically
-from fedta_app.hashed_files import read_hashed, write_hashed
+from fedta_app.hashed_files import json_sha256, read_hashed, write_hashed
 from fedta_app.vectors.tensor_bytes import tensor_parts, tensors_in
 
 KEEP = 2
@@ -68,7 +67,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "weights-sha256": weights,
         "state": values,
     }
-    stored["sha256"] = _digest(stored)
+    stored["sha256"] = json_sha256(stored)
     write_atomically(folder / "state.json", json.dumps(stored, indent=1))
 
 
@@ -188,7 +187,7 @@ def _number(path: Path) -> int:
 def _read_values(path: Path) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads((path / "state.json").read_text())
     sha256 = stored.pop("sha256")
-    if sha256 != _digest(stored):
+    if sha256 != json_sha256(stored):
         raise ValueError("state.json does not match its sha256")
     return stored
 
@@ -257,7 +256,3 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if value.keys() == {_TENSOR}:
         return tensors.pop(value[_TENSOR])
     return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
-
-
-def _digest(stored: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

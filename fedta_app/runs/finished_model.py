@@ -9,7 +9,6 @@ images, what it was trained on and how, and what was measured. It is one entry b
 writes several in an order that changes, and equal models are to be equal files.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from fedta_app.config import RunConfig, without_folders
 from fedta_app.errors import RunError
 from fedta_app.files import write_atomically
+from fedta_app.hashed_files import json_sha256
 from fedta_app.models.weights_files import state_sha256
 from fedta_app.runs.metrics import Row, best_row
 from fedta_app.runs.provenance import versions
@@ -57,7 +57,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any
     # Copies, because parameters that share one vector cannot be saved by themselves.
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     stored = {"format": FORMAT, **facts, "weights-sha256": state_sha256(tensors)}
-    stored["sha256"] = _sha256(stored)
+    stored["sha256"] = json_sha256(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_ENTRY: json.dumps(stored, sort_keys=True)}))
 
@@ -78,7 +78,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, AttributeError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error})") from error
-    if sha256 not in (None, _sha256(facts)):
+    if sha256 not in (None, json_sha256(facts)):
         raise RunError(f"{path} is damaged: what it says of its model does not match its sha256")
     if facts.get("format") != FORMAT:
         raise RunError(f"{path} is not a model that this release of fedta kept")
@@ -110,7 +110,7 @@ class ModelKeeper:
     model : callable
         Returns the model with the current weights.
     facts : mapping
-        What `fedta_app.training.workspace.model_facts` returns.
+        What `fedta_app.training.facts.model_facts` returns.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ModelKeeper:
             "round": number,
             "figures": figures,
             "config": described,
-            "config-sha256": _sha256(described),
+            "config-sha256": json_sha256(described),
             "code": self._session.code,
             "versions": versions(),
         }
@@ -193,7 +193,3 @@ def describing_keys(config: RunConfig) -> dict[str, Any]:
     """Return the keys that something reads and that decide a result, without paths."""
     keys = config.values_that_decide("result", "rounding")
     return without_folders(keys) | {"engine": config.engine}
-
-
-def _sha256(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

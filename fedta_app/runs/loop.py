@@ -22,6 +22,7 @@ from fedta_app.runs.directory import DIVERGED
 from fedta_app.runs.finished_model import ModelKeeper
 from fedta_app.runs.metrics import Row
 from fedta_app.runs.session import RunSession
+from fedta_app.vectors.arithmetic import is_finite
 
 
 class Part(Protocol):
@@ -206,15 +207,8 @@ def _not_finite(state: Mapping[str, Any], place: str = "") -> Iterator[str]:
     for name, value in state.items():
         if isinstance(value, Mapping):
             yield from _not_finite(value, f"{place}{name}/")
-        elif isinstance(value, Tensor) and not _is_finite(value):
+        elif isinstance(value, Tensor) and not is_finite(value):
             yield f"{place}{name}"
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    # One pass without a copy: NaN is both the smallest and the largest of its tensor.
-    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
 def _check_figures(row: Row) -> None:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 from fedta_app.files import write_atomically
 
@@ -50,10 +50,6 @@ class Row:
     clients_failed: int = 0
     clients_rejected: int = 0
     epsilon: float | None = None
-
-    def measured(self, **figures: Unpack[Figures]) -> "Row":
-        """Return a copy of the row with the figures of an evaluation."""
-        return replace(self, **figures)
 
     def with_peaks(self, peaks: Mapping[str, Any]) -> "Row":
         """Return a copy of the row with columns of memory: of this process, or of clients."""

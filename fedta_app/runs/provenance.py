@@ -1,20 +1,18 @@
 """What produced a result: code, versions of packages, device."""
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import torch
 
 from fedta_app.config import RunConfig
+from fedta_app.files import editable_checkout
 from fedta_app.runs.used_code import ROOMS, Sources, read_sources, sources_sha256, used_parts
 
 CHECKOUT_VARIABLE = "FEDTA_CHECKOUT"  # where Flower's copy of the app was made from
@@ -95,12 +93,8 @@ def _other_places() -> Iterator[Path]:
     if named := os.environ.get(CHECKOUT_VARIABLE):
         yield Path(named)
     yield Path.cwd()
-    try:
-        origin = json.loads(distribution("fedta").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
-        return
-    if origin.get("dir_info", {}).get("editable"):
-        yield Path(url2pathname(urlsplit(origin["url"]).path))
+    if installed := editable_checkout():
+        yield installed
 
 
 def _changed(checkout: Path) -> list[str]:

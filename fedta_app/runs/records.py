@@ -6,7 +6,6 @@ files of earlier releases lack.
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from fedta_app.errors import CheckpointError
 from fedta_app.files import write_atomically
+from fedta_app.hashed_files import json_sha256
 from fedta_app.runs.checkpoint import newest_values
 from fedta_app.runs.metrics import ADDED, COLUMNS, Row, best_row, csv_text
 
@@ -183,7 +183,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 def _digest(summary: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in summary.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_sha256(rest)
 
 
 def finite(value: Any) -> Any:

@@ -89,7 +89,7 @@ class RunSession:
             self.rows = stored_rows(stored, self.checkpoint.step)
             self._history = stored_sessions(stored)
             self._warn_of_damage(self.checkpoint)
-        self._code = code_facts(config)  # read now, because the checkout may change during the run
+        self.code = code_facts(config)  # read now, because the checkout may change during the run
         self._facts = dict(facts)
         self._check_identity(stored.get("identity"))
         self.initial_sha256: str | None = stored.get("initial-weights-sha256")
@@ -103,7 +103,7 @@ class RunSession:
         self._loggers = open_loggers(config, self.directory.path, self.rows, str(first))
         write_csv(self.directory.path / METRICS, self.rows)
         self._write_summary("running", "", None)
-        if changed := not typed_command() and uncommitted(self._code):
+        if changed := not typed_command() and uncommitted(self.code):
             print(f"warning: {changed}", flush=True)  # the command line says it for all its runs
         if self.rows:
             print(f"resumed after {self._where(self.rows[-1])}", flush=True)
@@ -141,11 +141,6 @@ class RunSession:
                 f"{self.directory.path} cannot be resumed: {' and '.join(changed)} changed since "
                 "it was started; restore what was there, or choose another name"
             )
-
-    @property
-    def code(self) -> Mapping[str, Any]:
-        """What this session runs: see `fedta_app.runs.provenance.code_facts`."""
-        return self._code
 
     def add(self, row: Row, state: State) -> None:
         """Record a round, with the memory it took; `state` is called if a checkpoint is due."""
@@ -235,7 +230,7 @@ class RunSession:
             "device": self._facts["device"],
             "precision": self._facts.get("precision"),
             "kernels": self._facts.get("kernels"),
-            "code": self._code,
+            "code": self.code,
             "command": typed_command(),
             "rows": [self._first_step, len(self.rows)],
             "seconds": round(time.monotonic() - self._started, 1),
@@ -252,7 +247,7 @@ class RunSession:
             "final-weights-sha256": sha256,
             **self._facts,
             **self._notes,
-            "code": self._code,
+            "code": self.code,
             "versions": versions(),
             "sessions": [*self._history, self._session()],
         }

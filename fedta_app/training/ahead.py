@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn import Parameter
 
 from fedta_app.algorithms.base import Loss
 from fedta_app.device.cuda import repeatable, seeded
@@ -20,6 +21,8 @@ class StepAhead:
     """A backward pass whose gradients are those at the weights that one plain step leads to.
 
     The step has neither momentum nor weight decay nor clipping, and moves trained entries only.
+    Where fp16 overflows in its gradients, they are left in `.grad`, and the loss is that at the
+    weights: the scaler then skips the step and lowers its factor, as in plain training.
 
     Parameters
     ----------
@@ -53,17 +56,23 @@ class StepAhead:
 
         The weights are what they were, bit for bit.
         """
-        passes, weights = self._workspace.passes, self._workspace.weights
-        self._before.copy_(weights.vector)
-        passes(*next(self._batches), scaler, self._loss)
-        _step(self._workspace, self._length / scaler.get_scale(), self._trained, self._before)
+        workspace, passes = self._workspace, self._workspace.passes
+        loss = passes(*next(self._batches), scaler, self._loss)
+        gradients = _gradients(workspace, self._trained)
+        if scaler.is_enabled() and not _all_finite(gradients):
+            return loss
+        self._before.copy_(workspace.weights.vector)
+        _step(gradients, self._length / scaler.get_scale())
         loss = passes(inputs, labels, scaler, self._loss)
-        weights.load(self._before)
+        workspace.weights.load(self._before)
         return loss
 
 
 def adapt(workspace: Workspace, partition_id: int, length: float, trained: FlatMask | None) -> None:
     """Take one plain gradient step on all of a client's images together, without augmentation.
+
+    Where fp16 overflows, the loss is scaled by less; where it does without any scaling, the step is
+    left out.
 
     Parameters
     ----------
@@ -74,36 +83,50 @@ def adapt(workspace: Workspace, partition_id: int, length: float, trained: FlatM
     """
     config, model = workspace.config, workspace.model
     images = workspace.plain.train.subset(workspace.client_positions(partition_id))
-    scaler = GradScaler(
-        workspace.device.type, init_scale=FP16_SCALE, enabled=workspace.precision == "fp16"
-    )
+    half = workspace.precision == "fp16"
+    scale = FP16_SCALE if half else 1.0
     model.train()
-    model.zero_grad()  # training leaves its last gradients
-    dropout = seeded(workspace.device, derive_seed(config.seed, "dropout", "adapt", partition_id))
-    with dropout, repeatable(workspace.device, config.deterministic):
-        for start in range(0, len(images), config.batch_size):
-            those = slice(start, start + config.batch_size)
-            inputs, labels = workspace.inputs(images.images[those]), images.labels[those]
-            mean = workspace.passes.loss(model, inputs, labels)
-            scaler.scale(mean * (len(labels) / len(images))).backward()
-    before = workspace.weights.vector.clone()
-    _step(workspace, length / scaler.get_scale(), trained, before)
+    while True:
+        model.zero_grad()  # training leaves its last gradients
+        seed = derive_seed(config.seed, "dropout", "adapt", partition_id)
+        with seeded(workspace.device, seed), repeatable(workspace.device, config.deterministic):
+            for start in range(0, len(images), config.batch_size):
+                those = slice(start, start + config.batch_size)
+                inputs, labels = workspace.inputs(images.images[those]), images.labels[those]
+                mean = workspace.passes.loss(model, inputs, labels)
+                (mean * (len(labels) / len(images)) * scale).backward()
+        gradients = _gradients(workspace, trained)
+        if not half or _all_finite(gradients):
+            return _step(gradients, length / scale)
+        if scale <= 1:
+            return model.zero_grad()
+        scale /= 2
 
 
-@torch.no_grad()
-def _step(workspace: Workspace, length: float, trained: FlatMask | None, before: Tensor) -> None:
-    """Move the trained entries of the weights against `.grad`, which is None afterwards.
-
-    Parameters
-    ----------
-    before : Tensor of shape (N,)
-        A copy of the weights: what is frozen keeps their bits.
-    """
-    weights = workspace.weights
+def _gradients(workspace: Workspace, trained: FlatMask | None) -> list[tuple[Parameter, Tensor]]:
+    """Return the weights that have a gradient, with it; at frozen entries it is set to zero."""
+    weights, found = workspace.weights, []
+    masks = None if trained is None else weights.views(trained.mask)
     for name in weights.names:
         parameter = workspace.model.get_parameter(name)
         if parameter.grad is not None:
-            parameter.add_(parameter.grad, alpha=-length)
-            parameter.grad = None
-    if trained is not None:
-        torch.where(trained.mask, weights.vector, before, out=weights.vector)
+            if masks is not None:
+                parameter.grad.masked_fill_(~masks[name], 0.0)
+            found.append((parameter, parameter.grad))
+    return found
+
+
+def _all_finite(gradients: list[tuple[Parameter, Tensor]]) -> bool:
+    """Return whether no gradient overflowed, with one wait for the GPU for all of them."""
+    return bool(torch.stack([gradient.isfinite().all() for _, gradient in gradients]).all())
+
+
+@torch.no_grad()
+def _step(gradients: list[tuple[Parameter, Tensor]], length: float) -> None:
+    """Move the weights against their gradients, which are None afterwards.
+
+    Where a gradient is zero, a weight keeps its bits: -0.0 is added to it.
+    """
+    for parameter, gradient in gradients:
+        parameter.add_(gradient, alpha=-length)
+        parameter.grad = None

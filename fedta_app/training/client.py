@@ -116,8 +116,7 @@ def train_client(
     start_loss = _loss_over(workspace, images) if rule.wants_start_loss else 0.0
     first = layers.split(trained).own if layers is not None and config.personal_steps else None
     if first is not None and first.num_trained:  # nothing, where a client's own mask has none
-        alone = LocalRule()
-        alone.loss = rule.loss
+        alone = LocalRule(loss=rule.loss)
         run(alone, key=(*key, LAYERS), local_steps=config.personal_steps, trained=first)
     loss = run(rule, key=key, trained=trained if first is None else returned)
     if layers is not None:

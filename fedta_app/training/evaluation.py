@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -111,5 +112,5 @@ def measured_when_due(row: Row, config: RunConfig, measure: Callable[..., Figure
     """
     last = row.round == config.num_server_rounds
     if last or row.round % config.eval_every == 0:
-        return row.measured(**measure(last=last))
+        return replace(row, **measure(last=last))
     return row

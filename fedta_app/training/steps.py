@@ -172,13 +172,14 @@ def _step(
 ) -> Tensor:
     optimizer.zero_grad()
     mean_loss = passes(inputs, labels, scaler)
+    if isinstance(optimizer, SparseSGDM) and (scaler.is_enabled() or workspace.config.clip_norm):
+        # Frozen entries neither overflow nor count in the norm; a correction leaves them at zero.
+        optimizer.mask_gradients()
     if correct is not None or workspace.config.clip_norm:
         scaler.unscale_(optimizer)
     if correct is not None:
         correct()
     if workspace.config.clip_norm:
-        if isinstance(optimizer, SparseSGDM):
-            optimizer.mask_gradients()  # frozen entries do not count in the norm
         # Not all parameters: those that another phase trained may still have gradients.
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]

@@ -38,6 +38,20 @@ def squared_norm(vector: Tensor) -> float:
     return math.fsum(torch.stack([piece.double().square().sum() for piece in pieces]).tolist())
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite.
+
+    Examples
+    --------
+    >>> is_finite(torch.tensor([1.0, float("nan")])), is_finite(torch.tensor([], dtype=torch.int64))
+    (False, True)
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a copy: NaN is both the smallest and the largest of its tensor.
+    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
+
+
 def blocks(target: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield matching flat pieces, views of the target; all of it if it is not contiguous."""
     if not target.is_contiguous():

@@ -1,4 +1,5 @@
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_a_round_counts_the_images_of_every_step() -> None:
     assert {len(held) for held in workspace.partitions} == {12}
     image = TransformerOperations.of(workspace.model).training
     assert bench_gpu._round_operations(workspace) == 10 * 8 * 12 * image  # passes of 8 and 4
+
+
+def test_its_result_names_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "jobs", lambda precisions, modes: iter(()))
+    monkeypatch.setattr(bench_gpu, "measure_rest", lambda config, device: defaultdict(int))
+    path, data = tmp_path / "gpu.json", str(tmp_path / "data")
+    given = ["--device", "cpu", "--tiny", "--data-dir", data, "--json", str(path)]
+    monkeypatch.setattr("sys.argv", ["bench_gpu", *given])
+    main(given)
+    assert json.loads(path.read_text())["command"].endswith(" --device cpu --tiny")
+    assert str(tmp_path) not in path.read_text()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from benchmarks import (
     bench_table,
     bench_transport,
 )
-from benchmarks.harness import report
+from benchmarks.harness import report, same_bits
 from benchmarks.harness.contenders import Contender, Timing
 from benchmarks.harness.processes import Memory
 from engine.transport import TRANSPORTS
@@ -174,3 +174,14 @@ def test_make_bench_runs_every_part(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_the_command_of_a_result_names_no_place() -> None:
     given = ["--data-dir", "/here", "--repeats", "2", "--json=/there", "--only", "bare loop"]
     assert report.command(given).endswith("--repeats 2 --only 'bare loop'")
+
+
+def test_two_checkouts_are_compared_and_one_of_them_is_this(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(same_bits, "final_weights", lambda place, *_: asked.append(place) or "a")
+    name = "in-process-random-none-fedavg"
+    monkeypatch.setattr("sys.argv", ["same_bits", str(tmp_path), "--only", name])
+    assert same_bits.main() == 0
+    assert asked == [tmp_path.resolve(), Path(__file__).resolve().parents[2]]

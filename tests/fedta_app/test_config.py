@@ -204,6 +204,17 @@ def test_a_round_cannot_need_more_clients_than_it_asks(
             {"strategy": "q-ffl"}, {"update-bound": 1.0},
             "with strategy = 'q-ffl' and fairness = 1: a client weighs by the loss that it says",
         ),
+        ({"head": "probe"}, {"update-bound": 1.0}, "update-bound = 1.0: the probe's training"),
+        ({"head": "probe"}, {"strategy": "krum"}, "strategy = 'krum': the probe's training"),
+        (
+            {"shared-fraction": 0.1, "head": "ridge"}, {"missing-clients": "go-on"},
+            "shared-fraction = 0.1 is not allowed with missing-clients = 'go-on': in the sums",
+        ),
+        (
+            {"shared-fraction": 0.1, "head": "probe", "mask-rule": "least-sensitive"},
+            {"missing-clients": "go-on", "calibration-fraction": 1},
+            "shared-fraction = 0.1 is not allowed with missing-clients = 'go-on': in the sums",
+        ),
         ({"adacomm-rounds": 2}, {"update-bound": 1.0}, "update-bound = 1.0: it follows what si"),
         ({"adacomm-rounds": 2}, {"strategy": "fedmedian"}, "'fedmedian': it follows what single"),
         (
@@ -223,6 +234,13 @@ def test_keys_that_each_work_alone_are_refused_together(
     RunConfig.from_mapping(added)
     with pytest.raises(ConfigError, match=said):
         RunConfig.from_mapping({**values, **added})
+
+
+def test_clients_may_share_images_and_be_missing_where_no_sum_is_over_their_images() -> None:
+    shared = {"shared-fraction": 0.1, "missing-clients": "go-on", "head": "probe"}
+    shared |= {"mask-rule": "least-sensitive", "calibration-fraction": 1}
+    for values in ({"calibration-fraction": 0.5}, {"mask-scope": "client"}, {"mask-rule": "none"}):
+        RunConfig.from_mapping({**shared, **values})
 
 
 @pytest.mark.parametrize("key", [1, None, b"seed", ("seed",), "a\nb"])

@@ -110,10 +110,10 @@ def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
     monkeypatch.setattr(Exchange, "one_machine", False)
     plain = run(tmp_path / "plain")
 
-    def unreadable(self: BlobStore, digest: str) -> memoryview:
+    def unreadable(self: BlobStore, digest: str, *more: object) -> memoryview:
         raise RunError("no such file")
 
-    def not_finite(self: BlobStore, digest: str) -> memoryview:
+    def not_finite(self: BlobStore, digest: str, *more: object) -> memoryview:
         return memoryview(bytearray(save({"personal": torch.tensor([float("nan")])})))
 
     figures = phases.personal_figures

@@ -47,9 +47,7 @@ class Toy(Algorithm):
     strength: float = 0.1
 
     def local(self, start: Tensor, received: Vectors, memory: Vectors) -> LocalRule:
-        rule = LocalRule()
-        rule.correction = Correction(pull=self.strength, centre=start) if self.strength else None
-        return rule
+        return LocalRule(correction=Correction(self.strength, start) if self.strength else None)
 
     def step(self, state: Vectors, total: Total, server_round: int):  # type: ignore[no-untyped-def]
         if self.strength and "last" in state:

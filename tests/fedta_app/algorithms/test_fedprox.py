@@ -87,8 +87,7 @@ def test_the_correction_equals_the_gradient_of_a_penalty_in_the_loss(
     centre = packed + 0.01 * torch.randn(packed.numel(), generator=generator)
     shift = 0.01 * torch.randn(packed.numel(), generator=generator)
 
-    rule = LocalRule()
-    rule.correction = Correction(pull=0.7, centre=centre, shift=shift)
+    rule = LocalRule(correction=Correction(0.7, centre, shift))
     images = workspace.client_data(0)
     optimizer = make_optimizer(
         workspace.config, workspace.model, None if mask is None else weights.views(mask.mask)
@@ -176,8 +175,7 @@ def test_another_loss_takes_the_place_of_cross_entropy(tmp_path: Path) -> None:
     """A loss of zero moves nothing; the reported loss is the rule's."""
     config = RunConfig.from_mapping({**CONFIG, "weight-decay": 0.0, "results-dir": str(tmp_path)})
     workspace = build_workspace(config)
-    rule = LocalRule()
-    rule.loss = lambda logits, labels: 0.0 * logits.sum() + 5.0
+    rule = LocalRule(loss=lambda logits, labels: 0.0 * logits.sum() + 5.0)
     before = workspace.weights.vector.clone()
     optimizer = make_optimizer(config, workspace.model)
     images = workspace.client_data(0)

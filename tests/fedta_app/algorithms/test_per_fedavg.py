@@ -142,3 +142,42 @@ def test_a_clients_model_is_one_step_of_its_whole_gradient_away(
     assert all(parameter.grad is None for parameter in space.model.parameters())
     with pytest.raises(AssertionError):
         torch.testing.assert_close(space.weights.vector, x, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gradient_that_overflows_in_fp16_skips_its_step(
+    tmp_path: Path, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in plain training: the loss is finite, and later steps have a smaller scale."""
+    monkeypatch.setattr("fedta_app.training.steps.FP16_SCALE", 2.0**22)
+    found = {}
+    for steps in (1, 12):
+        space = workspace(tmp_path, **{"precision": "fp16", "local-steps": steps})
+        down, x = mask_of(space, masked), space.weights.vector.clone()
+        found[steps] = train_client(
+            space, packed(x, down), partition_id=2, server_round=7, lr=0.05, down=down,
+            algorithm=PerFedAvg(personal_lr=0.1),
+        )  # fmt: skip
+    assert not found[1].update.any() and found[12].update.any()
+    assert found[12].update.isfinite().all()
+    assert 0 < found[1].loss < 10 and 0 < found[12].loss < 10
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_clients_model_has_its_step_where_fp16_overflows_at_first(
+    tmp_path: Path, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = {"precision": "fp16", "batch-size": 100}
+    plain, scaled = workspace(tmp_path, **half), workspace(tmp_path, **half)
+    start, down = plain.weights.vector.clone(), mask_of(plain, masked)
+    adapt(plain, 2, 0.1, down)
+    monkeypatch.setattr("fedta_app.training.ahead.FP16_SCALE", 2.0**22)
+    adapt(scaled, 2, 0.1, down)
+    step = plain.weights.vector - start
+    torch.testing.assert_close(scaled.weights.vector - start, step, rtol=1e-2, atol=1e-5)
+    assert step.any()
+    monkeypatch.setattr("fedta_app.training.ahead.FP16_SCALE", 4.0)
+    scaled.weights.load(start)
+    scaled.model.get_parameter(scaled.weights.names[-1]).register_hook(lambda g: g + torch.inf)
+    adapt(scaled, 2, 0.1, None)
+    assert torch.equal(scaled.weights.vector, start)

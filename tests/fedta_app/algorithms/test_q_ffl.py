@@ -1,9 +1,12 @@
 """q-FFL against Algorithm 2 written out, what it is for, and the loss that clients measure."""
 
+import random
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.harness.quadratics import Server, clients, schedule
 from fedta_app.algorithms.base import Algorithm, Reply
@@ -80,6 +83,48 @@ def test_losses_that_are_far_apart_end_no_run(losses: tuple[float, ...], fairnes
     assert mean.isfinite().all() and (mean >= 0).all() and (mean <= 0.1).all()
 
 
+@pytest.mark.parametrize("own_masks", [False, True])
+@pytest.mark.parametrize(("fairness", "ratio"), [(0.3, 1e8), (5.0, 1e6), (10.0, 1e3), (10.0, 1e5)])
+def test_clients_weigh_by_n_h_in_any_order(fairness: float, ratio: float, own_masks: bool) -> None:
+    """The paper's fraction in exact numbers, which no power of a loss overflows."""
+    draw = random.Random(str((fairness, ratio, own_masks)))
+    dtype, close = (torch.float32, (1e-4, 1e-9)) if own_masks else (torch.float64, (1e-9, 1e-14))
+    for _ in range(30):
+        replies = []
+        for _ in range(5):
+            trained = torch.tensor([True, *(draw.random() < 0.5 for _ in range(7))])
+            update = torch.tensor([draw.gauss(0, 1e-2) for _ in range(8)], dtype=dtype)
+            loss = 3 * ratio ** -draw.choice((0.0, 0.0, draw.random(), 1.0))
+            replies.append(Reply(
+                update * trained if own_masks else update, draw.randint(1, 500), 4, 0.1,
+                trained if own_masks else None, start_loss=loss,
+            ))  # fmt: skip
+        expected = exact_step(replies, fairness)
+        for _ in range(4):
+            draw.shuffle(replies)
+            total = QFFL(fairness=fairness).accumulator()
+            for reply in replies:
+                total.add(reply)
+            mean = total.result().mean.double()
+            torch.testing.assert_close(mean, expected, rtol=close[0], atol=close[1])
+
+
+def exact_step(replies: list[Reply], q: float) -> Tensor:
+    """Return the step of Algorithm 2; entry by entry, the sums are over those who trained it."""
+    numerator, denominator = ([Fraction(0)] * len(replies[0].update) for _ in range(2))
+    for reply in replies:
+        loss, rate = Fraction(reply.start_loss), Fraction(reply.lr)
+        power = Fraction(reply.start_loss ** (q - int(q))) * loss ** int(q)  # F^q
+        change = [Fraction(u) / rate for u in reply.update.tolist()]
+        h = Fraction(q) * power / loss * sum(c * c for c in change) + power / rate
+        trained = [True] * len(change) if reply.trained is None else reply.trained.tolist()
+        for i, c in enumerate(change):
+            numerator[i] += reply.num_examples * power * c * trained[i]
+            denominator[i] += reply.num_examples * h * trained[i]
+    pairs = zip(numerator, denominator, strict=True)
+    return torch.tensor([float(n / d) if d else 0.0 for n, d in pairs], dtype=torch.float64)
+
+
 def test_without_fairness_it_is_fedavg_bit_for_bit_and_measures_nothing() -> None:
     assert not QFFL(fairness=0.0).local(torch.zeros(1), {}, {}).wants_start_loss
     ours, plain = server(QFFL(fairness=0.0)), server(Algorithm())
@@ -112,7 +157,8 @@ def test_extreme_losses_give_finite_steps(loss: float) -> None:
 
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_client_measures_its_loss_at_the_global_weights_and_trains_as_ever(views: int) -> None:
-    mapping = {"num-clients": 10, "local-steps": 2, "threads": 1, "augment": bool(views)}
+    mapping: dict[str, Any] = {"num-clients": 10, "local-steps": 2, "threads": 1}
+    mapping["augment"] = bool(views)
     if views:
         mapping |= {"trained-blocks": 1, "cached-views": views, "cache-dir": ""}
     workspace = build_workspace(RunConfig.from_mapping(mapping))

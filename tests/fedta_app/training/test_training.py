@@ -17,6 +17,7 @@ from fedta_app.training.steps import (
     train_steps,
 )
 from fedta_app.training.workspace import Workspace, build_workspace
+from fedta_app.vectors.mask import FlatMask
 
 BASE = {"weights": "random", "num-clients": 20, "lr": 0.05, "augment": False, "threads": 1}
 
@@ -98,6 +99,25 @@ def test_lower_precision_takes_every_step_and_ends_close_to_fp32(precision: str)
     exact, rough = updates["fp32"], updates[precision]
     assert rough.dtype == torch.float32
     assert 0 < float((exact - rough).norm()) < 0.1 * float(exact.norm())
+
+
+def test_a_frozen_entry_that_overflows_in_fp16_skips_no_step() -> None:
+    updates = []
+    for overflow in (False, True):
+        space = workspace(precision="fp16")
+        name, start = space.weights.names[0], space.weights.vector.clone()
+        mask = torch.ones_like(start, dtype=torch.bool)
+        mask[0] = False
+        large = torch.zeros_like(space.model.get_parameter(name))
+        large.view(-1)[0] = torch.inf if overflow else 0.0
+        space.model.get_parameter(name).register_hook(large.add)
+        down = FlatMask(mask)
+        result = train_client(
+            space, down.gather(start), partition_id=0, server_round=1, lr=0.05, down=down
+        )
+        updates.append(result.update.clone())
+        assert space.weights.vector[0] == start[0]
+    assert updates[0].any() and torch.equal(*updates)
 
 
 def test_evaluation_equals_image_by_image() -> None:
