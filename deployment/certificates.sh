@@ -5,9 +5,13 @@
 # ca.crt and its own node-N; everything else stays here.
 set -euo pipefail
 folder=$1 server=$2 nodes=$3
+umask 077
 mkdir -p "$folder"
 cd "$folder"
-umask 077
+if [[ -e ca.key ]]; then # new certificates would lock out every node that has these
+  echo "$folder has certificates already: choose another folder, or remove this one" >&2
+  exit 1
+fi
 case $server in
 *[!0-9.]*) also="DNS:$server" ;;
 *) also="IP:$server" ;;
@@ -21,8 +25,6 @@ openssl req -new -key server.key -subj "/CN=$server" -out server.csr
 openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 \
   -out server.crt -extfile <(echo "subjectAltName=$also,DNS:localhost,IP:127.0.0.1")
 rm server.csr
-rm -f nodes.toml # of keys that were there before
 for ((node = 0; node < nodes; node++)); do
-  rm -f "node-$node" "node-$node.pub"
   ssh-keygen -q -t ecdsa -b 384 -N "" -C "node-$node" -f "node-$node"
 done

@@ -7,14 +7,16 @@
 set -uo pipefail
 folder=$1 server=$2 number=$3 settings=${4:-}
 port=$((9500 + number)) # of its own processes; several nodes on one machine need several
-trap 'kill "$node" 2>/dev/null; wait; exit' INT TERM
+node=
+trap '[[ $node ]] && kill "$node" 2>/dev/null; wait; exit' INT TERM
 while true; do
   flower-supernode --superlink "$server" --root-certificates "$folder/ca.crt" \
     --auth-supernode-private-key "$folder/node-$number" --port "$port" \
     --node-config "partition-id=$number $settings" &
   node=$!
   wait "$node"
-  echo "the node ended with status $?; it starts again in 10 seconds"
+  status=$? node=
+  echo "the node ended with status $status; it starts again in 10 seconds"
   sleep 10 &
   wait $!
 done

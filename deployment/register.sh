@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tell the server which nodes it may take, and Flower's command where the server is:
-#     deployment/register.sh FOLDER [PORT]
+#     deployment/register.sh FOLDER [PORT [HOST]]
+# with those of server.sh, whose HOST its certificate has to name.
 # It writes the connection "fedta" into $FLWR_HOME/config.toml (~/.flwr unless that is set), and
 # FOLDER/nodes.toml, which says which partition each node may stand for: the key nodes-file.
 # Keys that are in nodes.toml already are left alone.
@@ -8,9 +9,13 @@ set -euo pipefail
 folder=$(realpath "$1") port=${2:-9443}
 home=${FLWR_HOME:-$HOME/.flwr}
 mkdir -p "$home"
+connection=$(printf '[superlink.fedta]\naddress = "%s:%s"\nroot-certificates = "%s"' \
+  "${3:-127.0.0.1}" "$port" "$folder/ca.crt")
 if ! grep -qs '^\[superlink.fedta\]' "$home/config.toml"; then
-  printf '\n[superlink.fedta]\naddress = "127.0.0.1:%s"\nroot-certificates = "%s"\n' \
-    "$port" "$folder/ca.crt" >>"$home/config.toml"
+  printf '\n%s\n' "$connection" >>"$home/config.toml"
+elif [[ $(<"$home/config.toml") != *"$connection"* ]]; then # keys would go to another server
+  echo "$home/config.toml has another [superlink.fedta]: remove it there" >&2
+  exit 1
 fi
 touch "$folder/nodes.toml"
 for key in "$folder"/node-*.pub; do

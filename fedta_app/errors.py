@@ -35,6 +35,19 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def shortened(text: object, most: int = 300) -> str:
+    r"""Return what somebody else said, for a message or a record: not too long, and printable.
+
+    Examples
+    --------
+    >>> shortened("red: \x1b[31m" + 1000 * "a", 12)
+    'red: ?[31maa...'
+    """
+    said = str(text)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in said[:most])
+    return shown + "..." * (len(said) > most)
+
+
 def disk_sentence(error: OSError) -> str:
     """Return which file could not be read or written, and why.
 

@@ -118,7 +118,7 @@ def federated_facts(state: ServerState) -> dict[str, Any]:
     if knows_clients(workspace.config):
         facts["identity"]["partition-sha256"] = partition_digest(workspace.partitions)
         about["label-distance"] = float(label_distances(label_counts(workspace)).mean())
-    facts["warnings"] += privacy_warnings(workspace.config)
+    facts["warnings"] += privacy_warnings(workspace.config, deployed=state.deployed)
     return {**facts, "num-clients": len(held), "partition": about}
 
 

@@ -67,9 +67,8 @@ def _use_mask(state: ServerState, mask: FlatMask) -> None:
         "trained": mask.num_trained,
         "of": mask.mask.numel(),
     }
-    path = run_path(state.config) / "mask_density.png"
     with unless_refused():
-        save_block_density(path, block_density(named))
+        save_block_density(run_path(state.config) / "mask_density.png", block_density(named))
 
 
 class ServerMask(FederatedPhase):
@@ -141,7 +140,9 @@ class SummedScores(_Scores):
 
         state.model()  # loads the weights and the head that are scored
         positions = (scored_positions(state.workspace, client, sampled) for client in sampled)
-        mask = shared_mask(state.workspace, positions, number, state.trained(), find)
+        mask = shared_mask(
+            state.workspace, positions, number, state.trained(), find, elsewhere=state.deployed
+        )
         if not found:
             self._count_replies(sampled, number)
         _use_mask(state, mask)
@@ -236,8 +237,7 @@ class OwnMasks(FederatedPhase):
             raise RunError(f"no client found a mask: {state.exchange.costs.errors[0]}")
         found = (state.memory.mask(digest) for _, digest in sorted(state.own_masks.items()))
         masks = (mask for mask in found if mask is not None)
-        if scope == "vote":
-            # Ties are frequent, and breaking them by position would favour the first layers.
+        if scope == "vote":  # has many ties: broken by position, they would favour the first layers
             generator = torch_generator(state.config.seed, "ties of votes")
             lots = torch.rand(state.weights.numel(), generator=generator)
             mask = vote(masks, sparsity=state.config.sparsity, order=lots)
@@ -269,10 +269,10 @@ class ContrastedMasks(OwnMasks, _Scores):
         if number == 1:
             self._total = self._sum()
             return
-        exchange = self.state.exchange
-        sent = pack_many({"vector": self._total}, exchange.transport)
+        transport = self.state.exchange.transport
+        sent = pack_many({"vector": self._total}, transport)
         self._collect(number - 2, sent)
-        release(sent, exchange.transport)
+        release(sent, transport)
         if number == self.num_rounds:
             self._combine()
 

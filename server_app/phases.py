@@ -20,7 +20,7 @@ from fedta_app.training.evaluation import measured_when_due
 from fedta_app.training.head_fit import NOT_FINITE
 from server_app.interference import InterferenceLog
 from server_app.personal import has_own_models, personal_figures
-from server_app.privacy import announce, spent
+from server_app.privacy import announce, seed_of_draws, spent
 from server_app.ridge import RidgeSums, among, groups_of
 from server_app.state import ServerState
 from server_app.task_report import TaskReport, table_digests
@@ -253,7 +253,7 @@ def make_strategy(state: ServerState, pace: Pace) -> FederatedStrategy:
     algorithm = make_algorithm(config.strategy, vars(config))
     options: dict[str, Any] = {
         "fraction_train": config.fraction_train,
-        "seed": config.seed,
+        "seed": seed_of_draws(config, deployed=state.deployed),
         "learning_rate": pace.learning_rate,
         "local_steps": pace.local_steps,
         "batch_size": pace.batch_size,

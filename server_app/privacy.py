@@ -1,5 +1,7 @@
 """What a run with noise says of privacy: what its epsilon covers, and what it does not."""
 
+import secrets
+
 from fedta_app.conditions import SCORED
 from fedta_app.config import RunConfig
 from fedta_app.training.datasets import of_nodes
@@ -24,6 +26,15 @@ def spent(state: ServerState, strategy: PrivateStrategy, rounds: int) -> float:
     return found
 
 
+def seed_of_draws(config: RunConfig, *, deployed: bool) -> int:
+    """Return the seed of a training's sampling and noise.
+
+    Nodes of a deployment, and whoever has the model, know the seed of the run: noise that follows
+    from it could be taken away. There it is another one in each session, which only the server has.
+    """
+    return secrets.randbits(63) if deployed and config.dp_noise else config.seed
+
+
 def uncovered(config: RunConfig) -> list[str]:
     """Return what is computed from clients' data, or published of them, without noise."""
     calibrated = SCORED.holds(config) and config.mask_scope != "server"
@@ -36,11 +47,12 @@ def uncovered(config: RunConfig) -> list[str]:
         "the evaluation (train_loss in metrics.csv)": True,
         "the class counts in partition.png and summary.json": not of_nodes(config),
         "the numbers of images in summary.json": of_nodes(config),
+        "who took part (numbers in metrics.csv, rejected clients in summary.json)": True,
     }
     return [what for what, found in published.items() if found]
 
 
-def privacy_warnings(config: RunConfig) -> list[str]:
+def privacy_warnings(config: RunConfig, *, deployed: bool) -> list[str]:
     """Return the sentences that a run with noise, or with secure aggregation, begins with."""
     if config.secure_aggregation:
         toy = "its keys come from the seed, and it protects nobody"
@@ -49,10 +61,8 @@ def privacy_warnings(config: RunConfig) -> list[str]:
         return []
     covered = "epsilon covers the updates of training; it does not cover"
     known = "the noise and the sampling are drawn from the seed, so that the run can be repeated"
-    return [
-        f"{covered} {', '.join(uncovered(config))} (docs/privacy.md)",
-        f"{known}: who knows the seed can take the noise away",
-    ]
+    said = [f"{covered} {', '.join(uncovered(config))} (docs/privacy.md)"]
+    return said if deployed else [*said, f"{known}: who knows the seed can take the noise away"]
 
 
 def announce(config: RunConfig, strategy: PrivateStrategy) -> None:

@@ -64,13 +64,17 @@ class ServerState:
         settings: dict[str, int | str] = {"num-clients": len(nodes), "layout": workspace.layout}
         exchange = Exchange(nodes, settings, client_memory(workspace).store, transport)
         notes = {"transport": transport.removeprefix("fedta.")}
-        weights = workspace.weights.vector.clone()
-        return cls(grid, workspace, exchange, weights, notes=notes)
+        return cls(grid, workspace, exchange, workspace.weights.vector.clone(), notes=notes)
 
     @property
     def config(self) -> RunConfig:
         """The configuration, with num-clients = 0 replaced by the number of clients."""
         return self.workspace.config
+
+    @property
+    def deployed(self) -> bool:
+        """Whether clients are on machines of their own."""
+        return is_deployment(self.grid)
 
     @property
     def held(self) -> list[int]:
@@ -265,7 +269,7 @@ class ServerState:
         for digest in {self.head, self.mask, *self.own_masks.values()} - {""}:
             self.memory.store.get(digest)
         known = named_by_client(state["known"], list)
-        if not is_deployment(self.grid):  # whose nodes may have started again on empty disks
+        if not self.deployed:  # whose nodes may have started again on empty disks
             self.exchange.known = {pid: set(told) for pid, told in known.items()}
         self.notes.update(state["notes"])
         self.memory.load_head(self.head)

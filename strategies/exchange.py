@@ -23,7 +23,7 @@ from engine.transport import (
     release,
     unpack_many,
 )
-from fedta_app.errors import RunError
+from fedta_app.errors import RunError, shortened
 from fedta_app.progress import counting
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.runs.directory import DIVERGED, PROCESS_DIED
@@ -33,7 +33,7 @@ from strategies.reply_checks import Check, NotFiniteError, ReplyError, TooFewCli
 
 Entries = Mapping[str, int | float | str]
 _MOST_MEMORY = 1e12  # in MB, that a client may say it took
-_LONGEST_REASON = 300  # characters of a reason that is kept for summary.json
+_MOST_LINES = 40  # of a reason that is printed: Ray's is a traceback
 REFUSAL = "refusal"  # name of the record that holds a reason in place of a result
 
 
@@ -71,17 +71,19 @@ class RoundCosts:
 
     def reject(self, partition_id: int, error: Exception) -> None:
         """Note that a client's reply was not used, and why."""
-        self.rejected[partition_id] = str(error)
+        said = shortened(error)
+        self.rejected[partition_id] = said
         self.not_finite += isinstance(error, NotFiniteError)
-        self.missing[partition_id] = f"sent {error}"
-        self.errors.append(f"client {partition_id} sent {error}")
+        self.missing[partition_id] = f"sent {said}"
+        self.errors.append(f"client {partition_id} sent {said}")
 
     def fail(self, partition_id: int, reason: str) -> None:
         """Note that a client failed, and the reason it gave."""
         # Ray's reason is a traceback, whose last line is the error.
-        last = (reason.strip().splitlines() or [""])[-1][:_LONGEST_REASON]
+        last = shortened((reason.strip().splitlines() or [""])[-1])
         self.missing[partition_id] = f"failed ({last or 'without a reason'})"
-        self.errors.append(reason or "a client failed without a reason")
+        lines = [shortened(line) for line in reason.splitlines()[-_MOST_LINES:]]
+        self.errors.append("\n".join(lines) or "a client failed without a reason")
 
     def add_peaks(self, record: Mapping[str, Any]) -> None:
         """Note what a client says of the memory that it took."""

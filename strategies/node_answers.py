@@ -1,12 +1,13 @@
 """What a node says of itself when it is asked, and whether a run takes it."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flwr.app import Message
 
-from fedta_app.errors import ConfigError, RunError
+from fedta_app.errors import ConfigError, RunError, shortened
 from fedta_app.files import expanded, read_toml
 from fedta_app.runs.provenance import code_version
 
@@ -64,16 +65,18 @@ class Terms:
         node = reply.metadata.src_node_id
         said: Mapping[str, Any] = reply.content.config_records.get("config", {})
         partition = said.get("partition-id")
-        who = f"the node {node} (partition-id = {partition!r})"
+        who = f"the node {node} (partition-id = {reprlib.repr(partition)})"
         if (theirs := said.get("code")) != (ours := code_version()):
             raise NodeRefusedError(
-                f"{who} runs fedta {theirs}, and the server fedta {ours}: install the same there"
+                f"{who} runs fedta {shortened(theirs)}, and the server fedta {ours}: "
+                "install the same there"
             )
         images, fewest = said.get("images"), 1 if self.classes else 0
         if not (type(partition) is int and partition >= 0):
             raise NodeRefusedError(f"{who} has no whole number from 0 as its partition-id")
         if not (type(images) is int and fewest <= images <= _MOST_IMAGES):
-            raise NodeRefusedError(f"{who} says that it has {images!r} images of its own")
+            claimed = reprlib.repr(images)
+            raise NodeRefusedError(f"{who} says that it has {claimed} images of its own")
         if self.partitions is not None and self.partitions.get(node) != partition:
             known = self.partitions.get(node)
             its = "does not have it" if known is None else f"gives it partition {known}"
@@ -135,5 +138,5 @@ def _listed(value: object) -> tuple[str, ...]:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
+    shown = ", ".join(shortened(name, 40) for name in names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "of no folder"

@@ -6,6 +6,7 @@ the error says what is wrong in one sentence that follows "client 7 sent".
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def check_vectors(
     """  # noqa: E501
     if odd := sorted(vectors.keys() ^ sizes.keys()):
         what = "no vector" if odd[0] in sizes else "an unknown vector"
-        raise ReplyError(f"{what} {odd[0]!r}")
+        raise ReplyError(f"{what} {reprlib.repr(odd[0])}")
     for name, vector in vectors.items():
         if vector.dtype != dtype or vector.shape != (sizes[name],):
             raise ReplyError(
@@ -121,7 +122,7 @@ def check_training(
 def _finite(metrics: Mapping[str, Any], name: str) -> float:
     value = metrics.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ReplyError(f"{name} = {value!r}, which is no number")
+        raise ReplyError(f"{name} = {reprlib.repr(value)}, which is no number")
     if not math.isfinite(value):
         raise NotFiniteError(f"{name} = {value}")
     if abs(value) > _LARGEST_LOSS:
@@ -132,7 +133,8 @@ def _finite(metrics: Mapping[str, Any], name: str) -> float:
 def _whole(metrics: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:
     value = metrics.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ReplyError(f"{name} = {value!r}, which is no whole number from {least} to {most}")
+        said = reprlib.repr(value)
+        raise ReplyError(f"{name} = {said}, which is no whole number from {least} to {most}")
     return value
 
 

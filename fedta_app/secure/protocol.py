@@ -50,7 +50,7 @@ class SecureSum:
     seed : int
         Of the run; stands for the exchange of keys.
     name : str
-        What is summed, as "train 3"; no two sums of a run have the same.
+        What is summed, as "train 3"; no two sums of a session have the same.
     clients : sequence of int
         Partition ids of those that were asked, at least 2, sorted.
     threshold : int

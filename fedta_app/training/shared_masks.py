@@ -47,6 +47,8 @@ def shared_mask(
     calibration_round: int,
     before: FlatMask | None,
     find: Callable[[], FlatMask],
+    *,
+    elsewhere: bool = False,
 ) -> FlatMask:
     """Return the mask after a calibration round: that of an earlier run, or what `find` returns.
 
@@ -61,6 +63,9 @@ def shared_mask(
     find : callable
         Calibrates the mask; called if no run on this machine has done so. A mask that it gives by
         raising IncompleteMaskError is returned, and not kept for others.
+    elsewhere : bool
+        The scores come from other machines, whose arithmetic and honesty nobody here can vouch for:
+        the mask is neither taken from an earlier run nor kept for others.
     """
     size = workspace.weights.vector.numel()
 
@@ -72,7 +77,7 @@ def shared_mask(
         attacked = config.attackers > 0 and config.attack in ON_MASK
         # Sums of rounded scores under masks, and their bytes, are another thing than plain sums.
         own = workspace.stem is None or attacked or of_nodes(config) or config.secure_aggregation
-        if own or not needs_scores(config.mask_rule):
+        if elsewhere or own or not needs_scores(config.mask_rule):
             return find()
         key = _key(workspace, positions, calibration_round, before)
         bits = machine_cache(workspace.config).array(key, (-(-size // 8),), "uint8", fill)

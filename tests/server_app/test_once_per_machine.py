@@ -124,6 +124,25 @@ def test_a_mask_without_a_failed_client_is_not_shared(
     assert calls and not list((tmp_path / "cache").glob("mask-*"))
 
 
+def test_a_mask_of_other_machines_is_neither_kept_nor_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**BLOCKS, "cache-dir": str(tmp_path / "cache")}
+    run(tmp_path / "here", **values)
+    before = sorted((tmp_path / "cache").glob("mask-*"))
+    monkeypatch.setattr("server_app.state.is_deployment", lambda grid: True)
+    scored = []
+    real = client.scores
+
+    def counted(*given: Any, **named: Any) -> Any:
+        scored.append(1)
+        return real(*given, **named)
+
+    monkeypatch.setattr(client, "scores", counted)
+    run(tmp_path / "there", **values)
+    assert scored and sorted((tmp_path / "cache").glob("mask-*")) == before
+
+
 @pytest.mark.parametrize("transport", ["shared", "wire"])
 def test_a_known_mask_is_told_by_every_transport(tmp_path: Path, transport: str) -> None:
     values = {**BLOCKS, "cache-dir": str(tmp_path / "cache"), "transport": transport}

@@ -73,6 +73,14 @@ def test_a_run_says_what_its_epsilon_is_of_and_ends_in_the_same_bits_after_a_res
     assert bool((before != after)[mask].all()), "the noise is on every weight that travels"
 
 
+def test_in_a_deployment_nobody_can_draw_the_noise_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("server_app.state.is_deployment", lambda grid: True)
+    ends = {run(tmp_path / part, **DP)["final-weights-sha256"] for part in ("one", "two")}
+    assert len(ends) == 2 and "drawn from the seed" not in capsys.readouterr().out
+
+
 def test_without_noise_its_keys_are_idle_and_nothing_is_said(tmp_path: Path) -> None:
     values = {**DP, "dp-noise": 0.0, "num-server-rounds": 1}
     plain = run(tmp_path / "plain", **values)
@@ -96,7 +104,8 @@ def test_without_noise_its_keys_are_idle_and_nothing_is_said(tmp_path: Path) -> 
 def test_what_is_not_covered_is_named(values: dict[str, Any], named: str) -> None:
     plain = {"head": "random", "mask-rule": "none"}
     config = RunConfig.from_mapping({**MASKED, **DP, **values})
-    first, second = privacy_warnings(config)
+    first, second = privacy_warnings(config, deployed=False)
+    assert privacy_warnings(config, deployed=True) == [first]
     assert named in uncovered(config) and named in first and "seed" in second
     without = RunConfig.from_mapping({**MASKED, **DP, **plain})
-    assert named not in uncovered(without) and len(uncovered(without)) == 2
+    assert named not in uncovered(without) and len(uncovered(without)) == 3

@@ -19,9 +19,11 @@ from fedta_app.heads.ridge import RidgeStatistics
 from fedta_app.runs.blobs import BlobStore
 from fedta_app.vectors import FlatMask
 from strategies import Exchange, FedAvg, Nodes
+from strategies.exchange import RoundCosts
 from strategies.reply_checks import (
     ReplyError,
     TooFewClientsError,
+    _whole,
     check_counts,
     check_mask,
     check_scores,
@@ -214,6 +216,20 @@ def test_class_counts_that_no_client_has_are_refused(counts: list[int]) -> None:
     check_counts(torch.tensor([20, 30, 0]), 3, 50)
     with pytest.raises(ReplyError, match="class counts that are not those of 1 to 50 images"):
         check_counts(torch.tensor(counts), 3, 50)
+
+
+def test_what_a_client_says_is_kept_short_and_printable() -> None:
+    costs = RoundCosts()
+    long = ["\x1b[31m"] * 10**6
+    for value in (long, "\x1b[31m" * 10**6, {"a": long}):
+        with pytest.raises(ReplyError) as caught:
+            _whole({"num-examples": value}, "num-examples", 50)
+        costs.reject(1, caught.value)
+    costs.reject(2, ReplyError("\x1b[31m" * 10**6))
+    costs.fail(3, "\x1b[31mred\n" * 10**5)
+    kept = [*costs.errors, *costs.rejected.values(), *costs.missing.values()]
+    assert all(len(text) < 13_000 for text in kept) and "\x1b" not in "".join(kept)
+    assert costs.errors[-1].splitlines()[-1] == "?[31mred"
 
 
 @pytest.mark.parametrize("size", [math.inf, math.nan, -1.0, "7"])
