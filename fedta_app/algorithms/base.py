@@ -284,7 +284,7 @@ class Algorithm:
         received : mapping of str to Tensor of shape (P,)
             What `broadcast` returned, over the entries that the client trains.
         memory : mapping of str to Tensor
-            What `finish` returned when the client trained last; empty at first.
+            What `finish` returned when the client trained last, to be written to; empty at first.
         """
         return LocalRule()
 

@@ -44,21 +44,24 @@ from fedta_app.algorithms.base import (
 )
 from fedta_app.algorithms.coverage import add_to_mean_of_all, keep_untrained
 from fedta_app.errors import ConfigError
+from fedta_app.vectors.arithmetic import blocks
 
 
 class _Regularised(LocalRule):
     """Steps with the gradient g - g_k + alpha (w - x)."""
 
     def __init__(self, pull: float, start: Tensor, gradient: Tensor | None) -> None:
-        shift = None if gradient is None else gradient.neg()
+        shift = None if gradient is None else gradient.neg_()
         self.correction: Correction = Correction(pull=pull, centre=start, shift=shift)
 
     def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
         """Send nothing besides the update; keep g_k - alpha (w_k - x)."""
-        gradient = update * -self.correction.pull
-        if self.correction.shift is not None:
-            gradient -= self.correction.shift
-        return {}, {"gradient": gradient}
+        pull, shift = self.correction.pull, self.correction.shift
+        if shift is None:
+            return {}, {"gradient": update * -pull}
+        for kept, moved in blocks(shift, update):
+            torch.sub(moved * -pull, kept, out=kept)
+        return {}, {"gradient": shift}
 
 
 @dataclass(frozen=True)

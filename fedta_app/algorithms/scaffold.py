@@ -45,6 +45,7 @@ from fedta_app.algorithms.base import (
 )
 from fedta_app.algorithms.coverage import add_to_mean_of_all
 from fedta_app.optim.effective_steps import norm_of_steps
+from fedta_app.vectors.arithmetic import blocks
 
 
 class _Controlled(LocalRule):
@@ -52,18 +53,22 @@ class _Controlled(LocalRule):
 
     def __init__(self, own: Tensor | None, server: Tensor | None, momentum: float) -> None:
         self._momentum = momentum
+        self._own = own
         if own is not None and server is not None:
-            self._difference: Tensor | None = server - own
+            self._difference: Tensor | None = torch.sub(server, own, out=own)
         else:
-            self._difference = server if own is None else own.neg()
+            self._difference = server if own is None else own.neg_()
         if self._difference is not None:
             self.correction = Correction(shift=self._difference)
 
     def finish(self, update: Tensor, steps: int, lr: float) -> tuple[Vectors, Vectors]:
         """Keep the new control, c_k - c - update / norm."""
-        control = update.div(-lr * norm_of_steps(steps, self._momentum))
-        if self._difference is not None:
-            control -= self._difference
+        divisor = -lr * norm_of_steps(steps, self._momentum)
+        if self._difference is None:
+            return {}, {"control": update.div(divisor)}
+        control = torch.empty_like(update) if self._own is None else self._own
+        for kept, moved, difference in blocks(control, update, self._difference):
+            torch.sub(moved.div(divisor), difference, out=kept)
         return {}, {"control": control}
 
 
