@@ -18,6 +18,7 @@ import torch
 from engine.client_memory import forget_run
 from experiments.exit_status import ExitStatus
 from experiments.running.launch import launch, why_failed
+from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.data.loading import ImageSet
 from fedta_app.errors import RunError
@@ -184,6 +185,10 @@ def short_run(config: RunConfig, training_images: int) -> tuple[RunConfig, float
         factor = steps / values["local_steps"]
     elif config.head != "random":
         values |= {"head": "probe", "probe_rounds": 2}
+        # Neither of these is there for a probe; they take little of a round.
+        values["update_bound"] = config.update_bound if config.dp_noise else 0.0
+        if not make_algorithm(config.strategy, vars(config)).own_masks:
+            values["strategy"] = "fedavg"
     return config.with_values(**values), factor
 
 

@@ -82,6 +82,8 @@ def test_a_few_rounds_of_every_preset_can_be_timed(scale: str) -> None:
         {"head-refresh": 2}, {"personal-ridge": 1.0}, {"secure-aggregation": True},
         {"attackers": 0.1, "attack": "head-labels"}, {"attackers": 0.1, "attack": "scores"},
         {"engine": "centralized", "head-refresh": 2}, {"interference-every": 2},
+        {"update-bound": 1.0}, {"strategy": "fedmedian", "mask-rule": "none"},
+        {"dp-noise": 1.0, "update-bound": 1.0, "update-bound-kind": "fixed"},
     ],
 )  # fmt: skip
 def test_a_few_rounds_of_what_needs_a_ridge_head_can_be_timed(more: dict[str, object]) -> None:
