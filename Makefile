@@ -18,8 +18,9 @@ install: $(READY) ## install fedta and its development tools into .venv
 demo: $(READY) ## 100 clients on non-iid digits, on Flower's engine and in one process (under two minutes)
 	$(PYTHON) -m experiments run demo
 
+# No more workers than that: a large host may give a container few of its cores.
 test: $(READY) ## the tests (about ten minutes on two cores)
-	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTHON) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY) ## all tests, those on Flower's simulation engine and real CIFAR-100 included
 	$(PYTHON) -m pytest -q

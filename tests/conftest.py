@@ -29,7 +29,17 @@ from server_app import loop as server_loop
 settings.register_profile("any machine", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("any machine")
 
+# A hook of git sets them, and git then looks at that checkout wherever a test asks it.
+for variable in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+    os.environ.pop(variable, None)
+
 progress._reporter._watched = False  # what is printed does not depend on a machine's speed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore NumPy's deprecations like all others: theirs is a warning of its own class."""
+    name = "numpy.exceptions.VisibleDeprecationWarning"
+    config.addinivalue_line("filterwarnings", f"ignore::{name}")
 
 
 def pytest_collection_finish() -> None:

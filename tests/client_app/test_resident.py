@@ -147,7 +147,8 @@ def test_a_folder_that_others_may_open_is_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = folder / f"fedta-clients-{os.getuid()}"
-    own.mkdir(mode=0o755)
+    own.mkdir()
+    own.chmod(0o755)  # whatever the umask leaves of a mode
     with pytest.raises(NoResidentError, match="is not this user's alone"):
         answer(*message("hello"))
     monkeypatch.setattr(entry, "for_one_message", lambda: True)

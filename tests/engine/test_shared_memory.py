@@ -71,11 +71,11 @@ def test_replies_that_came_too_late_are_freed_in_a_later_round():
 
 
 def test_a_buffer_that_is_too_small_makes_room_for_a_larger_one():
-    small = take((2,), torch.float32)
+    small = take((2,), torch.float32).copy_(torch.tensor([1.0, 2.0]))
     release(handle_of(small))
-    take((100,), torch.float32)
+    take((100,), torch.float32).fill_(7)
     assert len(shared_memory._own) == 1
-    assert small.tolist() == small.tolist()  # still mapped while somebody holds it
+    assert small.tolist() == [1, 2]  # still mapped while somebody holds it
 
 
 def test_the_smallest_buffer_that_fits_is_taken():

@@ -320,7 +320,23 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     assert RunConfig.from_mapping(read_toml(path)) == config
 
 
-@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text() | st.booleans(), max_size=3))
+ANYTHING = st.integers() | st.floats() | st.text() | st.booleans() | st.none()
+LIKELY: dict[type, st.SearchStrategy[Any]] = {
+    bool: st.booleans(), int: st.integers(0, 20), float: st.floats(0, 1), str: st.text(max_size=8)
+}  # fmt: skip
+
+
+def with_a_value(key: Key) -> st.SearchStrategy[tuple[str, Any]]:
+    """Draw a value that the key may well have where others fit it."""
+    likely = st.sampled_from(key.options) if key.options else LIKELY[key.kind]
+    return st.tuples(st.just(key.name), likely)
+
+
+ENTRIES = st.sampled_from(list(KEYS.values())).flatmap(with_a_value)
+ANY_ENTRIES = st.tuples(st.sampled_from(list(KEYS)) | st.text(max_size=8), ANYTHING)
+
+
+@given(st.lists(ENTRIES, max_size=4).map(dict) | st.lists(ENTRIES | ANY_ENTRIES).map(dict))
 def test_any_mapping_gives_a_configuration_or_a_sentence(mapping: dict[str, Any]) -> None:
     try:
         config = RunConfig.from_mapping(mapping)
@@ -328,6 +344,7 @@ def test_any_mapping_gives_a_configuration_or_a_sentence(mapping: dict[str, Any]
         assert str(error)
     else:
         assert config.to_mapping().keys() == KEYS.keys()
+        assert RunConfig.from_mapping(config.to_mapping()) == config
 
 
 def test_difference_names_what_decides_a_result_and_nothing_else() -> None:

@@ -1,6 +1,7 @@
 """Lines during long work, with a clock that the tests move."""
 
 import io
+import time
 
 import pytest
 
@@ -119,10 +120,11 @@ def test_more_than_was_announced_is_no_negative_time(reporter: Reporter, clock: 
 
 def test_a_watched_phase_reports_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """The thread looks once a second: a clock that runs a hundred times faster must be seen."""
-    import time
-
     began = time.monotonic()
     reporter = Reporter(lambda: 100 * (time.monotonic() - began), watched=True)
     with reporter.phase("waiting"):
-        time.sleep(1.5)
-    assert capsys.readouterr().out.startswith("waiting: 0:0")
+        printed = ""
+        while not printed and time.monotonic() < began + 30:  # a busy machine wakes it up late
+            time.sleep(0.1)
+            printed = capsys.readouterr().out
+    assert printed.startswith("waiting: ")

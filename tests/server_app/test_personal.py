@@ -28,6 +28,7 @@ from fedta_app.vectors import FlatMask
 from server_app import phases
 from strategies.exchange import Exchange
 from tests.runs import summary_of
+from tests.ties import right
 
 RUN: dict[str, Any] = {
     "name": "test", "strategy": "ditto", "pull": 0.1, "partition": "classes", "num-clients": 10,
@@ -55,19 +56,26 @@ def server_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def accuracy(space: Workspace, split: int, client: int) -> float | None:
-    """Return the mean over the client's own training labels of whether such images are right."""
+def accuracy(space: Workspace, split: int, client: int) -> np.ndarray | None:
+    """Return the mean over the client's own training labels of whether such images are right.
+
+    Two values: with ties of two classes against it, and in its favour.
+    """
     images = space.evaluation_sets[split]
     with torch.no_grad():
         logits = space.model.eval()(space.inputs(images.images))
-    right = (logits.argmax(1) == images.labels).tolist()
-    labels = images.labels.tolist()
-    shares = []
-    for position in space.partitions[client]:
-        own = int(space.data.train.labels[position])
-        same = [r for r, label in zip(right, labels, strict=True) if label == own]
-        shares += [sum(same) / len(same)] if same else []
-    return sum(shares) / len(shares) if shares else None
+    # The solvers of heads differ by more than a batch size does.
+    rights = right(logits, images.labels, tie=1e-3).double().numpy()
+    labels = images.labels.numpy()
+    own = space.data.train.labels[space.partitions[client]].tolist()
+    shares = [rights[:, labels == label].mean(axis=1) for label in own if label in labels]
+    return np.mean(shares, axis=0) if shares else None
+
+
+def check(found: float, expected: list[np.ndarray | None], images: int = 80) -> None:
+    """Compare with the mean over clients; so few are ties that a client's image counts."""
+    low, high = np.mean([value for value in expected if value is not None], axis=0)
+    assert low - 1e-6 <= found <= high + 1e-6 and high - low < 1 / images
 
 
 @pytest.mark.parametrize("setting", [{}, OWN_MASKS], ids=["dense", "own masks"])
@@ -99,8 +107,7 @@ def test_it_is_that_of_a_loop_over_clients_and_images(
                 space.weights.load(own)
             ours.append(accuracy(space, split, int(client)))
         for kind, values in (("own", ours), ("global", everybodys)):
-            expected = np.mean([value for value in values if value is not None])
-            assert found[kind][f"{name}_accuracy"] == pytest.approx(expected)
+            check(found[kind][f"{name}_accuracy"], values)
 
 
 def test_models_that_the_server_cannot_read_or_that_diverged_are_said(
@@ -158,8 +165,7 @@ def test_per_fedavgs_is_that_after_a_step_on_each_clients_images(tmp_path: Path)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= 0.05 * gradient
         ours.append(accuracy(space, 1, client))
-    known = [value for value in ours if value is not None]
-    assert found["own"]["test_accuracy"] == pytest.approx(np.mean(known))
+    check(found["own"]["test_accuracy"], ours)
     assert found["own"]["test_accuracy"] > found["global"]["test_accuracy"]
     neutral = run(tmp_path / "neutral", **{**values, "personal-lr": 0.0})
     plain = run(tmp_path / "plain", strategy="fedavg")
@@ -204,8 +210,7 @@ def test_ridge_heads_of_clients_own_are_those_of_weighted_least_squares(tmp_path
         space.head.load(torch.from_numpy(head).float())
         ours.append(accuracy(space, 1, client))
     for kind, numbers in (("own", ours), ("global", everybodys)):
-        known = [number for number in numbers if number is not None]
-        assert found["personal"][kind]["test_accuracy"] == pytest.approx(np.mean(known))
+        check(found["personal"][kind]["test_accuracy"], numbers)
     assert found["personal"]["own"] != found["personal"]["global"]
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import TrialState
-from sqlalchemy import URL
+from sqlalchemy import URL, NullPool
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import (
@@ -115,8 +115,13 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         # Of equal ones the last: a finished one, if there is any.
         self._earlier = by_identity([*run_folders(folder), *finished_folders(folder)])
+        # Without a pool of connections: nobody would close those, and Python 3.13 warns of them.
+        storage = optuna.storages.RDBStorage(
+            str(URL.create("sqlite", database=str(folder / STUDY_FILE))),
+            engine_kwargs={"poolclass": NullPool},
+        )
         self._study = optuna.create_study(
-            storage=str(URL.create("sqlite", database=str(folder / STUDY_FILE))),
+            storage=storage,
             study_name=f"{label} {self._digest()}",
             direction="maximize",
             load_if_exists=True,

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -47,7 +48,13 @@ def test_a_notebook_begins_with_its_title(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUN_HERE, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore")  # of the kernel and its event loop
-def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A home that cannot be written to, or settings in it, change nothing.
+    for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    # With the list of fonts that this process made: the kernel would warn that it makes one.
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
     monkeypatch.setenv("PYTHONPATH", str(RESULTS.parent))  # this checkout, whatever is installed
     notebook = nbformat.read(path, as_version=4)
     stored = _words(notebook)

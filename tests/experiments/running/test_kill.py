@@ -21,14 +21,21 @@ from fedta_app.runs.finished_model import read_model
 from tests.experiments.running.killing import descendants, kill_after, runs
 
 ROOT = Path(__file__).resolve().parents[3]
-ROUNDS = 16  # some seconds are left after the last kill, also on a busy machine
+# Some seconds are left after the last kill, also on a busy machine.
+ROUNDS, ROUNDS_IN_PROCESS = 16, 40
 
 
 def command(
-    folder: Path, engine: str, *, name: str, seed: int = 0, strategy: str = "fedavg"
+    folder: Path,
+    engine: str,
+    *,
+    name: str,
+    seed: int = 0,
+    strategy: str = "fedavg",
+    rounds: int = ROUNDS,
 ) -> list[str]:
     settings = [
-        f"name={name}", f"seed={seed}", f"num-server-rounds={ROUNDS}", "eval-every=4",
+        f"name={name}", f"seed={seed}", f"num-server-rounds={rounds}", "eval-every=4",
         "eval-size=50", "checkpoint-every=2", "num-clients=40", f"strategy={strategy}",
     ]  # fmt: skip
     if strategy == "task-arithmetic":
@@ -39,10 +46,16 @@ def command(
 
 
 def finish(
-    folder: Path, engine: str, *, name: str, seed: int = 0, strategy: str = "fedavg"
+    folder: Path,
+    engine: str,
+    *,
+    name: str,
+    seed: int = 0,
+    strategy: str = "fedavg",
+    rounds: int = ROUNDS,
 ) -> dict[str, Any]:
     """Run the command to its end, in this process where the engine allows that."""
-    words = command(folder, engine, name=name, seed=seed, strategy=strategy)
+    words = command(folder, engine, name=name, seed=seed, strategy=strategy, rounds=rounds)
     if engine == "in-process":
         forget_run()
         assert main(words[words.index("experiments") + 1 :]) == ExitStatus.FINISHED
@@ -62,19 +75,22 @@ def rounds_done(folder: Path) -> int:
         return -1
 
 
-def kill_after_round(folder: Path, engine: str, server_round: int, strategy: str) -> None:
-    words = command(folder, engine, name="killed", strategy=strategy)
+def kill_after_round(
+    folder: Path, engine: str, server_round: int, strategy: str, rounds: int
+) -> None:
+    words = command(folder, engine, name="killed", strategy=strategy, rounds=rounds)
     kill_after(words, ROOT, lambda: rounds_done(folder), server_round)
-    assert rounds_done(folder) < ROUNDS
+    assert rounds_done(folder) < rounds
 
 
 def check_kills(
     folder: Path, engine: str, strategy: str = "fedavg", kills: tuple[int, ...] = (0, 3, 7)
 ) -> str:
-    unbroken = finish(folder, "in-process", name="unbroken", strategy=strategy)
+    rounds = ROUNDS_IN_PROCESS if engine == "in-process" else ROUNDS
+    unbroken = finish(folder, "in-process", name="unbroken", strategy=strategy, rounds=rounds)
     for server_round in kills:
-        kill_after_round(folder, engine, server_round, strategy)
-    resumed = finish(folder, engine, name="killed", strategy=strategy)
+        kill_after_round(folder, engine, server_round, strategy, rounds)
+    resumed = finish(folder, engine, name="killed", strategy=strategy, rounds=rounds)
     first, last = resumed["sessions"][-1]["rows"]
     assert 0 < first < last  # the last session had rounds left to do
     assert resumed["final-weights-sha256"] == unbroken["final-weights-sha256"]

@@ -1,5 +1,6 @@
 """What a table will take: the arithmetic by hand, and the command on digits."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,8 @@ def test_plan_says_what_is_left_and_runs_nothing(
     assert main(["plan", "smoke/*-nc1", *place, "--session-minutes", "60"]) == 0
     before = capsys.readouterr().out
     assert before.count("measuring a round") == before.count(" ...\n") == 2
-    assert "waiting" in before and "2 cells, 0 finished; about 0:00:" in before
+    assert "waiting" in before
+    assert re.search(r"2 cells, 0 finished; about \d:\d\d:\d\d left", before)
     assert "1 session of 60 minutes" in before
     assert not list(tmp_path.iterdir())
     assert main(["run", "smoke/random-nc1", *place]) == 0

@@ -276,7 +276,8 @@ def test_jobs_are_refused_where_the_engine_runs_clients_side_by_side(
 
 def start_long(folder: Path) -> "subprocess.Popen[bytes]":
     short = f"num-server-rounds={SHORT['num-server-rounds']}"
-    words = ["num-server-rounds=500" if word == short else word for word in arguments(folder)]
+    # So many that it is still in the middle when the test ends it.
+    words = ["num-server-rounds=5000" if word == short else word for word in arguments(folder)]
     command = [sys.executable, "-m", "experiments", *words, "--jobs", "2"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

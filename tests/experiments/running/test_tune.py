@@ -184,6 +184,9 @@ def test_another_space_is_another_study(tmp_path: Path) -> None:
     first, other, again = (Study(config, "a", space) for space in spaces)
     first._study.tell(first._study.ask(), 0.5)
     assert [len(study._done()) for study in (first, other, again)] == [1, 0, 1]
+    descriptors = list(Path("/proc/self/fd").glob("*"))  # none but on Linux
+    opened = [str(path.resolve()) for path in descriptors]
+    assert not [name for name in opened if name.startswith(str(tmp_path.resolve()))]
 
 
 def test_every_point_of_a_list_is_tried_once(

@@ -18,6 +18,7 @@ from fedta_app.training.steps import (
 )
 from fedta_app.training.workspace import Workspace, build_workspace
 from fedta_app.vectors.mask import FlatMask
+from tests.ties import right
 
 BASE = {"weights": "random", "num-clients": 20, "lr": 0.05, "augment": False, "threads": 1}
 
@@ -129,7 +130,8 @@ def test_evaluation_equals_image_by_image() -> None:
     logits = torch.cat(one_by_one)
     assert len(images) == 37
     assert loss == pytest.approx(float(cross_entropy(logits, images.labels)), rel=1e-5)
-    assert accuracy == int((logits.argmax(1) == images.labels).sum()) / 37
+    fewest, most = right(logits, images.labels).sum(1).tolist()
+    assert fewest <= round(accuracy * 37, 9) <= most < fewest + 2
 
 
 def test_momentum_lives_as_long_as_its_optimizer() -> None:
@@ -138,8 +140,10 @@ def test_momentum_lives_as_long_as_its_optimizer() -> None:
     images = space.client_data(0)
     train_steps(space, optimizer, images, lr=0.05, key=(1,))
     buffers = [state["momentum_buffer"] for state in optimizer.state.values()]
-    assert buffers
+    assert len(buffers) == len(list(space.model.parameters()))
+    assert all(buffer.any() for buffer in buffers)
     assert all(group["lr"] == 0.05 for group in optimizer.param_groups)
+    assert not make_optimizer(space.config, space.model).state
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

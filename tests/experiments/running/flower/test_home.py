@@ -98,7 +98,11 @@ def test_only_stale_folders_of_this_user_and_machine_are_removed(temporary: Path
 @LINUX
 def test_what_works_in_a_home_is_found_and_ended(tmp_path: Path) -> None:
     """Also a grandchild in a session of its own that does not care about signals to end."""
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    ready = tmp_path / "ready"
+    stubborn = (
+        "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"  # noqa: E501
     environment = {**os.environ, "FLWR_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", parent], env=environment, check=True)
@@ -107,6 +111,10 @@ def test_what_works_in_a_home_is_found_and_ended(tmp_path: Path) -> None:
         env={**environment, "FLWR_HOME": f"{tmp_path}-other"},
     )
     try:
+        deadline = time.monotonic() + 60
+        while not ready.exists():  # until then it would end at the first signal
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert len(processes_of(tmp_path)) == 1
         end_processes(tmp_path)
         assert not processes_of(tmp_path)
