@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
-from fedta_app.data.images import random_crop_flip, to_input
+from fedta_app.data.images import CODE, random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import (
@@ -152,17 +152,18 @@ class Workspace:
     @cached_property
     def train_images(self) -> ImageSet:
         """The training images as `inputs` takes them: pixels, or tokens where these are cached."""
-        config, stem = self.config, self.stem
+        config, stem, data = self.config, self.stem, self.data
         if stem is None or (config.augment and not config.cached_views):
-            return self.data.train
+            return data.train
         if not config.augment:
             return self.plain.train
 
         def view(images: Tensor, number: int, chunk: int) -> Tensor:
             return self._augmented(images, torch_generator(config.seed, "view", number, chunk))
 
-        views = Views(config.cached_views, config.seed, view)
-        return stem.cached("train", self.data.train, self.pixels, views)
+        about = {"seed": config.seed, "crop-padding": data.crop_padding, "flip": data.flip}
+        views = Views(config.cached_views, about, view)
+        return stem.cached("train", data.train, self.pixels, views)
 
     def start_images(self, split: str) -> ImageSet:
         """Return the images of a split as features (N, d) under the weights of the start.
@@ -273,6 +274,7 @@ def build_workspace(
         frozen, model = split_blocks(config.model, model, config.trained_blocks, image)
         about = {
             "data": data.digest,
+            "pixels-code": CODE,
             "image-size": size,
             "normalisation": [built.mean or data.mean, built.std or data.std],
             "kernels": kernels,
