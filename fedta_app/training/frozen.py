@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedta_app.cache import Array, ArrayCache
 from fedta_app.config import RunConfig
+from fedta_app.data.images import CODE
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cpus import usable_cpus
 from fedta_app.device.cuda import resolve_precision, to_device
@@ -178,7 +179,8 @@ def make_stem(
 ) -> Stem:
     """Return the stem of a run; `about` is what else decides its tokens."""
     precision = resolve_precision(config.precision, device)
-    key = {"kind": "tokens", "version": _VERSION, **machine_key(config, device), **about}
+    made = {"kind": "tokens", "version": _VERSION, "pixels-code": CODE}
+    key = {**made, **machine_key(config, device), **about}
     return Stem(blocks, device, precision, machine_cache(config), key)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedta_app.config import RunConfig
-from fedta_app.data.images import CODE, random_crop_flip, to_input
+from fedta_app.data.images import random_crop_flip, to_input
 from fedta_app.data.loading import DataSplits, ImageSet
 from fedta_app.device.cpu_kernels import use_kernels, write_out_attention
 from fedta_app.device.cuda import (
@@ -272,13 +272,8 @@ def build_workspace(
         size, channels = built.image_size, data.train.images.shape[1]
         image = torch.zeros(1, len(built.mean or [0] * channels), size, size, device=device)
         frozen, model = split_blocks(config.model, model, config.trained_blocks, image)
-        about = {
-            "data": data.digest,
-            "pixels-code": CODE,
-            "image-size": size,
-            "normalisation": [built.mean or data.mean, built.std or data.std],
-            "kernels": kernels,
-        }
+        about = {"data": data.digest, "image-size": size, "kernels": kernels}
+        about["normalisation"] = [built.mean or data.mean, built.std or data.std]
         stem = make_stem(frozen, config, device, about)
     weights, head = weights_and_head(model, built.head, frozen=config.head != "random")
     data = data.to(device)

@@ -130,7 +130,7 @@ def test_another_augmentation_or_its_code_gives_other_views(
         return len(list(tmp_path.glob("tokens-*")))
 
     assert [entries(), entries(crop_padding=1), entries(flip=True), entries()] == [1, 2, 3, 3]
-    monkeypatch.setattr("fedta_app.training.workspace.CODE", "other")
+    monkeypatch.setattr(frozen, "CODE", "other")
     assert entries() == 4
 
 
