@@ -286,6 +286,9 @@ def test_what_has_no_effect_is_said_and_does_not_stop_the_table(tmp_path: Path) 
     )
     frame = comparisons_frame(TABLE, records)  # of a table that states no margin
     assert frame is not None and frame["verdict"].tolist() == ["differs", "equivalent"]
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == ExitStatus.FINISHED
+    page = (tmp_path / "smoke/report.md").read_text()
+    assert "only runs of equal weights are *equivalent*" in page and "did nothing)" in page
 
 
 def test_a_run_that_is_filed_twice_is_refused(tmp_path: Path) -> None:
