@@ -214,7 +214,8 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
             f"(family). Differences are {units}, with their own 95 % interval. A pair *differs* "
             f"where the corrected p is below {ALPHA}. {_equivalence(table, comparisons)} "
             "What is neither *cannot be told*. Detectable is a true difference that would be told "
-            "in four of five such experiments, at the spread that the seeds have, as the first of its family. "
+            "in four of five such experiments, at the spread that the seeds have, as the first of "
+            "its family. "
             f"{_ONLY_SEEDS}"
         )
     return ["## Differences", how, pipes(print_comparisons(comparisons))]
