@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ class ArrayCache:
                     there = self._compute(entry, key, shape, dtype, fill)
             if not there:
                 return _in_memory(shape, dtype, fill)
-        try:
+        with suppress(OSError):  # of another user, or read-only: it only decides what goes first
             os.utime(entry / _ABOUT)
+        try:
             found: Array = np.load(entry / _ARRAY, mmap_mode="c")
         except FileNotFoundError:  # another process made room just now
             return self.array(key, shape, dtype, fill)

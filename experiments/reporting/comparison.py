@@ -59,13 +59,17 @@ def save_comparison(path: Path, configs: list[RunConfig]) -> None:
         measured = rows[rows["phase"].isin(["start", "train"])].dropna(subset=[column])
         axis.plot(measured["round"], measured[column], "o-", markersize=3, label=_label(config))
     axis.set_title(_title(configs), fontsize="medium")
-    axis.set_xlabel(" or ".join(sorted({round_label(config) for config in configs})))
+    axis.set_xlabel(_rounds(configs))
     show_percent(axis, f"{split} accuracy")
     fit_shares(axis)
     use_integers(axis.xaxis, 8)
     axis.grid(alpha=0.3)
     legend_below(figure, [axis])
     save_figure(path, figure)
+
+
+def _rounds(configs: list[RunConfig]) -> str:
+    return " or ".join(sorted({round_label(config) for config in configs}))
 
 
 def _title(configs: list[RunConfig]) -> str:
@@ -111,7 +115,7 @@ def curves_figure(variants: Sequence[Variant]) -> "Figure":
         for number, variant in enumerate(variants):
             _draw_mean(axis, variant, column, line_style(number, variant.name))
         axis.set_title(_CURVES[column], fontsize="medium")
-        axis.set_xlabel("round")
+        axis.set_xlabel(_rounds([variant.config for variant in variants]))
         use_integers(axis.xaxis, 6)
         axis.grid(alpha=0.3)
         if column.endswith("accuracy"):

@@ -20,7 +20,7 @@ from experiments.running.presets import Preset, Table
 
 ALPHA = 0.05
 _FEWEST_IMAGES = 100  # of a test set, where an old record does not say how many it had
-EQUAL = "p (equivalence)"
+EQUAL, _EQUAL_HOLM = "p (equivalence)", "p (equivalence, Holm)"
 DIFFERS, EQUIVALENT, UNDECIDED = "differs", "equivalent", "cannot be told"
 
 
@@ -151,7 +151,8 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
     `reference`, or with each other, where everything else is equal; a pair is a seed. Holm's
     correction is over the comparisons that the table plans in one setting of the other axes
     (`family`), run or not. The verdict is "differs", "equivalent" (within the table's `margin`,
-    where it states one) or "cannot be told". Runs that end with equal weights are equivalent.
+    where it states one) or "cannot be told". Runs that end with equal weights are equivalent in
+    any table.
     """
     if not table.compared:
         return None
@@ -182,23 +183,30 @@ def comparisons_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame |
                         "± (95 %)": difference.half,
                         "detectable": smallest_detectable(one, other, size),
                         "p": p,
-                        **({EQUAL: _equivalence(pair[0], pair[1], margin)} if margin else {}),
+                        EQUAL: _equivalence(pair[0], pair[1], margin),
                         "family": size,
                     }
                 )
         differ = holm([row["p"] for row in family], planned[setting])
-        equal = holm([row.get(EQUAL, math.nan) for row in family], planned[setting])
+        equal = holm([row[EQUAL] for row in family], planned[setting])
         for row, p, q in zip(family, differ, equal, strict=True):
-            corrected = {"p (Holm)": p, **({"p (equivalence, Holm)": q} if margin else {})}
-            rows.append({**row, **corrected, "verdict": verdict(p, q)})
-    return pd.DataFrame(rows) if rows else None
+            rows.append({**row, "p (Holm)": p, _EQUAL_HOLM: q, "verdict": verdict(p, q)})
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    return frame if margin else frame.drop(columns=[EQUAL, _EQUAL_HOLM])
 
 
-def _equivalence(first: Sequence[Record], second: Sequence[Record], margin: float) -> float:
-    """Return the p-value of two methods' not being equivalent: 0 where runs end the same."""
+def _equivalence(first: Sequence[Record], second: Sequence[Record], margin: float | None) -> float:
+    """Return the p-value of two methods' not being equivalent: 0 where runs end the same.
+
+    It is NaN where they do not, and no margin is stated.
+    """
     weights = [[run.summary["final-weights-sha256"] for run in runs] for runs in (first, second)]
     if weights[0] == weights[1]:
         return 0.0
+    if not margin:
+        return math.nan
     one, other = ([run.final("test_accuracy") for run in runs] for runs in (first, second))
     known = (run.summary.get("data", {}).get("test-images") for run in (*first, *second))
     return equivalence_p(one, other, margin, min(images or _FEWEST_IMAGES for images in known))
@@ -262,7 +270,7 @@ def print_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     page["detectable"] = ["" if math.isnan(d) else f"{100 * d:.1f}" for d in frame["detectable"]]
     # Tables without a margin, and runs that are compared by hand, have no test of equivalence.
-    for column in page.columns.intersection(["p (Holm)", "p (equivalence, Holm)"]):
+    for column in page.columns.intersection(["p (Holm)", _EQUAL_HOLM]):
         page[column] = [_p_value(p) for p in frame[column]]
     return page.drop(columns=["± (95 %)", "p", EQUAL], errors="ignore")
 

@@ -6,9 +6,11 @@ from itertools import chain
 from typing import Any
 
 from experiments.reporting.records import Record
+from experiments.running.cells import identity
 from fedta_app.algorithms import make_algorithm
 from fedta_app.config import RunConfig
 from fedta_app.data.sets import DATASETS
+from fedta_app.keys.algorithm import ON_HEAD
 from fedta_app.masks.selection import round_density
 from fedta_app.training.evaluation import highest_by_chance
 
@@ -39,8 +41,11 @@ def sanity_gate(records: Sequence[Record]) -> list[Check]:
 
 
 def _check(name: str, wrong: Sequence[str], fine: str) -> Check:
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return Check(name, not wrong, f"{wrong[0]}{more}" if wrong else fine)
+    return Check(name, not wrong, _first(wrong) if wrong else fine)
+
+
+def _first(found: Sequence[str]) -> str:
+    return found[0] + (f", and {len(found) - 1} more" if len(found) > 1 else "")
 
 
 def _above_chance(records: Sequence[Record]) -> Check:
@@ -73,16 +78,21 @@ def _classes_and_images(record: Record) -> tuple[int, int]:
 
 
 def _equal_starts(records: Sequence[Record]) -> Check:
-    """Hold the starts of ridge heads on different partitions against each other."""
+    """Hold the starts of ridge heads on different partitions against each other.
+
+    Heads that hostile clients had a part in, or failed ones none, do depend on whose images are
+    whose.
+    """
     name = "the ridge start does not depend on the partition"
     groups: dict[tuple[object, ...], dict[object, list[tuple[float, str]]]] = {}
     for record in records:
         config, start = record.config, record.start_accuracy
-        if config.head == "ridge" and start is not None:
+        if config.head == "ridge" and start is not None and not _of_some_clients(record):
             precision = record.summary.get("precision", config.precision)
-            weights = record.summary["identity"]["weights-file-sha256"]
+            found = record.summary["identity"]
             same = config.values_that_decide("start")
-            same |= {"weights": weights, "precision": precision}  # as the run resolved them
+            same |= {"weights": found["weights-file-sha256"], "precision": precision}  # as resolved
+            same["data"] = found["data-sha256"]  # natural clients are drawn with their images
             where = tuple(config.values_that_decide("partition").items())  # none: no clients
             group = groups.setdefault(tuple(same.values()), {})
             group.setdefault(where, []).append((start, record.label))
@@ -96,6 +106,15 @@ def _equal_starts(records: Sequence[Record]) -> Check:
         if high - low > _START_TOLERANCE:
             wrong.append(f"{lowest}: {low:.2%}, {highest}: {high:.2%}")
     return _check(name, wrong, f"largest difference {100 * widest:.2f} percent points")
+
+
+def _of_some_clients(record: Record) -> bool:
+    """Tell whether the first ridge head is not made from the true sums of all clients."""
+    config = record.config
+    if config.attackers > 0 and config.attack in ON_HEAD:
+        return True
+    failed = (int(row["clients_failed"]) for row in record.rows if row["phase"] == "head")
+    return config.missing_clients == "go-on" and any(failed)
 
 
 def _density(records: Sequence[Record]) -> Check:
@@ -131,31 +150,43 @@ def _frozen(records: Sequence[Record]) -> Check:
 
 
 def _distinct(records: Sequence[Record]) -> Check:
-    """Hold the final weights of all cells against each other: no two may be equal.
+    """Hold all cells against each other: each is a run of its own, and another seed another result.
 
-    Cells that differ by their attack alone may: a defence can leave out all that is hostile. So may
-    those that differ by what clients keep for themselves alone.
+    Presets may end with equal weights, where what differs in them has no effect: a norm that no
+    gradient reaches. That is a result, and is said. What needs no mention by name are attacks,
+    which a defence can leave out, and what clients keep for themselves alone.
     """
     name = "seeds and presets are different runs"
     if len(records) < 2:
         return Check(name, None, "there is one cell")
-    seen: dict[str, Record] = {}
-    wrong = []
+    runs: dict[str, Record] = {}
+    ends: dict[str, Record] = {}
+    wrong, idle, expected = [], [], 0
     for record in records:
-        other = seen.setdefault(record.summary["final-weights-sha256"], record)
-        if other is not record and not _may_be_equal(other.config, record.config):
+        for session in record.summary["sessions"]:
+            other = runs.setdefault(session["id"], record) if "id" in session else record
+            if other is not record:
+                wrong.append(f"{other.label} and {record.label} are records of one run")
+        other = ends.setdefault(record.summary["final-weights-sha256"], record)
+        one, two = other.config, record.config
+        if other is record:
+            continue
+        if one.seed != two.seed or identity(one) == identity(two):
             wrong.append(f"{other.label} and {record.label} end with equal weights")
-    same = len(records) - len(seen)
+        elif _of_honest_weights(one) == _of_honest_weights(two):
+            expected += 1
+        else:
+            idle.append(f"{other.preset.label} and {record.preset.label}")
     fine = f"{len(records)} cells end with different weights"
-    but = f", but for {same} that need not: an attack is left out, or clients keep what differs"
-    return _check(name, wrong, fine + (but if same else ""))
-
-
-def _may_be_equal(one: RunConfig, other: RunConfig) -> bool:
-    """Tell whether two runs differ by an attack, or by what clients keep for themselves, alone."""
-    if one.with_values(name=other.name) == other:
-        return False  # two presets that are the same run
-    return _of_honest_weights(one) == _of_honest_weights(other)
+    if expected:
+        fine += (
+            f", but for {expected} that need not: an attack is left out, or clients keep what "
+            "differs"
+        )
+    if idle:
+        pairs = _first(list(dict.fromkeys(idle)))
+        fine += f", but {pairs} end with equal weights: what differs in them did nothing"
+    return _check(name, wrong, fine)
 
 
 def _of_honest_weights(config: RunConfig) -> RunConfig:

@@ -19,6 +19,7 @@ import tomli_w
 from experiments.reporting.figures import check_figures, save_figures
 from experiments.reporting.frames import (
     ALPHA,
+    EQUIVALENT,
     cells_frame,
     comparisons_frame,
     page_frame,
@@ -211,16 +212,19 @@ def _comparison_part(table: Table, comparisons: pd.DataFrame) -> list[str]:
             f"Paired t-tests over seeds, each {methods} {whom}; Holm's correction over the "
             f"comparisons that the table plans{others and f' in each {others}'}, run or not "
             f"(family). Differences are {units}, with their own 95 % interval. A pair *differs* "
-            f"where the corrected p is below {ALPHA}. {_equivalence(table)} What is neither "
-            "*cannot be told*. Detectable is a true difference that would be told in four of five "
-            "such experiments, at the spread that the seeds have, as the first of its family. "
+            f"where the corrected p is below {ALPHA}. {_equivalence(table, comparisons)} "
+            "What is neither *cannot be told*. Detectable is a true difference that would be told "
+            "in four of five such experiments, at the spread that the seeds have, as the first of "
+            "its family. "
             f"{_ONLY_SEEDS}"
         )
     return ["## Differences", how, pipes(print_comparisons(comparisons))]
 
 
-def _equivalence(table: Table) -> str:
+def _equivalence(table: Table, comparisons: pd.DataFrame) -> str:
     margin = table.report.get("margin")
+    if margin is None and EQUIVALENT in set(comparisons["verdict"]):
+        return "As the table states no margin, only runs of equal weights are *equivalent*."
     if margin is None:
         return "The table states no margin within which a pair would be equivalent."
     return (

@@ -6,7 +6,10 @@ of the classes among the client's training images. That is exact where a client'
 are like anybody's, and needs no split of the test images over the clients.
 """
 
+import csv
+import io
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,8 @@ class Evaluation:
         Training images of each client and class; None where there were no clients.
     weights_sha256 : str
         Of the weights that were evaluated.
+    names : sequence of str
+        Of the C classes; without names, their numbers stand for them.
     """
 
     run: str
@@ -112,6 +117,7 @@ class Evaluation:
     confusion: Counts
     counts: Counts | None
     weights_sha256: str
+    names: Sequence[str] = ()
 
     @property
     def images(self) -> int:
@@ -144,7 +150,7 @@ class Evaluation:
             "images": self.images,
             "accuracy": self.accuracy,
             "loss": self.loss,
-            "classes": _spread(self.by_class),
+            "classes": _spread(self.by_class, self.names),
         }
         if self.by_client is not None:
             facts["clients"] = {**_spread(self.by_client), "how": HOW_CLIENTS}
@@ -155,14 +161,15 @@ class Evaluation:
         on = f"{self.weights} weights ({self.where}) on {self.images} {self.split} images"
         found = [
             f"{on}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f}",
-            f"{len(self.confusion)} classes: {_in_words(self.by_class, 'class')}",
+            f"{len(self.confusion)} classes: {_in_words(self.by_class, 'class', self.names)}",
         ]
+        names = self.names or range(len(self.confusion))
         wrong = self.confusion - np.diag(self.confusion.diagonal())
-        true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+        true, predicted = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
         if wrong.any():
             found.append(
                 f"most frequent mistake: {wrong.max()} of the {self.confusion[true].sum()} images "
-                f"of class {true} are taken for class {predicted}"
+                f"of class {names[true]} are taken for class {names[predicted]}"
             )
         if self.by_client is not None:
             found.append(f"{len(self.by_client)} clients: {_in_words(self.by_client, 'client')}")
@@ -178,32 +185,37 @@ class Evaluation:
         classes = zip(
             confusion.sum(axis=1), right, self.by_class, confusion.sum(axis=0), strict=True
         )
-        _write_csv(folder / "classes.csv", "class,images,right,accuracy,predicted", classes)
-        header = ",".join(["class", *map(str, range(len(confusion)))])
-        _write_csv(folder / "confusion.csv", header, confusion)
+        names = self.names or range(len(confusion))
+        header = ["class", "images", "right", "accuracy", "predicted"]
+        _write_csv(folder / "classes.csv", header, names, classes)
+        _write_csv(folder / "confusion.csv", ["class", *names], names, confusion)
         save_confusion(folder / "confusion.png", confusion, f"{self.run}\n{self.lines()[0]}")
         if self.counts is not None and self.by_client is not None:
             held = (self.counts > 0).sum(axis=1)
             clients = zip(self.counts.sum(axis=1), held, self.by_client, strict=True)
-            _write_csv(folder / "clients.csv", "client,images,classes,accuracy", clients)
+            header = ["client", "images", "classes", "accuracy"]
+            _write_csv(folder / "clients.csv", header, range(len(held)), clients)
         return folder
 
 
-def _spread(values: Floats) -> dict[str, Any]:
+def _spread(values: Floats, names: Sequence[str] = ()) -> dict[str, Any]:
     """Return mean and extremes of the values that are known, with where the extremes are."""
     if not np.isfinite(values).any():
         return {"number": len(values)}
-    low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
+
+    def extreme(of: int) -> dict[str, Any]:
+        return {"of": names[of] if names else of, "accuracy": float(values[of])}
+
     return {
         "number": len(values),
         "mean": float(np.nanmean(values)),
-        "lowest": {"of": low, "accuracy": float(values[low])},
-        "highest": {"of": high, "accuracy": float(values[high])},
+        "lowest": extreme(int(np.nanargmin(values))),
+        "highest": extreme(int(np.nanargmax(values))),
     }
 
 
-def _in_words(values: Floats, what: str) -> str:
-    spread = _spread(values)
+def _in_words(values: Floats, what: str, names: Sequence[str] = ()) -> str:
+    spread = _spread(values, names)
     if "mean" not in spread:
         return "accuracy unknown"
     ends = (
@@ -213,13 +225,14 @@ def _in_words(values: Floats, what: str) -> str:
     return f"mean accuracy {spread['mean']:.1%}, {', '.join(ends)}"
 
 
-def _write_csv(path: Path, header: str, rows: Any) -> None:
-    """Write rows under a header, each with its number in front; NaN becomes an empty cell."""
-    lines = [header]
-    for number, row in enumerate(rows):
-        cells = ("" if value != value else f"{value:.10g}" for value in row)
-        lines.append(",".join([str(number), *cells]))
-    write_atomically(path, "\n".join(lines) + "\n")
+def _write_csv(path: Path, header: Sequence[Any], names: Iterable[Any], rows: Any) -> None:
+    """Write rows under a header, each with its name in front; NaN becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for name, row in zip(names, rows, strict=True):
+        writer.writerow([name, *("" if value != value else f"{value:.10g}" for value in row)])
+    write_atomically(path, text.getvalue())
 
 
 def evaluate_run(
@@ -278,4 +291,6 @@ def evaluate_run(
         confusion=pairs.bincount(minlength=classes**2).view(classes, classes).numpy(),
         counts=label_counts(workspace) if knows_clients(run.config) else None,
         weights_sha256=kept.facts["weights-sha256"],
+        # Earlier releases did not keep them, and folders that are renamed are the same images.
+        names=kept.facts["model"].get("class-names", workspace.data.class_names),
     )

@@ -17,9 +17,11 @@ from torch import Tensor
 from fedta_app.cache import ArrayCache
 from fedta_app.device.cpus import usable_cpus
 from fedta_app.errors import DataError, first_line
+from fedta_app.files import file_sha256
 from fedta_app.progress import counting, phase
 
 Pixels = npt.NDArray[np.uint8]
+_CODE = file_sha256(Path(__file__))
 
 
 def decode(path: Path, size: int) -> Pixels:
@@ -99,8 +101,11 @@ def read_images(folder: Path, files: Sequence[Path], size: int, cache: ArrayCach
 
 
 def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
-    """Return a sha256 that changes with every file that is added, removed, renamed or written."""
-    digest = hashlib.sha256(f"1 {PIL.__version__}\n".encode())
+    """Return a sha256 that changes with every file that is added, removed, renamed or written.
+
+    So it does with Pillow's version, and with the code of this file.
+    """
+    digest = hashlib.sha256(f"{_CODE} {PIL.__version__}\n".encode())
     for file in files:
         try:
             status = file.stat()

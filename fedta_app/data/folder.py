@@ -134,6 +134,14 @@ def _read_listing(path: Path, of_node: bool) -> _Listing:
     if len(classes) < 2:
         found = f"one class, {classes[0]}" if classes else "no class folders"
         raise DataError(f"{path / 'train'} has {found}: a classifier needs two or more classes")
+    for name in classes:  # names go into records, and from node to node, as UTF-8
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path / 'train'} has a class folder whose name is not UTF-8, "
+                f"{os.fsencode(name)!r}: rename it"
+            ) from error
     files, left_out = {}, [name for name in folders if name not in _SPLITS]
     for split in _SPLITS[:1] if of_node else _SPLITS:
         if split in folders:

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fedta_app.device.cuda import to_device
+from fedta_app.files import file_sha256
+
+CODE = file_sha256(Path(__file__))  # what is cached of images that were changed here depends on it
 
 
 def random_crop_flip(

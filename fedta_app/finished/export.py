@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedta_app.data.folder import FOLDER as IMAGE_FOLDER
 from fedta_app.errors import RunError
 from fedta_app.files import expanded, write_atomically
 from fedta_app.finished.model_card import model_card
@@ -25,6 +26,27 @@ def preprocess(images):
             inputs, ({size}, {size}), mode="bicubic", antialias=True
         )
     return inputs
+"""
+
+# As `fedta_app.data.decoding.decode` makes the images that such a model is trained on.
+_PREPROCESS_FILES = """\
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import pil_to_tensor
+
+MEAN = torch.tensor({mean}).view(-1, 1, 1)
+STD = torch.tensor({std}).view(-1, 1, 1)
+
+
+def preprocess(files):
+    \"\"\"Return the inputs for image files of 8 bits: upright, square, resized, on white.\"\"\"
+    images = []
+    for file in files:
+        image = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+        image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC)
+        images.append(pil_to_tensor(image))
+    return (torch.stack(images).float() / 255 - MEAN) / STD
 """
 
 _PREPROCESS_TEXT = """\
@@ -87,9 +109,12 @@ def export_run(run: Run, file: Path, *, weights: str = "last") -> Export:
     library = library_of(kept.facts["model"])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (run.path / FOLDER / f"{weights}.safetensors").read_bytes())
-    own = loading_code(kept.facts["model"], file.name)
+    own, here = (
+        loading_code(kept.facts["model"], name, of_files=run.config.dataset == IMAGE_FOLDER)
+        for name in (file.name, str(file))
+    )
     write_atomically(card, model_card(run, kept, library=library, code=own))
-    return Export(file, card, library, loading_code(kept.facts["model"], str(file)))
+    return Export(file, card, library, here)
 
 
 def library_of(model: dict[str, Any]) -> str:
@@ -97,13 +122,15 @@ def library_of(model: dict[str, Any]) -> str:
     return "fedta_app.models" if model["name"] in ARCHITECTURES else "timm"
 
 
-def loading_code(model: dict[str, Any], file: str) -> str:
+def loading_code(model: dict[str, Any], file: str, *, of_files: bool = False) -> str:
     """Return the Python that loads a model from a file, and makes its inputs of images or text.
 
     Parameters
     ----------
     model : dict
         The facts of the model: `kept(...).facts["model"]` of a run.
+    of_files : bool
+        Whether the inputs are made of image files, as for a run on a folder, not of tensors.
     """
     size, classes, channels = model["image-size"], model["classes"], model["channels"]
     if library_of(model) == "timm":
@@ -128,7 +155,7 @@ def loading_code(model: dict[str, Any], file: str) -> str:
     if alphabet := model.get("alphabet"):
         inputs = _PREPROCESS_TEXT.format(alphabet=alphabet, channels=channels)
     else:
-        inputs = _PREPROCESS.format(
+        inputs = (_PREPROCESS_FILES if of_files else _PREPROCESS).format(
             mean=model["mean"], std=model["std"], size=size, channels=channels
         )
     return "\n".join([*first, *make, *load, inputs])

@@ -109,7 +109,11 @@ def _training(facts: dict[str, Any]) -> list[str]:
     began = "random weights"
     if start["kind"] != "random":
         began = f"the weights {start['from']} (sha256: {start['sha256']})"
-    return [f"{images} (sha256 of all {things}: {data['sha256']}).", f"It started from {began}."]
+    lines = [f"{images} (sha256 of all {things}: {data['sha256']}).", f"It started from {began}."]
+    if names := facts["model"].get("class-names"):
+        shown = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"Classes, in the order of the model's outputs: {shown}.")
+    return lines
 
 
 def _things(facts: dict[str, Any]) -> str:

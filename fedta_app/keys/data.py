@@ -92,6 +92,6 @@ class DataKeys:
     val_size: float = number(0.1, INNER_SHARE, "result time build start",
         "share of the training images that is kept for validation",
         synonyms="val-split validation-size val-fraction")
-    val_seed: int = whole(-1, -1, "result",
+    val_seed: int = whole(-1, -1, "result start",
         "seed of that split, which runs of several seeds may share; -1: the run's",
         synonyms="split-seed validation-seed")

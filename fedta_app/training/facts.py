@@ -42,8 +42,9 @@ def model_facts(workspace: Workspace) -> dict[str, Any]:
     """Return what the file of a model says of it: how it is built, its data and its start."""
     config, source = workspace.config, workspace.built.source
     path = Path(source.location)
+    names = list(workspace.data.class_names)
     facts: dict[str, Any] = {
-        "model": _network(workspace),
+        "model": _network(workspace) | ({"class-names": names} if names else {}),
         "data": {"sha256": workspace.data.digest} | _images(workspace),
         "start": {
             "kind": source.kind,

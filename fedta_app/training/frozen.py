@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedta_app.cache import Array, ArrayCache
 from fedta_app.config import RunConfig
+from fedta_app.data.images import CODE
 from fedta_app.data.loading import ImageSet
 from fedta_app.device.cpus import usable_cpus
 from fedta_app.device.cuda import resolve_precision, to_device
@@ -27,7 +28,7 @@ from fedta_app.training.datasets import machine_cache
 from fedta_app.training.passes import autocast
 
 _CHUNK = 64  # images; another number gives other last bits
-_VERSION = 1  # raise it where pixels, views or blocks are computed in another way than before
+_VERSION = 1  # raise it where blocks are computed in another way than before
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ class Views:
     ----------
     number : int
         V, how many there are of each image.
-    seed : int
+    about : mapping
+        What decides how they are drawn: JSON values.
     draw : callable
         Given uint8 images (B, C, H, W), the number of the view and that of the chunk, returns the
         augmented images.
     """
 
     number: int
-    seed: int
+    about: Mapping[str, Any]
     draw: Callable[[Tensor, int, int], Tensor]
 
 
@@ -99,7 +101,7 @@ class Stem:
         # Hashed here and not once, because other weights may have been loaded since.
         key: dict[str, Any] = {"split": split, "blocks": state_sha256(self.blocks.state_dict())}
         if views:
-            key |= {"views": views.number, "seed": views.seed}
+            key |= {"views": views.number, **views.about}
 
         def tokens(chunk: Tensor, start: int, view: int) -> Tensor:
             if views:
@@ -177,7 +179,8 @@ def make_stem(
 ) -> Stem:
     """Return the stem of a run; `about` is what else decides its tokens."""
     precision = resolve_precision(config.precision, device)
-    key = {"kind": "tokens", "version": _VERSION, **machine_key(config, device), **about}
+    made = {"kind": "tokens", "version": _VERSION, "pixels-code": CODE}
+    key = {**made, **machine_key(config, device), **about}
     return Stem(blocks, device, precision, machine_cache(config), key)
 
 

@@ -152,17 +152,18 @@ class Workspace:
     @cached_property
     def train_images(self) -> ImageSet:
         """The training images as `inputs` takes them: pixels, or tokens where these are cached."""
-        config, stem = self.config, self.stem
+        config, stem, data = self.config, self.stem, self.data
         if stem is None or (config.augment and not config.cached_views):
-            return self.data.train
+            return data.train
         if not config.augment:
             return self.plain.train
 
         def view(images: Tensor, number: int, chunk: int) -> Tensor:
             return self._augmented(images, torch_generator(config.seed, "view", number, chunk))
 
-        views = Views(config.cached_views, config.seed, view)
-        return stem.cached("train", self.data.train, self.pixels, views)
+        about = {"seed": config.seed, "crop-padding": data.crop_padding, "flip": data.flip}
+        views = Views(config.cached_views, about, view)
+        return stem.cached("train", data.train, self.pixels, views)
 
     def start_images(self, split: str) -> ImageSet:
         """Return the images of a split as features (N, d) under the weights of the start.
@@ -271,12 +272,8 @@ def build_workspace(
         size, channels = built.image_size, data.train.images.shape[1]
         image = torch.zeros(1, len(built.mean or [0] * channels), size, size, device=device)
         frozen, model = split_blocks(config.model, model, config.trained_blocks, image)
-        about = {
-            "data": data.digest,
-            "image-size": size,
-            "normalisation": [built.mean or data.mean, built.std or data.std],
-            "kernels": kernels,
-        }
+        about = {"data": data.digest, "image-size": size, "kernels": kernels}
+        about["normalisation"] = [built.mean or data.mean, built.std or data.std]
         stem = make_stem(frozen, config, device, about)
     weights, head = weights_and_head(model, built.head, frozen=config.head != "random")
     data = data.to(device)

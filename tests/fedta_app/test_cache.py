@@ -55,6 +55,19 @@ def test_another_key_is_another_array(tmp_path: Path, change: dict[str, object])
     assert fill.calls == 2 and len(cache.entries()) == 2
 
 
+def test_a_cache_of_somebody_else_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time stamp cannot be set there."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    fill, cache = Counter(), ArrayCache(tmp_path, 1e6)
+    cache.array(KEY, SHAPE, "float32", fill)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert np.array_equal(cache.array(KEY, SHAPE, "float32", fill), EXPECTED)
+    assert fill.calls == 1
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -193,6 +193,13 @@ def test_lines_are_means_over_seeds(tmp_path: Path) -> None:
     assert list(lines[0].get_ydata()) == pytest.approx([0.1, 0.9, 0.6])
 
 
+def test_epochs_of_a_centralised_run_are_not_called_rounds(tmp_path: Path) -> None:
+    for name in ("base", "other"):
+        write(tmp_path, name, 0, 0.5, **{"engine": "centralized", "local-steps": 0})
+    figure = curves_figure(find_variants(["base", "other"], tmp_path))
+    assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
+
+
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [

@@ -217,7 +217,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
         ({"status": "stopped"}, "is not the record of a finished cell"),
         ({"config": {"seed": 0}}, "seed1 holds the record of another seed"),
         ({"final-weights-sha256": "random-nc1 0"}, "random-nc1 seed 1 end with equal weights"),
-        ({"final-weights-sha256": "least-iid 1"}, "seeds and presets are different runs"),
+        ({"final-weights-sha256": "least-iid 0"}, "random-nc1 seed 1 end with equal weights"),
         ({"mask": None}, "smoke/random-nc1 seed 1 has no mask"),
         ({"frozen-weights-untouched": False}, "frozen weights kept their bits"),
         ({"mask": {"density": 0.2, "trained": 200, "of": 1000}}, "200 of 1000, not 100"),
@@ -267,10 +267,39 @@ def test_what_clients_keep_for_themselves_changes_no_weight_of_the_server(tmp_pa
     ditto = plain.with_values(name="ditto", strategy="ditto", pull=0.5)
     heads = plain.with_values(name="heads", personal_ridge=0.1)
     steps = ditto.with_values(name="steps", local_steps=7)
-    for other, holds in ((ditto, True), (heads, True), (steps, False)):
+    for other, said in ((ditto, "clients keep"), (heads, "clients keep"), (steps, "did nothing")):
         records = [replace(record, config=config, summary=summary) for config in (plain, other)]
         *_, found = sanity_gate(records)
-        assert bool(found.holds) == holds
+        assert found.holds and said in found.detail
+
+
+def test_what_has_no_effect_is_said_and_does_not_stop_the_table(tmp_path: Path) -> None:
+    """A norm that no gradient reaches gives the weights of no clipping."""
+    write_all(tmp_path)
+    for seed in (0, 1):
+        write(tmp_path, "random-nc1", seed, **{"final-weights-sha256": f"least-nc1 {seed}"})
+    records = read_records(TABLE, tmp_path)
+    *_, found = sanity_gate(records)
+    assert found.holds and found.detail.endswith(
+        "but smoke/least-nc1 and smoke/random-nc1 end with equal weights: what differs in them "
+        "did nothing"
+    )
+    frame = comparisons_frame(TABLE, records)  # of a table that states no margin
+    assert frame is not None and frame["verdict"].tolist() == ["differs", "equivalent"]
+    assert main(["report", "smoke", "--records", str(tmp_path)]) == ExitStatus.FINISHED
+    page = (tmp_path / "smoke/report.md").read_text()
+    assert "only runs of equal weights are *equivalent*" in page and "did nothing)" in page
+
+
+def test_a_run_that_is_filed_twice_is_refused(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    for preset in ("least-iid", "random-nc1"):
+        write(tmp_path, preset, 0, sessions=[{"id": "a1d996af", "seconds": 60}])
+    *_, found = sanity_gate(read_records(TABLE, tmp_path))
+    assert not found.holds
+    assert found.detail == (
+        "smoke/least-iid seed 0 and smoke/random-nc1 seed 0 are records of one run"
+    )
 
 
 @pytest.mark.parametrize("damage", ["", "round,phase\n0,start\n", None])
@@ -302,6 +331,31 @@ def test_starts_are_held_against_chance_and_each_other(tmp_path: Path) -> None:
     checks = sanity_gate(read_records(TABLE, tmp_path))
     assert [check.holds for check in checks] == [False, False, True, True, True]
     assert "10.0%" in checks[0].detail and "random-nc1 seed 1: 10.00%" in checks[1].detail
+
+
+@pytest.mark.parametrize(
+    ("config", "failed", "other"),
+    [
+        ({"attackers": 0.1, "attack": "head-labels"}, 0, {}),
+        ({"missing-clients": "go-on"}, 2, {}),
+        ({"val-seed": 5}, 0, {"identity": {"data-sha256": "x", "weights-file-sha256": "w"}}),
+    ],
+)
+def test_a_start_that_has_a_reason_to_differ_is_not_blamed_on_the_partition(
+    tmp_path: Path, config: dict[str, Any], failed: int, other: dict[str, Any]
+) -> None:
+    write_all(tmp_path)
+    folder = write(tmp_path, "random-nc1", 1, config=config, **other)
+    write_csv(
+        folder / "metrics.csv",
+        [
+            Row(1, "head", clients_failed=failed),
+            Row(0, "start", val_accuracy=0.4),
+            Row(12, "train", 0.5, 0.7, 0.7, 0.4),
+        ],
+    )
+    _, found, *_ = sanity_gate(read_records(TABLE, tmp_path))
+    assert found.holds
 
 
 def test_cells_of_several_machines_say_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs, plans and reports on an image folder."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from experiments.running.cells import identity
 from experiments.running.presets import load_table
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from fedta_app.finished import export_run, load_run
 from fedta_app.training.datasets import find_dataset
 from fedta_app.training.workspace import shared_workspace
 
@@ -103,6 +105,33 @@ def test_a_run_without_a_federation_has_the_same_images(data_dir: Path) -> None:
     assert status == ExitStatus.FINISHED
     digests = {summary(data_dir, name)["identity"]["data-sha256"] for name in ("cell", "alone")}
     assert len(digests) == 1
+
+
+def test_a_finished_model_knows_the_names_of_its_classes_and_how_files_are_read(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        (data_dir / "tints" / split / "pink").rename(data_dir / "tints" / split / "pale, pink")
+    assert run(data_dir, "demo/masked", "name=cell") == ExitStatus.FINISHED
+    shutil.rmtree(data_dir.parent / "cache")
+    cell = data_dir.parent / "runs" / "cell" / "seed0"
+    names = ["cyan", "pale, pink", "white"]
+    assert load_run(cell).kept("last").facts["model"]["class-names"] == names
+    capsys.readouterr()
+    assert main(["evaluate", str(cell)]) == 0
+    lowest = json.loads((cell / "evaluation/last-test/summary.json").read_text())["classes"]
+    assert lowest["lowest"]["of"] in names
+    assert f"(class {lowest['lowest']['of']})" in capsys.readouterr().out
+    for file in ("classes.csv", "confusion.csv"):
+        with (cell / "evaluation/last-test" / file).open() as stream:
+            header, *rows = csv.reader(stream)
+        assert [row[0] for row in rows] == names
+    assert header == ["class", *names]
+    made = export_run(load_run(cell), data_dir / "out.safetensors")
+    assert "Classes, in the order of the model's outputs: `cyan`, `pale, pink`, `white`." in (
+        made.card.read_text()
+    )
+    assert "exif_transpose" in made.code and made.code.rpartition("def")[2] in made.card.read_text()
 
 
 @pytest.mark.slow

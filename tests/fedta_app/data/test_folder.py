@@ -147,6 +147,16 @@ def test_a_folder_that_does_not_do_gets_one_sentence(case: str, photos: Path) ->
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_class_whose_name_is_not_utf8_is_refused(photos: Path) -> None:
+    try:
+        (photos / "train" / "red").rename(photos / "train" / os.fsdecode(b"caf\xe9"))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(DataError, match=r"not UTF-8, b'caf.xe9': rename it"):
+        image_folder(photos, 8)
+
+
 def test_images_that_do_not_fit_into_memory_are_refused_first(photos: Path) -> None:
     with pytest.raises(DataError, match=r"has 36 images, which take .* GB of memory at 10000000"):
         image_folder(photos, 10_000_000)
@@ -268,6 +278,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(decoding, "decode", watched)
     return seen
+
+
+def test_other_code_of_decoding_decodes_again(
+    photos: Path, tmp_path: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(photos, tmp_path)
+    number = len(decoded)
+    monkeypatch.setattr(decoding, "_CODE", "other")
+    load(photos, tmp_path)
+    assert len(decoded) == 2 * number
 
 
 def load(photos: Path, data_dir: Path, size: int = 8) -> str:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from client_app.app import app as client_app
@@ -18,9 +20,11 @@ from experiments.__main__ import main
 from fedta_app.centralized import run_centralized
 from fedta_app.config import RunConfig
 from fedta_app.data import to_input
+from fedta_app.data.decoding import decode
 from fedta_app.errors import RunError
 from fedta_app.finished.export import export_run, loading_code
 from fedta_app.finished.reading import Run
+from fedta_app.models import build_model
 from fedta_app.runs.directory import run_path
 from fedta_app.training.workspace import build_workspace, shared_workspace
 from server_app.app import app as server_app
@@ -104,6 +108,27 @@ def test_the_printed_lines_build_timms_model_and_our_inputs(
     assert torch.equal(inputs, to_input(images, size=size, mean=mean, std=std))
     with torch.no_grad():
         assert torch.equal(names["model"](inputs), own(inputs))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_the_printed_lines_decode_files_as_the_training_does(tmp_path: Path, mode: str) -> None:
+    """A photo is no square, and may lie on its side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 81, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(pixels, "RGBA").convert(mode).save(tmp_path / "photo.png", exif=exif)
+    model = {
+        "name": "cnn", "classes": 3, "channels": 3, "image-size": 16, "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.25],
+    }  # fmt: skip
+    own = build_model("cnn", weights="random", image_size=16, num_classes=3, in_channels=3, seed=0)
+    save_file(own.model.state_dict(), tmp_path / "model.safetensors")
+    names: dict[str, Any] = {}
+    exec(loading_code(model, str(tmp_path / "model.safetensors"), of_files=True), names)
+    inputs = names["preprocess"]([tmp_path / "photo.png"])
+    image = torch.from_numpy(decode(tmp_path / "photo.png", 16)[None].copy())
+    expected = to_input(image, size=16, mean=model["mean"], std=model["std"])
+    assert torch.allclose(inputs, expected, atol=1e-6)
 
 
 def test_a_card_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training the last blocks behind cached tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_each_view_is_an_augmented_image_of_its_own() -> None:
     batch = here.inputs(tokens[:6], torch.Generator().manual_seed(0))
     chosen = torch.randint(0, 4, (6,), generator=torch.Generator().manual_seed(0))
     assert torch.equal(batch, tokens[torch.arange(6), chosen])
+
+
+def test_another_augmentation_or_its_code_gives_other_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entries(**changed: Any) -> int:
+        here = workspace(**{"cache-dir": str(tmp_path), "augment": True, "cached-views": 1})
+        few = here.data.train.subset(range(3))
+        object.__setattr__(here, "data", replace(here.data, train=few, **changed))
+        _ = here.train_images
+        return len(list(tmp_path.glob("tokens-*")))
+
+    assert [entries(), entries(crop_padding=1), entries(flip=True), entries()] == [1, 2, 3, 3]
+    monkeypatch.setattr(frozen, "CODE", "other")
+    assert entries() == 4
 
 
 def test_scores_cover_the_trained_blocks_and_match_the_whole_model() -> None:
