@@ -32,9 +32,11 @@ def settle_missing(state: ServerState, asked: Sequence[int], kind: str, needs: s
     if not missing:
         return
     if state.config.missing_clients == "refuse":
+        # With shared images, of which a missing client may be the one that counts them, it may not.
+        may = not state.config.shared_fraction
+        go_on = " (missing-clients = 'go-on' goes on without them)" if may else ""
         raise RunError(
-            f"{needs}, and {len(missing)} of {len(asked)} are missing: {_who(missing)} "
-            "(missing-clients = 'go-on' goes on without them)"
+            f"{needs}, and {len(missing)} of {len(asked)} are missing: {_who(missing)}{go_on}"
         )
     noted = state.notes.setdefault("missing-clients", {}).setdefault(kind, {})
     noted |= {str(client): why for client, why in missing.items()}

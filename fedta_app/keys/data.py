@@ -51,7 +51,7 @@ class DataKeys:
         check=lambda value: value.strip() and not {".", ".."} & set(value.split("/")),
         read_when=key_is("dataset", FOLDER))
     model: str = text("vit_digits",
-        "vit_digits, vit_cifar, cnn, resnet_gn, char_lstm or a timm model name",
+        "vit_digits, vit_cifar, vit_cifar_supervised, cnn, resnet_gn, char_lstm or timm's names",
         "result time step build start",
         "vit_digits, vit_cifar(_supervised), cnn, resnet_gn, char_lstm, timm's",
         synonyms="arch architecture network backbone")

@@ -66,7 +66,7 @@ class TrainingKeys:
     batch_size: int = whole(16, 1, "result time step", "images in the mini-batch of a local step",
         synonyms="b bs batch")
     noise_scale_rounds: int = whole(0, 0, "result time",
-        "rounds after which batch-size becomes the gradient noise scale; 0: never",
+        "every so many rounds batch-size becomes the gradient noise scale; 0: never",
         read_when=FEDERATED, synonyms="gradient-noise-scale adaptive-batch-size")
     most_batch_size: int = whole(0, 0, "result time",
         "largest such batch-size; 0: the images of the largest client", read_when=NOISE_SCALE,
@@ -116,7 +116,7 @@ class TrainingKeys:
         "whose images the head is then solved from: all, or the round's",
         read_when=REFRESHED)
     personal_ridge: float = number(0.0, or_zero("a weight", "for none"), "result time",
-        "at the end, ridge heads of clients' own: weight of all clients' sums in them; 0: none",
+        "at the end, a ridge head for each client: weight of all clients' sums in it; 0: none",
         read_when=FEDERATED & RIDGE)
     probe_rounds: int = whole(20, 1, "result count",
         "rounds of FedAvg on the head alone, for head probe", read_when=PROBE)

@@ -38,7 +38,7 @@ BROKE = {"1": "failed (it broke)"}
 OTHERS = [0, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def state(missing_clients: str = "refuse") -> Any:
+def state(missing_clients: str = "refuse", shared_fraction: float = 0.0) -> Any:
     costs = RoundCosts()
     costs.reject(7, ReplyError("a mask that trains 3 entries, not 4"))
     for client in (*range(20, 35), 1):
@@ -47,7 +47,7 @@ def state(missing_clients: str = "refuse") -> Any:
     costs.missing[2] = "did not answer in time"
     return SimpleNamespace(
         exchange=SimpleNamespace(costs=costs),
-        config=SimpleNamespace(missing_clients=missing_clients),
+        config=RunConfig(missing_clients=missing_clients, shared_fraction=shared_fraction),
         notes={},
     )
 
@@ -68,6 +68,11 @@ class TestSentence:
             settle_missing(state(), range(15, 40), "head", "")
         with pytest.raises(RunError, match=r": clients 20, 21 and 22 failed \(OSError"):
             settle_missing(state(), range(15, 23), "head", "")
+
+    def test_what_is_refused_with_shared_images_is_not_advised(self) -> None:
+        with pytest.raises(RunError) as refusal:
+            settle_missing(state(shared_fraction=0.1), range(8), "head", "")
+        assert "go-on" not in str(refusal.value)
 
     def test_nobody_who_was_not_asked(self) -> None:
         settle_missing(state(), [0, 4, 5, 6], "head", "")
