@@ -68,7 +68,12 @@ def run(options: argparse.Namespace) -> ExitStatus:
         if not kept and all(line.endswith(f": {_NOT_RUN}") for line in lines):
             lines = ["none of them was run there"]
         print("\n".join(f"  {line}" for line in lines))
-        print(f"to run what is missing: {_run_command()}", flush=True)
+        if any(progress(cell.config).state is State.OTHER for cell in missing):
+            print(
+                "to keep runs with other settings: collect with the same --set options", flush=True
+            )
+        else:
+            print(f"to run what is missing: {_run_command()}", flush=True)
     if refused:
         return ExitStatus.REFUSED
     return ExitStatus.FINISHED if kept else ExitStatus.FAILED

@@ -15,7 +15,7 @@ def run(options: argparse.Namespace) -> ExitStatus:
         weights=options.weights,
         split=options.split,
         device=options.device or "",
-        data_dir=options.data_dir or "",
+        data_dir=str(options.data_dir or ""),
     )
     print(*evaluation.lines(), sep="\n")
     print(f"written: {evaluation.save(found.path / FOLDER)}", flush=True)

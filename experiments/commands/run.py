@@ -10,7 +10,7 @@ from experiments.reporting.comparison import save_comparison
 from experiments.reporting.figures import check_figures
 from experiments.reporting.frames import check_comparison
 from experiments.reporting.versions import code_warnings
-from experiments.running.cells import Cell, FinishedRuns
+from experiments.running.cells import Cell, FinishedRuns, State, progress
 from experiments.running.presets import select
 from experiments.running.table_run import BEFORE, ELSEWHERE, exit_status, print_summary, run_cells
 from fedta_app.runs.command import typed_command
@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> ExitStatus:
 def _compare(cells: Sequence[Cell]) -> None:
     """Draw the first seed of each preset, where there are several but not too many."""
     first = list({cell.config.name: cell.config for cell in reversed(cells)}.values())[::-1]
-    if 1 < len(first) <= _MOST_LINES:
+    there = all(progress(config).state is State.FINISHED for config in first)
+    if 1 < len(first) <= _MOST_LINES and there:  # another command may have started one over
         path = run_path(first[0]).parents[1] / "comparison.png"
         save_comparison(path, first)
         print(f"figure: {path}", flush=True)

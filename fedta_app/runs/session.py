@@ -172,6 +172,7 @@ class RunSession:
         self._save(state)
         with unless_refused():  # before the run is over: one that dies here draws again
             save_curves(self.directory.path / "curves.png", self.rows, self.config)
+        self.directory.stop_requested()  # by Ctrl-C in the last round: it has been answered
         self._close(status, reason, sha256)
         where = self._where(self.rows[-1]) if self.rows else "nothing yet"
         if status == "finished":

@@ -263,7 +263,8 @@ def test_collect_says_why_it_found_nothing(
     preset_run(runs, "fast", "least-nc1", lr=0.2, seed=1)
     preset_run(runs, "v/random-nc1", "random-nc1", lr=0.3)
     assert main(collect) == ExitStatus.FAILED
-    lines = capsys.readouterr().out.splitlines()[2:-1]
+    *lines, advice = capsys.readouterr().out.splitlines()[2:]
+    assert advice == "to keep runs with other settings: collect with the same --set options"
     assert lines == [
         "  smoke/least-iid seed 0: interrupted at train round 4",
         "  smoke/least-iid seed 1: not run",

@@ -127,7 +127,9 @@ def test_a_finished_model_knows_the_names_of_its_classes_and_how_files_are_read(
             header, *rows = csv.reader(stream)
         assert [row[0] for row in rows] == names
     assert header == ["class", *names]
-    made = export_run(load_run(cell), data_dir / "out.safetensors")
+    moved = data_dir.rename(data_dir.with_name("moved"))
+    assert main(["evaluate", str(cell), "--data-dir", str(moved)]) == 0
+    made = export_run(load_run(cell), moved / "out.safetensors")
     assert "Classes, in the order of the model's outputs: `cyan`, `pale, pink`, `white`." in (
         made.card.read_text()
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
+from experiments.commands import run as run_command
 from experiments.exit_status import ExitStatus
 from experiments.running import table_run
 from experiments.running.cells import Cell, FinishedRuns, identity, make_cells, progress
@@ -112,6 +113,20 @@ def test_no_cell_starts_after_ctrl_c_even_in_the_last_round_of_one(
     output = capsys.readouterr().out
     assert output.count("run directory: ") == 2 and "  waiting\n" in output
     assert f"{round_number - 1} of 2 cells are finished\nto continue: " in output
+    assert not (tmp_path / "demo/fedavg/seed0/stop").exists()
+
+
+def test_a_cell_that_another_command_starts_over_meanwhile_is_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_and_lose(cells: list[Cell], **options: object) -> object:
+        outcomes = table_run.run_cells(cells, **options)  # type: ignore[arg-type]
+        directory.start_over(cells[0].config)
+        return outcomes
+
+    monkeypatch.setattr(run_command, "run_cells", run_and_lose)
+    assert main(arguments(tmp_path)) == ExitStatus.FINISHED
+    assert not (tmp_path / "demo/comparison.png").exists()
 
 
 def test_a_second_ctrl_c_interrupts_a_run_and_is_no_failure(
