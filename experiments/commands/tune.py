@@ -15,10 +15,9 @@ from experiments.exit_status import ExitStatus
 from experiments.reporting.collect import portable_command, without_paths
 from experiments.running.cells import Cell, differing_keys
 from experiments.running.presets import check_pattern, load_table, parse_overrides, select
-from fedta_app.errors import ConfigError, RunError, first_line
+from fedta_app.errors import ConfigError
 from fedta_app.runs.command import typed_command
-from fedta_app.runs.directory import run_path, started_once
-from fedta_app.runs.records import read_summary
+from fedta_app.runs.directory import run_path
 
 if TYPE_CHECKING:
     from experiments.running.tuning.study import Chosen
@@ -33,12 +32,9 @@ def run(options: argparse.Namespace) -> ExitStatus:
     and no preset reads it. Neither is a best trial written that is no better than no training.
     """
     try:
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
         from experiments.running.tuning.outcome import changed_presets, save_study, write_choice
         from experiments.running.tuning.space import DEFAULT_SPACE
-        from experiments.running.tuning.study import STUDY_FILE, Study
+        from experiments.running.tuning.study import Study, searching
     except ModuleNotFoundError as error:
         raise ConfigError(
             "tuning needs optuna, which is not installed: pip install optuna"
@@ -60,27 +56,19 @@ def run(options: argparse.Namespace) -> ExitStatus:
     label = f"{cell.preset.label}/{name}" if name else cell.preset.label
     place = run_path(cell.config.with_values(name=f"tune/{label}")).parent
     place.mkdir(parents=True, exist_ok=True)
-    try:
-        # A second search would take the first one's trial for that of a killed one.
-        with started_once(place):
-            study = Study(cell.config, label, space)
-            status = study.run(
-                options.trials,
-                options.max_minutes or 0.0,
-                client_cpus=options.client_cpus,
-                client_gpus=options.client_gpus,
-            )
+    with searching(place):
+        study = Study(cell.config, label, space)
+        status = study.run(
+            options.trials,
+            options.max_minutes or 0.0,
+            client_cpus=options.client_cpus,
+            client_gpus=options.client_gpus,
+        )
         if status != ExitStatus.FINISHED:
             return status
-        best = study.chosen()
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise RunError(
-            f"{place / STUDY_FILE} cannot be used ({first_line(error)}): the trials' runs are "
-            "whole; where this file is damaged, delete it, and what has finished is taken over"
-        ) from error
+        best, codes = study.chosen(), study.codes()
     why_not = _why_not_written(best, name, overrides)
     folder = (options.out or RESULTS) / "tuning" / label.replace("/", "-")
-    codes = [read_summary(trial).get("code") or {} for trial in study.folders()]
     searched = _searched(cell, space, overrides, why_not, codes)
     save_study(folder, best, label, {**searched, "at-edge": best.at_edge})
     _say(best, folder)

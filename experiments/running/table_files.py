@@ -34,6 +34,11 @@ _AXES: tuple[str, Fits] = (
     "sections of sections: a section for each axis, in which each label has its keys",
     lambda value: isinstance(value, dict) and all(map(_are_sections, value.values())),
 )
+_LARGEST_MARGIN = 0.2
+_MARGIN: tuple[str, Fits] = (
+    f"a difference of accuracies above 0, at most {_LARGEST_MARGIN:g} (one percent point is 0.01)",
+    lambda value: _is_number(value) and 0 < value <= _LARGEST_MARGIN,
+)
 _TABLE = {
     "question": _TEXT, "seeds": _SEEDS, "exclude": _TEXTS, "rates-from": _TEXT, "base": _SECTION,
     "axes": _AXES, "report": _SECTION, "tune": _SECTION, "scales": _SECTIONS,
@@ -41,14 +46,13 @@ _TABLE = {
 _REPORT: dict[str, tuple[str, Fits]] = {
     "lines": _TEXT, "panels": _TEXT, "figures": _TEXTS, "reference": _TEXT,
     "compare": ("an axis, or a list of axes", lambda value: _TEXT[1](value) or _are_texts(value)),
-    "margin": ("a number", lambda value: True),  # see check_table
+    "margin": _MARGIN,
 }  # fmt: skip
 _SCALE = {
     "caption": _TEXT, "model-caption": _TEXT, "rounds": _FACTOR, "eval-every": _FACTOR,
     "exclude": _TEXTS, "seeds": _SEEDS, "weights-command": _TEXT, "values": _SECTION,
     "centralized": _SECTION,
 }  # fmt: skip
-_LARGEST_MARGIN = 0.2
 
 
 def check_table(path: Path, about: Mapping[str, Any]) -> None:
@@ -70,12 +74,6 @@ def check_table(path: Path, about: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"[report] of {path}: reference = {reference!r} is none of the methods that are "
             f"compared; {hint}"
-        )
-    margin = report.get("margin", _LARGEST_MARGIN)
-    if not (_is_number(margin) and 0 < margin <= _LARGEST_MARGIN):
-        raise ConfigError(
-            f"[report] of {path}: margin = {margin!r} is not allowed: it is a difference of "
-            f"accuracies above 0, at most {_LARGEST_MARGIN:g}, and 0.01 is one percent point"
         )
     for name, scale in about.get("scales", {}).items():
         check_scale(f"[scales.{name}] of {path}", scale)

@@ -1,6 +1,5 @@
 """`python -m experiments`, as a user types it."""
 
-import signal
 import subprocess
 import sys
 import tomllib
@@ -14,6 +13,7 @@ from experiments.running.presets import load_table, parse_overrides, select, tab
 from fedta_app.cache import ArrayCache
 from fedta_app.config import RunConfig
 from fedta_app.errors import ConfigError
+from tests.experiments.interrupting import ctrl_c_after
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--set", "num-server-rounds=2", "--set", "eval-size=50", "--set", "local-steps=1"]
@@ -222,20 +222,12 @@ def test_a_finished_run_is_finished_as_often_as_it_is_asked(tmp_path: Path) -> N
 def test_ctrl_c_ends_the_round_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedta_app.runs.session import RunSession
-
-    add = RunSession.add
-
-    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
-        add(session, *arguments)  # type: ignore[arg-type]
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
     common = ["--engine", "in-process", *QUICK, "--results-dir", str(tmp_path)]
-    assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.INTERRUPTED
+    with monkeypatch.context() as patch:
+        ctrl_c_after(patch, lambda row: True)
+        assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.INTERRUPTED
     assert (tmp_path / "demo/fedavg/seed0/checkpoint").is_dir()
     assert not (tmp_path / "demo/fedavg/seed1/checkpoint").exists()
-    monkeypatch.undo()
     assert main(["run", "demo/fedavg", *common, "--seeds", "2"]) == ExitStatus.FINISHED
 
 

@@ -22,13 +22,16 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy import URL, NullPool
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.exit_status import ExitStatus
 from experiments.running.cells import (
@@ -45,9 +48,9 @@ from experiments.running.launch import attempt, preflight
 from experiments.running.tuning.space import Space, check_space, grid, suggest, values_of
 from experiments.running.tuning.watch import Watch
 from fedta_app.config import RunConfig
-from fedta_app.errors import ConfigError
+from fedta_app.errors import ConfigError, RunError, first_line
 from fedta_app.runs.command import to_continue
-from fedta_app.runs.directory import DIVERGED, run_path
+from fedta_app.runs.directory import DIVERGED, run_path, started_once
 from fedta_app.runs.records import read_rows, read_summary
 from fedta_app.seeding import derive_seed
 
@@ -87,6 +90,29 @@ class Chosen(NamedTuple):
             if value in (min(tried), max(tried)):
                 found[key] = "smallest" if value == min(tried) else "largest"
         return found
+
+
+@contextmanager
+def searching(folder: Path) -> Iterator[None]:
+    """Within the block, no other command searches in a folder.
+
+    It would take this one's trial for that of a killed one.
+
+    Raises
+    ------
+    InUseError
+        When one does.
+    RunError
+        When the study of the folder cannot be read or written.
+    """
+    try:
+        with started_once(folder):
+            yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise RunError(
+            f"{folder / STUDY_FILE} cannot be used ({first_line(error)}): the trials' runs are "
+            "whole; where this file is damaged, delete it, and what has finished is taken over"
+        ) from error
 
 
 class Study:
@@ -173,7 +199,7 @@ class Study:
         trials = min(trials, len(grid(self._space)) or trials)
         end = time.monotonic() + 60 * minutes
         preflight(self._config, client_cpus=client_cpus, client_gpus=client_gpus)
-        for folder in self.folders():
+        for folder in self._folders():
             self._check_weights(folder)
         options = {"client_cpus": client_cpus, "client_gpus": client_gpus}
         while len(self._done()) < trials:
@@ -228,8 +254,12 @@ class Study:
         name = earlier.parent.name if earlier else found[:12]
         return config.with_values(name=f"{config.name}/{name}")
 
-    def folders(self) -> list[Path]:
-        """Return the run directories of its trials, those that are there."""
+    def codes(self) -> list[Mapping[str, Any]]:
+        """Return what the trials ran: see `fedta_app.runs.provenance.code_facts`."""
+        return [read_summary(folder).get("code") or {} for folder in self._folders()]
+
+    def _folders(self) -> list[Path]:
+        """Return the run directories of the trials, those that are there."""
         tried = [trial.params for trial in self._study.trials]
         known = [params for params in tried if params.keys() == self._space.keys()]
         paths = {run_path(self._config_of(values_of(params, self._space))) for params in known}

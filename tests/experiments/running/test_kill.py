@@ -46,16 +46,10 @@ def command(
 
 
 def finish(
-    folder: Path,
-    engine: str,
-    *,
-    name: str,
-    seed: int = 0,
-    strategy: str = "fedavg",
-    rounds: int = ROUNDS,
+    folder: Path, engine: str, *, name: str, seed: int = 0, **settings: Any
 ) -> dict[str, Any]:
-    """Run the command to its end, in this process where the engine allows that."""
-    words = command(folder, engine, name=name, seed=seed, strategy=strategy, rounds=rounds)
+    """Run `command` to its end, in this process where the engine allows that."""
+    words = command(folder, engine, name=name, seed=seed, **settings)
     if engine == "in-process":
         forget_run()
         assert main(words[words.index("experiments") + 1 :]) == ExitStatus.FINISHED

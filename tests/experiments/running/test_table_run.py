@@ -25,7 +25,7 @@ from fedta_app.files import file_sha256, read_toml
 from fedta_app.runs import directory
 from fedta_app.runs.directory import RunDirectory, run_path, started_once
 from fedta_app.runs.records import read_summary
-from fedta_app.runs.session import RunSession
+from tests.experiments.interrupting import ctrl_c_after
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIR = "demo/[fm]*"  # fedavg and masked
@@ -101,14 +101,7 @@ def test_no_cell_starts_after_ctrl_c_even_in_the_last_round_of_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    add = RunSession.add
-
-    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
-        add(session, *arguments)  # type: ignore[arg-type]
-        if (session.rows[-1].round, session.rows[-1].phase) == (round_number, "train"):
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    ctrl_c_after(monkeypatch, lambda row: (row.phase, row.round) == ("train", round_number))
     assert main(arguments(tmp_path)) == ExitStatus.INTERRUPTED
     output = capsys.readouterr().out
     assert output.count("run directory: ") == 2 and "  waiting\n" in output
@@ -130,19 +123,11 @@ def test_a_cell_that_another_command_starts_over_meanwhile_is_not_drawn(
 
 
 def test_a_second_ctrl_c_interrupts_a_run_and_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = RunSession.add
-
-    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
-        add(session, *arguments)  # type: ignore[arg-type]
-        if session.rows[-1].phase == "train":
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
-    assert main(arguments(tmp_path)) == ExitStatus.INTERRUPTED
-    monkeypatch.setattr(RunSession, "add", add)
+    with monkeypatch.context() as patch:
+        ctrl_c_after(patch, lambda row: row.phase == "train", times=2)
+        assert main(arguments(tmp_path)) == ExitStatus.INTERRUPTED
     (cell,) = make_cells(select("demo/fedavg")[1], {"results-dir": str(tmp_path), **SHORT}, 1)
     assert str(progress(cell.config)) == "interrupted at train round 1"
     assert read_summary(cell.path)["reason"] == "interrupted"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 import time
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from fedta_app.files import file_sha256, read_toml
 from fedta_app.runs import session
 from fedta_app.runs.directory import run_path, started_once
 from fedta_app.runs.metrics import Row, write_csv
-from fedta_app.runs.session import RunSession
+from tests.experiments.interrupting import ctrl_c_after
 
 
 @pytest.fixture(autouse=True)
@@ -135,17 +134,10 @@ def test_a_choice_that_is_made_anew_keeps_its_place(tuned: Path) -> None:
 def test_ctrl_c_ends_the_study_and_the_trial_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add = RunSession.add
-
-    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
-        add(session, *arguments)  # type: ignore[arg-type]
-        if len(session.rows) == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
-    assert main(arguments(tmp_path, 1)) == ExitStatus.INTERRUPTED
+    with monkeypatch.context() as patch:
+        ctrl_c_after(patch, lambda row: (row.phase, row.round) == ("train", 2))
+        assert main(arguments(tmp_path, 1)) == ExitStatus.INTERRUPTED
     first = capsys.readouterr().out
-    monkeypatch.setattr(RunSession, "add", add)
     assert main(arguments(tmp_path, 1)) == ExitStatus.FINISHED
     second = capsys.readouterr().out
     assert first.split("lr = ")[1].split()[0] == second.split("lr = ")[1].split()[0]
@@ -258,14 +250,7 @@ def test_a_point_that_cannot_run_does_not_keep_the_others_from_being_tried(
 def test_ctrl_c_in_the_last_round_of_a_trial_starts_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add = RunSession.add
-
-    def add_and_interrupt(session: RunSession, *arguments: object) -> None:
-        add(session, *arguments)  # type: ignore[arg-type]
-        if (session.rows[-1].round, session.rows[-1].phase) == (4, "train"):
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RunSession, "add", add_and_interrupt)
+    ctrl_c_after(monkeypatch, lambda row: (row.phase, row.round) == ("train", 4))
     assert main(arguments(tmp_path, 2)) == ExitStatus.INTERRUPTED
     said = capsys.readouterr().out
     assert said.count("trial ") == 1 and "interrupted; to continue: " in said
