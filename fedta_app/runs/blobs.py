@@ -75,12 +75,13 @@ class BlobStore:
             for path in self.folder.iterdir():
                 if path.name in digests or not _DIGEST.fullmatch(path.name):
                     continue
-                if make_way:
-                    with suppress(FileNotFoundError):  # another process was quicker
+                with suppress(FileNotFoundError):  # another process was quicker
+                    # With a second name, in a backup of hard links, it must keep its bytes.
+                    if make_way and path.stat().st_nlink == 1:
                         path.replace(temporary_of(self.folder / _NEW))
                         make_way = False
-                else:
-                    path.unlink(missing_ok=True)
+                    else:
+                        path.unlink()
 
     def discard(self, digest: str) -> None:
         """Delete a blob, if it is there."""

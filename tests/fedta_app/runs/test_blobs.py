@@ -169,6 +169,16 @@ def test_a_blob_takes_the_place_of_one_that_nobody_needs(tmp_path: Path, size: i
     assert bytes(store.get(kept)) == b"\3" * 1000
 
 
+def test_a_backup_of_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
+    store, backup = BlobStore(tmp_path / "blobs"), tmp_path / "backup"
+    first = store.put(b"1" * 1000)
+    os.link(store.folder / first, backup)
+    store.keep_only((), make_way=True)
+    second = store.put(b"2" * 1000)
+    assert backup.read_bytes() == b"1" * 1000
+    assert [path.name for path in store.folder.iterdir()] == [second]
+
+
 def test_a_place_that_is_not_taken_is_removed_as_what_a_crash_left(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     store.put(b"1")
